@@ -1,0 +1,1 @@
+"""The three state machines of a round: device, party, coordinator (SPEC.md section 8)."""
