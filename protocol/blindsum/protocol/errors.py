@@ -24,12 +24,127 @@ CATALOGUE: dict[str, Entry] = {
         "the stated numbers of parties, devices or bits cannot keep the promise they are meant for",
         "use the numbers the message names; a threat model (f, gamma, delta, cohort) derives safe ones by itself",
     ),
+    "training-artifact-damaged": Entry(
+        "the bytes are not a whole training artifact: truncated, altered, or something else",
+        "fetch the artifact again; if it stays so, build it again with build_artifact",
+    ),
+    "training-artifact-malformed": Entry(
+        "the artifact's hash is right but its content breaks the format",
+        "do not run it; ask its author to build it with build_artifact",
+    ),
+    "training-artifact-too-large": Entry(
+        "the artifact or one of its parts is above a stated limit", "train a smaller model, or freeze more of it"
+    ),
+    "training-batch-invalid": Entry(
+        "features or targets do not have the shape, type or range that the artifact states",
+        "pass features of shape (batch, ...) and one target per example, as the message says",
+    ),
+    "training-diverged": Entry(
+        "the loss became NaN or infinite; the parameters are those before the step",
+        "lower the learning rate and look for extreme values in the features",
+    ),
+    "training-external-data": Entry(
+        "a tensor points to data outside its file", "do not run it; save the model with its data inside and build again"
+    ),
+    "training-model-invalid": Entry(
+        "the ONNX model cannot be trained as it stands", "export the model again as the message says"
+    ),
+    "training-operator-forbidden": Entry(
+        "the graph holds an operator outside the standard domain or outside the list that devices run",
+        "express the model in the standard ai.onnx operators named in the documentation",
+    ),
+    "training-operator-unsupported": Entry(
+        "an operator on the way from a parameter to the loss has no gradient rule",
+        "freeze the parameters it blocks (trainable=...) or give the operator a rule with @rule",
+    ),
+    "training-package-missing": Entry(
+        "a package needed for training is not installed",
+        'run pip install "blindsum[device]" to train, pip install "blindsum[author]" to build artifacts',
+    ),
+    "training-parameters-invalid": Entry(
+        "the parameter vector has the wrong length or holds NaN or infinity",
+        "pass one flat float32 vector in the order of TrainingSession.layout",
+    ),
+    "training-request-invalid": Entry(
+        "an argument names something that does not exist or is out of range", "use one of the values the message lists"
+    ),
     "update-not-finite": Entry(
         "the update holds NaN or infinity", "check the training data and lower the learning rate; nothing was sent"
+    ),
+    "weight-out-of-range": Entry(
+        "an example weight is below 1 or above the largest that the task's codec leaves room for",
+        "cap the weight at the task's weight_max (for example the number of examples, at most that)",
     ),
     "update-wrong-shape": Entry(
         "the update does not have the length that the task's segments state",
         "return one float vector per segment, in the order of the task",
+    ),
+    # -- the link to the broker (raised, or told as the link's state) -------------------------------------------------
+    "broker-unreachable": Entry(
+        "no broker answers at this address, or it ended the connection",
+        "check that the broker runs, the URL's host and port, and firewalls; `blindsum doctor` tries each step",
+    ),
+    "broker-refused": Entry(
+        "the broker answered and does not let this client in",
+        "check user name and password, or that the certificate is enrolled and not revoked; the detail is the broker's reason",
+    ),
+    "broker-url-invalid": Entry(
+        "the broker's address cannot be used",
+        "write mqtt://host:1883, mqtts://host:8883, ws://host:port/path or wss://…, those ending in s with a CA file",
+    ),
+    "tls-failed": Entry(
+        "the broker and this client do not trust each other's certificate, or do not both speak TLS 1.3",
+        "check the CA file, the host name in the URL, validity dates and clocks on both sides, and the client certificate",
+    ),
+    "tls-files-unusable": Entry(
+        "a certificate, key or CA file cannot be read or do not belong together", "check paths, permissions and PEM contents"
+    ),
+    "session-taken-over": Entry(
+        "another process connected to the broker under the same client id",
+        "run each device, party and coordinator once; give copies an identity of their own",
+    ),
+    "message-too-large": Entry(
+        "the message is larger than the broker accepts; it was not sent",
+        "raise the broker's maximum packet size to 526336 bytes, or give the task a smaller chunk size",
+    ),
+    "publish-refused": Entry(
+        "the broker does not let this client publish on this topic, or has no room for it",
+        "compare the broker's access list with the one `blindsum init` writes, and look at the broker's quotas",
+    ),
+    "name-unusable": Entry(
+        "an id cannot be one level of a topic, or belongs to another role",
+        'use 1 to 64 of a-z, 0-9 and "-"; a device is not called "coordinator" nor "party-…"',
+    ),
+    "port-busy": Entry("another program listens on the port for the broker", "stop it, or choose another port"),
+    "broker-failed": Entry(
+        "the embedded broker's process did not start", "see the detail; `blindsum doctor` checks the installation"
+    ),
+    # -- a role's database and driver (raised) ------------------------------------------------------------------------
+    "database-corrupted": Entry(
+        "the database file is damaged or is not a blindsum database",
+        "restore the file from a backup, or move it away: the role then starts anew and sits out rounds under way",
+    ),
+    "database-newer": Entry(
+        "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"
+    ),
+    "database-in-use": Entry(
+        "another process has the database open", "stop the other process of this role; two must never share one identity"
+    ),
+    "database-unwritable": Entry(
+        "the database file or its folder cannot be written", "check owner, permissions and that the disk is not read-only"
+    ),
+    "disk-full": Entry("the disk is full; nothing was lost that was confirmed", "free space and start the role again"),
+    "disk-failed": Entry("the operating system could not read or write the database", "check the disk and the system log"),
+    "driver-stopped": Entry("the role's driver does not run (any more)", "start it; the log says why it ended"),
+    "driver-busy": Entry("too many commands wait for the role's machine", "wait for earlier ones to finish"),
+    # -- counted by a driver ------------------------------------------------------------------------------------------
+    "message-oversized": Entry("a peer's message is larger than any of the protocol's", "none; it was not looked at"),
+    "outbox-overflow": Entry(
+        "messages waited so long for the broker that the oldest were given up", "restore the connection; peers ask again"
+    ),
+    "internal-error": Entry(
+        "a fault of this program; the step was undone and the role went back to its stored state",
+        "report it with the log's traceback, which holds no secrets",
     ),
 }
 

@@ -1,1 +1,50 @@
-"""."""
+"""Train ONNX models with stock onnxruntime.
+
+An author turns a model into a training artifact with `build_artifact` (needs the `onnx` package); devices verify and
+run it with `TrainingSession` (needs onnxruntime). Neither package is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .optimisers import SGD, Adam
+
+if TYPE_CHECKING:
+    from . import models
+    from .artifact import Artifact, decode
+    from .autodiff import Backward, Gradients, rule
+    from .builder import build_artifact
+    from .session import TrainingSession
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Artifact",
+    "Backward",
+    "Gradients",
+    "TrainingSession",
+    "build_artifact",
+    "decode",
+    "models",
+    "rule",
+]
+
+_HOMES = {
+    "Artifact": ".artifact",
+    "decode": ".artifact",
+    "Backward": ".autodiff",
+    "Gradients": ".autodiff",
+    "rule": ".autodiff",
+    "build_artifact": ".builder",
+    "TrainingSession": ".session",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "models":
+        return import_module(".models", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -70,14 +70,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The atomic outcome of one input: all of `writes`, then all of `messages`; `events` after both."""
+    """The atomic outcome of one input: all of `writes`, then all of `messages`; `events` after both. `refused` says why the input
+    was not taken; there may be writes all the same (evidence against its sender)."""
 
     writes: tuple[Write, ...] = ()
     messages: tuple[Outgoing, ...] = ()
     events: tuple[Event, ...] = ()
-
-    def __add__(self, other: Step) -> Step:
-        return Step(self.writes + other.writes, self.messages + other.messages, self.events + other.events)
+    refused: Refused | None = None
 
 
 class Store(Protocol):
@@ -98,6 +97,6 @@ class Machine(Protocol):
         """When `wake` wants to be called next, in milliseconds since the epoch, or None."""
         ...
 
-    def receive(self, body: bytes, now: int) -> Step | Refused: ...
+    def receive(self, body: bytes, now: int) -> Step: ...
 
     def wake(self, now: int) -> Step: ...

@@ -1,0 +1,90 @@
+"""Deterministic CBOR in and out (RFC 8949 section 4.2; SPEC.md section 3).
+
+`decode` accepts exactly the bytes that `encode` makes: a value that re-encodes to other bytes (duplicate keys, long
+integers, indefinite lengths, trailing bytes, unknown tags) is refused, so one value has one encoding and one hash.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import cbor2
+import msgspec
+
+__all__ = ["DEPTH_MAX", "DecodeError", "convert", "decode", "decode_chunk", "encode", "encode_chunk"]
+
+DEPTH_MAX = 8
+"""Containers nested deeper than this are refused before they are built."""
+
+CHUNK_VERSION = 1
+CHUNK_INDEX_MAX = 1 << 20
+
+T = TypeVar("T")
+
+
+class DecodeError(ValueError):
+    """Bytes from a peer that are not one deterministic CBOR value of the expected type."""
+
+
+def encode(value: object) -> bytes:
+    """The one encoding of `value`: ints, bytes, str, bool, None, lists, maps and `msgspec.Struct`s (as maps of their fields)."""
+    return cbor2.dumps(value, canonical=True, default=_encode_struct)
+
+
+def decode(data: bytes) -> Any:
+    """The value whose encoding is `data`, tags as `cbor2.CBORTag`. Raises `DecodeError` and nothing else."""
+    try:
+        value = cbor2.loads(
+            data, max_depth=DEPTH_MAX, allow_indefinite=False, allow_duplicate_keys=False, strict_hashable_types=False
+        )
+        same = cbor2.dumps(value, canonical=True) == data
+    except Exception as error:  # every fault of the decoder is the sender's
+        raise DecodeError(f"not CBOR: {type(error).__name__}") from None
+    if not same:
+        raise DecodeError("not the deterministic encoding of one value")
+    return value
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """`value` as the struct `kind`, strictly: exact types, lengths and ranges, no unknown and no missing fields."""
+    try:
+        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as error:
+        raise DecodeError(f"not a {kind.__name__}: {error}") from None
+
+
+def encode_chunk(blob: bytes, index: int, data: bytes) -> bytes:
+    """One chunk of a blob on the wire. It is not signed: the blob's id, which is, commits to its digest."""
+    return encode([CHUNK_VERSION, blob, index, data])
+
+
+def decode_chunk(data: bytes) -> tuple[bytes, int, bytes]:
+    """The (blob id, index, data) of a chunk message, data a view of `data`'s tail copied once. Raises `DecodeError`."""
+    blob = bytes(data[len(_CHUNK_HEAD) : len(_CHUNK_HEAD) + 32])
+    at = len(_CHUNK_HEAD) + 32
+    first = data[at] if len(data) > at else 0xFF
+    size = {0x18: 1, 0x19: 2, 0x1A: 4}.get(first, 0)
+    index = int.from_bytes(data[at + 1 : at + 1 + size], "big") if size else first
+    at += 1 + size
+    first = data[at] if len(data) > at else 0xFF
+    size = {0x58: 1, 0x59: 2, 0x5A: 4}.get(first, 0)
+    start = at + 1 + size
+    body = bytes(data[start:])
+    # one comparison with what `encode_chunk` would write decides; everything above only guesses where fields lie
+    if index >= CHUNK_INDEX_MAX or data[:start] != _chunk_head(blob, index, len(body)):
+        raise DecodeError("not a chunk")
+    return blob, index, body
+
+
+_CHUNK_HEAD = bytes([0x84, CHUNK_VERSION, 0x58, 32])
+
+
+def _chunk_head(blob: bytes, index: int, size: int) -> bytes:
+    head = bytes([0x40 | size]) if size < 24 else encode(size)
+    if size >= 24:
+        head = bytes([head[0] | 0x40]) + head[1:]
+    return _CHUNK_HEAD + blob + encode(index) + head
+
+
+def _encode_struct(encoder: cbor2.CBOREncoder, value: object) -> None:
+    encoder.encode(msgspec.to_builtins(value, builtin_types=(bytes,)))

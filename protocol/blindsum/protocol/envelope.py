@@ -1,0 +1,125 @@
+"""The signed envelope: COSE_Sign1 with EdDSA (RFC 9052 section 4.2; SPEC.md section 3).
+
+The protected header names version, type, fleet, task, round, sender and recipient, so a signature made for one place in the
+protocol verifies nowhere else. `Signed.digest` hashes what was signed and not the signature: it is the message's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import cbor2
+
+from blindsum.protocol import PROTOCOL_VERSION
+from blindsum.protocol.codec import DecodeError, decode, encode
+from blindsum.protocol.keys import sign_verify
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["NAME_SIZE_MAX", "Head", "Signed", "is_name", "open_envelope", "peek", "seal_envelope"]
+
+COSE_SIGN1_TAG: Final = 18
+COSE_ALG: Final = 1
+COSE_EDDSA: Final = -8
+NAME_SIZE_MAX: Final = 64
+ROUND_MAX: Final = 2**31 - 1
+_NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where a message belongs. `sender` and `to` are principals: "operator", "coordinator", "party/1", "device/<id>"; `to` may
+    also be "parties" or "all"."""
+
+    type: str
+    fleet: str
+    task: str
+    round: int
+    sender: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A parsed envelope whose signature is not checked yet: `valid(public)` says whether it is."""
+
+    head: Head
+    payload: Any = field(repr=False)
+    digest: bytes
+    raw: bytes = field(repr=False)
+    tbs: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+    def valid(self, public: bytes) -> bool:
+        return sign_verify(public, self.signature, self.tbs)
+
+
+def is_name(value: str) -> bool:
+    """Whether `value` may name a fleet, task or device: 1 to 64 of a-z, 0-9 and "-" (it becomes one topic level)."""
+    return 0 < len(value) <= NAME_SIZE_MAX and _NAME.issuperset(value)
+
+
+def seal_envelope(key: Ed25519PrivateKey, head: Head, payload: object) -> bytes:
+    """The COSE_Sign1 message of `payload` under `head`, signed with `key`."""
+    protected = encode(
+        {
+            COSE_ALG: COSE_EDDSA,
+            "v": PROTOCOL_VERSION,
+            "type": head.type,
+            "fleet": head.fleet,
+            "task": head.task,
+            "round": head.round,
+            "from": head.sender,
+            "to": head.to,
+        }
+    )
+    body = encode(payload)
+    signature = key.sign(_tbs(protected, body))
+    return encode(cbor2.CBORTag(COSE_SIGN1_TAG, [protected, {}, body, signature]))
+
+
+def open_envelope(raw: bytes) -> Signed:
+    """Parse strictly; the signature is left to `Signed.valid`. Raises `DecodeError`; `DecodeError("version")` where only the
+    protocol version is foreign."""
+    value = decode(raw)
+    if not isinstance(value, cbor2.CBORTag) or value.tag != COSE_SIGN1_TAG:
+        raise DecodeError("not a COSE_Sign1 message")
+    parts = value.value
+    if not isinstance(parts, (list, tuple)) or len(parts) != 4:
+        raise DecodeError("not a COSE_Sign1 message")
+    protected, unprotected, body, signature = parts
+    if not all(isinstance(part, bytes) for part in (protected, body, signature)) or unprotected or len(signature) != 64:
+        raise DecodeError("not a COSE_Sign1 message")
+    head = _head(decode(protected))
+    tbs = _tbs(protected, body)
+    return Signed(head, decode(body), hashlib.sha256(tbs).digest(), raw, tbs, signature)
+
+
+def peek(raw: bytes) -> bool:
+    """Whether `raw` looks like a signed message (the others are chunks)."""
+    return raw[:1] == b"\xd2"
+
+
+def _tbs(protected: bytes, body: bytes) -> bytes:
+    """Sig_structure of RFC 9052 section 4.4, with empty external data."""
+    return encode(["Signature1", protected, b"", body])
+
+
+def _head(value: Any) -> Head:
+    if not isinstance(value, dict) or value.get("v") != PROTOCOL_VERSION or type(value.get("v")) is not int:
+        raise DecodeError("version")
+    if set(value) != {COSE_ALG, "v", "type", "fleet", "task", "round", "from", "to"} or value[COSE_ALG] != COSE_EDDSA:
+        raise DecodeError("unknown or missing header fields")
+    number = value["round"]
+    texts = [value[name] for name in ("type", "fleet", "task", "from", "to")]
+    if not all(isinstance(text, str) and len(text) <= NAME_SIZE_MAX + 8 for text in texts):
+        raise DecodeError("header field of the wrong type")
+    if type(number) is not int or not 0 <= number <= ROUND_MAX:
+        raise DecodeError("round out of range")
+    kind, fleet, task, sender, to = texts
+    if not (is_name(fleet) and is_name(task)):
+        raise DecodeError("malformed name")
+    return Head(type=kind, fleet=fleet, task=task, round=number, sender=sender, to=to)

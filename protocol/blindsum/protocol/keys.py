@@ -1,0 +1,188 @@
+"""Keys, hashes and identities: HKDF labels, commitments, certificates, HPKE boxes (SPEC.md section 4).
+
+Every key is HKDF-SHA-256 (RFC 5869) of a secret under an info string that names the purpose, the manifest and roster hashes
+and every identity it belongs to, so that nothing derived for one use can serve another. Signatures are Ed25519 (RFC
+8032), key agreement X25519 (RFC 7748), boxes HPKE (RFC 9180) with MLKEM768_X25519, HKDF-SHA-256 and AES-128-GCM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
+from cryptography.x509.oid import NameOID
+
+from blindsum.protocol.codec import encode
+
+__all__ = [
+    "BOX_OVERHEAD",
+    "BOX_PRIVATE_SIZE",
+    "BOX_PUBLIC_SIZE",
+    "CERTIFICATE_SIZE_MAX",
+    "HASH_SIZE",
+    "SEED_SIZE",
+    "agree",
+    "box_keypair",
+    "box_open",
+    "box_seal",
+    "certificate_fault",
+    "certificate_issue",
+    "derive",
+    "digest",
+    "edge_keypair",
+    "equal",
+    "public_of",
+    "sign_verify",
+]
+
+HASH_SIZE: Final = 32
+SEED_SIZE: Final = 32
+BOX_PUBLIC_SIZE: Final = 1216
+BOX_PRIVATE_SIZE: Final = 96
+"""ML-KEM-768 seed (64) followed by the X25519 private key (32)."""
+MLKEM_PUBLIC_SIZE: Final = 1184
+BOX_OVERHEAD: Final = 1136
+CERTIFICATE_SIZE_MAX: Final = 1024
+LABEL: Final = "blindsum/1 "
+
+_BOX = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
+
+
+def digest(label: str, *parts: object) -> bytes:
+    """SHA-256 of the deterministic encoding of [label, *parts]: domain-separated and injective. 32 bytes."""
+    return hashlib.sha256(encode([LABEL + label, *parts])).digest()
+
+
+def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes:
+    """HKDF-SHA-256 with empty salt and info = encode([label, *context]). `size` bytes, at most 8160."""
+    info = encode([LABEL + label, *context])
+    prk = hmac.digest(bytes(32), secret, "sha256")
+    out, block, counter = b"", b"", 0
+    while len(out) < size:
+        counter += 1
+        block = hmac.digest(prk, block + info + bytes([counter]), "sha256")
+        out += block
+    return out[:size]
+
+
+def equal(left: bytes, right: bytes) -> bool:
+    """Constant-time comparison of secrets."""
+    return hmac.compare_digest(left, right)
+
+
+# -- pairwise keys ----------------------------------------------------------------------------------------------------
+
+
+def edge_keypair(secret: bytes) -> tuple[bytes, bytes]:
+    """(private, public) X25519 keys, 32 bytes each, from 32 bytes of randomness."""
+    return secret, X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes) -> bytes | None:
+    """The X25519 shared secret, or None where `public` is a point of small order (all-zero result)."""
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return None
+
+
+# -- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def box_keypair(secret: bytes) -> tuple[bytes, bytes]:
+    """(private, public) HPKE keys of MLKEM768_X25519 from 96 bytes of randomness; public is 1216 bytes."""
+    mlkem, x25519 = _box_parts(secret)
+    return secret, mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+
+
+def box_seal(public: bytes, info: bytes, plaintext: bytes) -> bytes:
+    """HPKE base mode, single shot: enc || ciphertext. Draws its own randomness from the operating system, so it is a port
+    of the machines, never called by them directly. Raises ValueError for a malformed public key."""
+    if len(public) != BOX_PUBLIC_SIZE:
+        raise ValueError("an HPKE public key has 1216 bytes")
+    mlkem, x25519 = public[:MLKEM_PUBLIC_SIZE], public[MLKEM_PUBLIC_SIZE:]
+    key = MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519))
+    return _BOX.encrypt(plaintext, key, info)
+
+
+def box_open(private: bytes, info: bytes, sealed: bytes) -> bytes | None:
+    """The plaintext, or None where `sealed` was not made for this key and info."""
+    try:
+        return _BOX.decrypt(sealed, MLKEM768X25519PrivateKey(*_box_parts(private)), info)
+    except Exception:  # InvalidTag, ValueError: malformed and forged boxes look alike
+        return None
+
+
+def _box_parts(secret: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    if len(secret) != BOX_PRIVATE_SIZE:
+        raise ValueError("an HPKE private key has 96 bytes")
+    return MLKEM768PrivateKey.from_seed_bytes(secret[:64]), X25519PrivateKey.from_private_bytes(secret[64:])
+
+
+# -- signatures and certificates --------------------------------------------------------------------------------------
+
+
+def public_of(key: Ed25519PrivateKey) -> bytes:
+    """The 32-byte Ed25519 public key."""
+    return key.public_key().public_bytes_raw()
+
+
+def sign_verify(public: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` is Ed25519 of `data` under `public`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def certificate_issue(
+    *, name: str, public: bytes, issuer: str, issuer_key: Ed25519PrivateKey, serial: int, now: int, days: int, ca: bool = False
+) -> bytes:
+    """A DER X.509 v3 certificate (Ed25519) for `name`, valid from one hour before `now` (ms) for `days`."""
+    start = datetime.fromtimestamp(now / 1000, UTC) - timedelta(hours=1)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(Ed25519PublicKey.from_public_bytes(public))
+        .serial_number(serial)
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
+    )
+    return builder.sign(issuer_key, None).public_bytes(serialization.Encoding.DER)
+
+
+def certificate_fault(der: bytes, *, ca: bytes, now: int) -> tuple[str, str, bytes]:
+    """(fault, name, public key) of a device certificate: fault "" where the fleet CA (its DER certificate `ca`) signed it for
+    an Ed25519 key, it is no CA itself, and `now` (ms) lies in its validity. Never raises."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        authority = x509.load_der_x509_certificate(ca)
+        key, root = certificate.public_key(), authority.public_key()
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        moment = datetime.fromtimestamp(now / 1000, UTC)
+        if not isinstance(key, Ed25519PublicKey) or not isinstance(root, Ed25519PublicKey) or len(names) != 1:
+            return "certificate-invalid", "", b""
+        if certificate.issuer != authority.subject or constraints.value.ca:
+            return "certificate-invalid", "", b""
+        root.verify(certificate.signature, certificate.tbs_certificate_bytes)
+        name = names[0].value
+        if not isinstance(name, str):
+            return "certificate-invalid", "", b""
+        if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
+            return "certificate-expired", name, b""
+        return "", name, key.public_bytes_raw()
+    except Exception:  # malformed DER has many exceptions; all mean the same
+        return "certificate-invalid", "", b""

@@ -1,0 +1,130 @@
+"""Uploads as they arrive at the coordinator: headers, slots, and the running sum (SPEC.md sections 6 and 8.3).
+
+Memory is one vector plus one header a device. A body is added to the sum when its last chunk is stored, and stays in the store
+so that a device which the parties complain about can be taken out again, and the sum rebuilt after a restart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from blindsum.protocol.blobs import WINDOW, Fetch, Fetches, read_blob
+from blindsum.protocol.codec import convert
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.machines.device import PUSH_DEVICES_MAX
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.messages import Header
+from blindsum.protocol.ring import add_packed, reduce, subtract_packed, zeros
+from blindsum.protocol.roster import RosterView
+from blindsum.protocol.view import RoundView, open_message
+
+__all__ = ["SLOTS", "Bodies"]
+
+SLOTS: Final = 64
+"""Bodies on their way at once: with `WINDOW` chunks each, what the broker may have to hold."""
+STALL_MS: Final = 10_000
+"""A body that has not moved for this long gives its slot to the next."""
+
+
+class Bodies:
+    """All uploads of one round."""
+
+    def __init__(self, journal: Journal, fetches: Fetches, view: RoundView, roster: RosterView) -> None:
+        self._journal = journal
+        self._fetches = fetches
+        self._view = view
+        self._roster = roster
+        self._prefix = f"round/{view.name}"
+        self._waiting: deque[int] = deque()
+        self._moving: dict[int, int] = {}
+        self._by_blob: dict[bytes, int] = {}
+        self.headers: dict[int, tuple[Signed, Header]] = {}
+        self.complete: set[int] = set()
+        self.lanes = zeros(view.base.segments)
+
+    def accept(self, signed: Signed, header: Header, now: int) -> bool:
+        """Keep a header that was found good and see to its body. False where another device sent the very same body."""
+        blob = header.body.id
+        if blob in self._by_blob:
+            return False
+        self._journal.put(f"{self._prefix}/header/{header.index:06d}", signed.raw)
+        self._index(signed, header)
+        if self._roster.size <= PUSH_DEVICES_MAX:
+            self._start(header.index, now, pushed=min(WINDOW, header.body.count))
+        else:
+            self._waiting.append(header.index)
+            self.fill_slots(now)
+        return True
+
+    def add(self, fetch: Fetch, now: int) -> int:
+        """A body is all there: add it to the sum. Returns its device's index."""
+        index = self._by_blob[fetch.id]
+        self._moving.pop(index, None)
+        self._add(index)
+        self._journal.put(f"{self._prefix}/complete/{index:06d}", b"")
+        self._fetches.drop(fetch.id)
+        self.fill_slots(now)
+        return index
+
+    def moved(self, fetch: Fetch, now: int) -> None:
+        self._moving[self._by_blob[fetch.id]] = now
+
+    def owns(self, blob: bytes) -> bool:
+        return blob in self._by_blob
+
+    def exclude(self, index: int) -> None:
+        """Take a device out of the sum."""
+        if index in self.complete:
+            self.complete.remove(index)
+            packed = read_blob(self._journal, self.headers[index][1].body)
+            assert packed is not None
+            subtract_packed(self._view.base.segments, self.lanes, packed)
+            reduce(self._view.base.segments, self.lanes)
+
+    def fill_slots(self, now: int) -> None:
+        """Ask for the next bodies while slots are free."""
+        for index, since in list(self._moving.items()):
+            if now - since >= STALL_MS and self._waiting:
+                self._moving.pop(index)
+                self._fetches.drop(self.headers[index][1].body.id)
+                self._waiting.append(index)
+        while self._waiting and len(self._moving) < SLOTS:
+            self._start(self._waiting.popleft(), now, pushed=0)
+
+    def close(self) -> None:
+        """No more chunks are taken."""
+        for blob in self._by_blob:
+            self._fetches.drop(blob)
+        self._moving.clear()
+        self._waiting.clear()
+
+    def restore(self, *, open_: bool, excluded: dict[int, str]) -> None:
+        """Rebuild from the store. `open_`: bodies that are not complete are still awaited."""
+        for _, raw in self._journal.scan(f"{self._prefix}/header/"):
+            signed = open_message(self._view.trust, raw)
+            assert isinstance(signed, Signed)
+            self._index(signed, convert(signed.payload, Header))
+        for key, _ in list(self._journal.scan(f"{self._prefix}/complete/")):
+            index = int(key.rsplit("/", 1)[1])
+            if index not in excluded:
+                self._add(index)
+        if open_:
+            self._waiting.extend(sorted(set(self.headers) - self.complete))
+            self.fill_slots(0)
+
+    def _index(self, signed: Signed, header: Header) -> None:
+        self.headers[header.index] = (signed, header)
+        self._by_blob[header.body.id] = header.index
+
+    def _start(self, index: int, now: int, *, pushed: int) -> None:
+        header = self.headers[index][1]
+        self._moving[index] = now
+        self._fetches.want(header.body, f"device/{self._roster.devices[index]}", now, pushed=pushed)
+
+    def _add(self, index: int) -> None:
+        packed = read_blob(self._journal, self.headers[index][1].body)
+        assert packed is not None
+        add_packed(self._view.base.segments, self.lanes, packed)
+        reduce(self._view.base.segments, self.lanes)
+        self.complete.add(index)

@@ -1,0 +1,105 @@
+"""The model chain as a party follows it: no manifest gets a vote whose model this party has not recomputed (SPEC.md section 5.6).
+
+Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "pending/<task>" is a result whose
+sum is on its way; "followed/<task>" the round of the last. The model's chunks stay in the store as long as it is the last.
+"""
+
+from __future__ import annotations
+
+from blindsum.protocol.blobs import read_blob, write_blob
+from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.machines.inbox import Inbox
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.messages import BlobRef, Result, chunks_of
+from blindsum.protocol.optimiser import advance
+from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import TaskView, open_message, payload_of
+
+__all__ = ["Chain"]
+
+
+class Chain:
+    """The results a party has followed, in all tasks."""
+
+    def __init__(self, trust: Trust, journal: Journal, inbox: Inbox) -> None:
+        self._trust = trust
+        self._journal = journal
+        self._inbox = inbox
+
+    def start(self, base: TaskView, now: int) -> None:
+        """Begin (or go on after a restart) with what the store holds of this task."""
+        self._inbox.want(base.name, self.head(base)[1], now)
+        pending = self._pending(base.name)
+        if pending is not None:
+            self._inbox.want(base.name, convert(pending.payload, Result).sum, now)
+
+    def head(self, base: TaskView) -> tuple[bytes, BlobRef]:
+        """(digest of the last result followed, the model it gave); zeros and the task's own model before the first."""
+        value = self._journal.get(f"chain/{base.name}")
+        if value is None:
+            return bytes(32), base.task.model
+        digest, ref = decode(value)
+        return digest, convert(ref, BlobRef)
+
+    def keeps(self, base: TaskView) -> set[bytes]:
+        """The blobs that outlive a round."""
+        pending = self._pending(base.name)
+        blobs = {self.head(base)[1].id}
+        return blobs if pending is None else blobs | {convert(pending.payload, Result).sum.id}
+
+    def offer(self, base: TaskView, signed: Signed, now: int) -> Refused | None:
+        """A result was published: recompute what its sum makes of the last model, as soon as both are here."""
+        result = payload_of(signed, Result)
+        if isinstance(result, Refused):
+            return result
+        digest, model = self.head(base)
+        if digest == signed.digest:
+            return None
+        if not (result.sum.sound and result.model.sound):
+            return Refused("message-malformed", "coordinator", "blob reference")
+        if result.previous != digest:
+            return Refused("chain-behind", detail="results between this one and the last followed are missing")
+        pending = self._pending(base.name)
+        if pending is not None and pending.digest != signed.digest:
+            return Refused("second-result", "coordinator")
+        if pending is None:
+            self._journal.put(f"pending/{base.name}", signed.raw)
+        ready = [self._inbox.want(base.name, ref, now) for ref in (model, result.sum)]
+        return self._follow(base, result, signed) if all(ready) else None
+
+    def resume(self, base: TaskView, now: int) -> Refused | None:
+        """A blob has arrived: try the pending result again."""
+        pending = self._pending(base.name)
+        return None if pending is None else self.offer(base, pending, now)
+
+    def _follow(self, base: TaskView, result: Result, signed: Signed) -> Refused | None:
+        _, model = self.head(base)
+        old, total = read_blob(self._journal, model), read_blob(self._journal, result.sum)
+        assert old is not None and total is not None
+        self._journal.delete(f"pending/{base.name}")
+        self._inbox.release(result.sum)
+        try:
+            new = advance(base, old, total, result.rotation)
+        except BlindsumError as error:
+            return Refused("sum-malformed", "coordinator", error.detail)
+        ref, chunks = chunks_of(new, base.task.plan.chunk_size)
+        if ref != result.model:
+            return Refused("model-differs", "coordinator", "the published model does not follow from the published sum")
+        if ref != model:
+            self._inbox.release(model)
+            self._journal.write(write_blob(ref, chunks))
+            self._inbox.want(base.name, ref, 0)
+        self._journal.put(f"chain/{base.name}", encode([signed.digest, ref]))
+        self._journal.put(f"followed/{base.name}", encode(signed.head.round))
+        self._journal.event("followed", task=base.name, round=signed.head.round, count=result.count)
+        return None
+
+    def _pending(self, task: str) -> Signed | None:
+        raw = self._journal.get(f"pending/{task}")
+        if raw is None:
+            return None
+        signed = open_message(self._trust, raw)
+        assert isinstance(signed, Signed)
+        return signed

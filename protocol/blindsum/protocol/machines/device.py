@@ -1,0 +1,529 @@
+"""The device's side of a round (SPEC.md section 8.1).
+
+    phase       accepts                         leaves by
+    (none)      announcement                    join sent -> joined
+    joined      receipt, roster, chunk          roster, own entry and blobs checked -> training
+    training    chunk; command upload           upload stored as spent -> uploading
+    uploading   ask, receipt                    receipt "complete" -> uploaded
+    uploaded    result, failure                 -> (none)
+
+A newer announcement, a failure or the manifest's expiry leaves any phase. Everything else is refused. A round number is
+spent, durably and for ever, in the same step that makes the upload: no key masks two vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from blindsum.protocol.blobs import RESEND_MS, Fetches, bits_set, read_blob, write_blob
+from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.envelope import Head, Signed, peek, seal_envelope
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.keys import SEED_SIZE, edge_keypair
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.step import Step, Store
+from blindsum.protocol.masks import Seal, mask_upload
+from blindsum.protocol.messages import (
+    Announcement,
+    Ask,
+    BlobRef,
+    Failure,
+    Header,
+    Join,
+    Payload,
+    Receipt,
+    Result,
+    RosterAnnouncement,
+)
+from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
+from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import (
+    CLOCK_SKEW_MAX_MS,
+    RoundView,
+    count_votes,
+    open_manifest,
+    open_message,
+    open_task,
+    payload_of,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["PUSH_DEVICES_MAX", "DeviceIdentity", "DeviceMachine", "Floor"]
+
+PUSH_DEVICES_MAX: Final = 64
+"""In rosters up to this size a device sends its first window at once; in larger ones it waits for the coordinator's ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """Who this device is: name, certificate of the fleet CA (DER) and its key."""
+
+    name: str
+    certificate: bytes
+    key: Ed25519PrivateKey
+
+    def __repr__(self) -> str:
+        return f"DeviceIdentity({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least a device insists on, whatever any server says."""
+
+    cohort_min: int = 2
+
+
+class DeviceState(Payload):
+    """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
+
+    number: int
+    phase: Literal["joined", "training", "uploading", "uploaded"]
+    announcement: bytes
+    key: bytes
+    join: bytes
+    acknowledged: bool
+    roster: bytes
+    header: bytes
+
+
+@dataclass(slots=True)
+class _Round:
+    """A `DeviceState` with what follows from it."""
+
+    state: DeviceState
+    view: RoundView
+    join_digest: bytes
+    roster: RosterView | None = None
+    entries: BlobRef | None = None
+    roster_hash: bytes = b""
+    header_digest: bytes = b""
+    body: BlobRef | None = None
+    sent_at: int = 0
+    wait_ms: int = RESEND_MS
+
+
+class DeviceMachine:
+    """One device in any number of tasks. `willing(view)` says "" or why it does not take part now (it is asked again at each
+    announcement, which coordinators repeat)."""
+
+    def __init__(
+        self,
+        *,
+        identity: DeviceIdentity,
+        trust: Trust,
+        tasks: frozenset[str],
+        store: Store,
+        random: Callable[[int], bytes],
+        seal: Seal,
+        floor: Floor,
+        willing: Callable[[RoundView], str],
+    ) -> None:
+        self._identity = identity
+        self._trust = trust
+        self._tasks = tasks
+        self._random = random
+        self._seal = seal
+        self._floor = floor
+        self._willing = willing
+        self._journal = Journal(store)
+        self._fetches = Fetches(self._journal)
+        self._rounds: dict[str, _Round] = {}
+        self._restore()
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def receive(self, body: bytes, now: int) -> Step:
+        return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
+
+    def wake(self, now: int) -> Step:
+        for task, round_ in list(self._rounds.items()):
+            manifest, state = round_.view.manifest, round_.state
+            if now >= manifest.expires_at or (state.phase in ("joined", "training") and now >= manifest.upload_until):
+                self._leave(task, "round-abandoned", code="deadline")
+            elif now - round_.sent_at >= round_.wait_ms:
+                if state.phase == "joined" and not state.acknowledged and now < manifest.join_until:
+                    self._send(round_, "join", state.join, now)
+                elif state.phase == "uploading":
+                    self._send(round_, "header", state.header, now)
+        for fetch in list(self._fetches.due(now)):
+            self._ask(fetch.id, now)
+        return self._journal.take()
+
+    @property
+    def deadline(self) -> int | None:
+        times = [self._fetches.deadline]
+        for round_ in self._rounds.values():
+            manifest = round_.view.manifest
+            times.append(manifest.expires_at)
+            if round_.state.phase in ("joined", "training"):
+                times.append(manifest.upload_until)
+            if round_.state.phase == "uploading" or (round_.state.phase == "joined" and not round_.state.acknowledged):
+                times.append(round_.sent_at + round_.wait_ms)
+        return min((time for time in times if time is not None), default=None)
+
+    def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int) -> Step:
+        """Mask `lanes` and publish them: the one upload of this round. Raises BlindsumError("round-over") where the round is no
+        longer waiting for it; nothing has been sent then."""
+        round_ = self._rounds.get(task)
+        if round_ is None or round_.state.phase != "training" or round_.state.number != number:
+            raise BlindsumError("round-over", f"round {number} of {task}")
+        if now >= round_.view.manifest.upload_until:
+            self._leave(task, "round-abandoned", code="deadline")
+            return self._journal.take()
+        roster = round_.roster
+        assert roster is not None
+        index = roster.devices.index(self._identity.name)
+        upload = mask_upload(
+            round_.view,
+            roster,
+            index=index,
+            private=round_.state.key,
+            lanes=lanes,
+            random=self._random,
+            seal=self._seal,
+        )
+        raw = self._sign(round_.view, "header", upload.header)
+        self._journal.put(f"spent/{task}", encode(number))
+        self._journal.write(write_blob(upload.header.body, upload.chunks))
+        self._forget_inputs(round_)
+        self._save(round_, phase="uploading", key=b"", header=raw)
+        self._send(round_, "header", raw, now)
+        body = upload.header.body
+        if roster.size <= PUSH_DEVICES_MAX:
+            self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
+        self._journal.event("uploading", task=task, round=number, bytes=body.size + len(raw))
+        return self._journal.take()
+
+    def blob(self, ref: BlobRef) -> bytes | None:
+        """The bytes of a blob of the current round (model, plan), or None."""
+        return read_blob(self._journal, ref)
+
+    def view(self, task: str) -> RoundView | None:
+        """The current round of `task`, if any."""
+        round_ = self._rounds.get(task)
+        return round_.view if round_ else None
+
+    def phase(self, task: str) -> str:
+        """The current phase of `task`, "" between rounds."""
+        round_ = self._rounds.get(task)
+        return round_.state.phase if round_ else ""
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def _message(self, raw: bytes, now: int) -> Refused | None:
+        signed = open_message(self._trust, raw)
+        if isinstance(signed, Refused):
+            return signed
+        head = signed.head
+        if head.sender != "coordinator" or head.to not in ("all", f"device/{self._identity.name}"):
+            return Refused("message-misplaced", head.sender, f"to {head.to}")
+        if head.task not in self._tasks:
+            return Refused("task-unknown", detail=head.task)
+        if head.type == "announcement":
+            return self._on_announcement(signed, now)
+        round_ = self._rounds.get(head.task)
+        if round_ is None or round_.state.number != head.round:
+            return Refused("round-stale", detail=f"{head.type} of round {head.round}")
+        handler = {
+            "receipt": self._on_receipt,
+            "roster": self._on_roster,
+            "ask": self._on_ask,
+            "result": self._on_result,
+            "failure": self._on_failure,
+        }.get(head.type)
+        if handler is None:
+            return Refused("message-misplaced", head.sender, head.type)
+        return handler(round_, signed, now)
+
+    def _on_announcement(self, signed: Signed, now: int) -> Refused | None:
+        task, number = signed.head.task, signed.head.round
+        current = self._rounds.get(task)
+        if current is not None and number <= current.state.number:
+            return None if number == current.state.number else Refused("round-stale")
+        if number <= self._spent(task):
+            return Refused("round-stale", detail=f"round {number} is spent")
+        view = self._open_announcement(signed)
+        if isinstance(view, Refused):
+            return view
+        manifest = view.manifest
+        if manifest.issued_at > now + CLOCK_SKEW_MAX_MS:
+            return Refused("clock-skew", detail=f"the manifest was issued {(manifest.issued_at - now) // 1000} s ahead")
+        if now >= manifest.join_until:
+            return Refused("round-stale", detail="joining is over")
+        if view.task.threat.cohort_min < self._floor.cohort_min:
+            return Refused("policy-floor", detail=f"cohort {view.task.threat.cohort_min} < {self._floor.cohort_min}")
+        reason = self._willing(view)
+        if reason:
+            self._journal.event("declined", task=task, round=number, reason=reason)
+            return None
+        if current is not None:
+            self._leave(task, "round-abandoned", code="superseded")
+        private, public = edge_keypair(self._random(SEED_SIZE))
+        join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public)
+        raw = self._sign(view, "join", join)
+        state = DeviceState(
+            number=number,
+            phase="joined",
+            announcement=signed.raw,
+            key=private,
+            join=raw,
+            acknowledged=False,
+            roster=b"",
+            header=b"",
+        )
+        round_ = _Round(state, view, _digest(self._trust, raw))
+        self._rounds[task] = round_
+        self._save(round_)
+        self._send(round_, "join", raw, now)
+        self._fetch_inputs(round_, now)
+        self._journal.event("joined", task=task, round=number)
+        return None
+
+    def _on_receipt(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+        receipt = payload_of(signed, Receipt)
+        if isinstance(receipt, Refused):
+            return receipt
+        state = round_.state
+        if receipt.subject not in (round_.join_digest, round_.header_digest):
+            return Refused("receipt-foreign", signed.head.sender)
+        if receipt.status == "refused":
+            self._leave(signed.head.task, "round-abandoned", code=receipt.code)
+        elif receipt.subject == round_.join_digest:
+            if not state.acknowledged:
+                self._save(round_, acknowledged=True)
+        elif receipt.status == "complete" and state.phase == "uploading":
+            assert round_.body is not None
+            self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
+            self._save(round_, phase="uploaded")
+            self._journal.event("uploaded", task=signed.head.task, round=state.number)
+        return None
+
+    def _on_roster(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+        if round_.state.phase != "joined" or round_.state.roster:
+            return None
+        fault = self._open_roster(round_, signed)
+        if fault is not None:
+            return fault
+        self._save(round_, roster=signed.raw)
+        self._fetch_inputs(round_, now)
+        return self._advance(round_)
+
+    def _on_ask(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+        ask = payload_of(signed, Ask)
+        if isinstance(ask, Refused):
+            return ask
+        body = round_.body
+        if round_.state.phase != "uploading" or body is None or ask.blob != body.id:
+            return Refused("blob-unknown", signed.head.sender)
+        missing = sorted(set(range(body.count)) - bits_set(ask.have, body.count))
+        self._journal.send_chunks("coordinator", body.id, missing[: ask.window])
+        round_.sent_at = now
+        return None
+
+    def _on_result(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+        result = payload_of(signed, Result)
+        if isinstance(result, Refused):
+            return result
+        if result.manifest != round_.view.digest:
+            return Refused("manifest-differs", signed.head.sender)
+        self._leave(signed.head.task, "round-finished", count=result.count, model=result.model.id.hex())
+        return None
+
+    def _on_failure(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+        failure = payload_of(signed, Failure)
+        if isinstance(failure, Refused):
+            return failure
+        if failure.manifest != round_.view.digest:
+            return Refused("manifest-differs", signed.head.sender)
+        self._leave(signed.head.task, "round-abandoned", code=failure.code)
+        return None
+
+    def _chunk(self, raw: bytes, now: int) -> Refused | None:
+        accepted = self._fetches.accept(raw)
+        if isinstance(accepted, Refused):
+            return accepted
+        fetch, write = accepted
+        if write is None:
+            return None
+        self._journal.write([write])
+        if not fetch.complete:
+            if fetch.outstanding == 0:
+                self._ask(fetch.id, now)
+            return None
+        for round_ in self._rounds.values():
+            self._journal.listen(round_.view.name, fetch.id, on=False)
+            fault = self._advance(round_)
+            if fault is not None:
+                return fault
+        return None
+
+    # -- progress -------------------------------------------------------------------------------------------------
+
+    def _advance(self, round_: _Round) -> Refused | None:
+        """joined -> training as soon as roster, model and plan are there and the roster holds what this device sent."""
+        state, view = round_.state, round_.view
+        if state.phase != "joined" or not state.roster:
+            return None
+        assert round_.entries is not None
+        entries = read_blob(self._journal, round_.entries)
+        held = [self._fetches.get(ref.id) for ref in (view.manifest.model, view.task.plan)]
+        if entries is None or not all(fetch is not None and fetch.complete for fetch in held):
+            return None
+        roster = open_roster(view, entries, round_.roster_hash)
+        if isinstance(roster, Refused):
+            self._leave(view.name, "round-abandoned", code=roster.code)
+            return None
+        name = self._identity.name
+        if name not in roster.devices:
+            self._leave(view.name, "round-abandoned", code="not-selected")
+            return None
+        if roster.keys[roster.devices.index(name)] != edge_keypair(state.key)[1]:
+            self._leave(view.name, "round-abandoned", code="roster-key-differs")
+            return None
+        if roster.survivors_min < self._floor.cohort_min:
+            self._leave(view.name, "round-abandoned", code="policy-floor")
+            return None
+        round_.roster = roster
+        self._save(round_, phase="training")
+        self._journal.event("train", task=view.name, round=state.number, devices=roster.size)
+        return None
+
+    def _open_announcement(self, signed: Signed) -> RoundView | Refused:
+        announcement = payload_of(signed, Announcement)
+        if isinstance(announcement, Refused):
+            return announcement
+        base = open_task(self._trust, announcement.task)
+        if isinstance(base, Refused):
+            return base
+        if base.name != signed.head.task:
+            return Refused("message-misplaced", signed.head.sender, "task of another name")
+        view = open_manifest(base, announcement.manifest)
+        if isinstance(view, Refused):
+            return view
+        votes = count_votes(base, view.number, announcement.votes, decides="manifest", digest=view.digest)
+        if view.number != signed.head.round or len(votes) < base.committee.quorum:
+            return Refused("votes-too-few", signed.head.sender, f"{len(votes)} votes for the manifest")
+        return view
+
+    def _open_roster(self, round_: _Round, signed: Signed) -> Refused | None:
+        announcement = payload_of(signed, RosterAnnouncement)
+        if isinstance(announcement, Refused):
+            return announcement
+        opened = open_roster_announcement(round_.view, announcement.proposal, announcement.votes)
+        if isinstance(opened, Refused):
+            return opened
+        proposal, _, round_.roster_hash = opened
+        round_.entries = proposal.entries
+        return None
+
+    def _fetch_inputs(self, round_: _Round, now: int) -> None:
+        refs = [round_.view.manifest.model, round_.view.task.plan]
+        if round_.entries is not None:
+            refs.append(round_.entries)
+        for ref in refs:
+            fetch = self._fetches.want(ref, "coordinator", now, pushed=ref.count)
+            if not fetch.complete:
+                self._journal.listen(round_.view.name, ref.id)
+
+    def _forget_inputs(self, round_: _Round) -> None:
+        """Drop what only training needed; the plan stays, later rounds use it again."""
+        for ref in (round_.view.manifest.model, round_.entries):
+            if ref is not None:
+                self._fetches.drop(ref.id)
+                self._journal.delete_all(f"blob/{ref.id.hex()}/")
+
+    def _leave(self, task: str, name: str, **data: object) -> None:
+        round_ = self._rounds.pop(task)
+        self._forget_inputs(round_)
+        self._fetches.drop(round_.view.task.plan.id)
+        if round_.body is not None:
+            self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
+        self._journal.delete(f"state/{task}")
+        self._journal.event(name, task=task, round=round_.state.number, **data)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _ask(self, blob: bytes, now: int) -> None:
+        fetch = self._fetches.get(blob)
+        assert fetch is not None
+        wanting = next(
+            (r for r in self._rounds.values() if blob in (r.view.manifest.model.id, r.view.task.plan.id)), None
+        ) or next((r for r in self._rounds.values() if r.entries is not None and r.entries.id == blob), None)
+        if wanting is not None:
+            self._journal.send("ask", "coordinator", self._sign(wanting.view, "ask", fetch.ask(now)))
+
+    def _sign(self, view: RoundView, kind: str, payload: Payload) -> bytes:
+        to = "all" if kind == "header" else "coordinator"
+        head = Head(
+            type=kind,
+            fleet=self._trust.fleet,
+            task=view.name,
+            round=view.number,
+            sender=f"device/{self._identity.name}",
+            to=to,
+        )
+        return seal_envelope(self._identity.key, head, payload)
+
+    def _send(self, round_: _Round, kind: str, raw: bytes, now: int) -> None:
+        round_.wait_ms = RESEND_MS if round_.sent_at == 0 else min(2 * round_.wait_ms, 8 * RESEND_MS)
+        round_.sent_at = now
+        self._journal.send(kind, "coordinator", raw)
+
+    def _spent(self, task: str) -> int:
+        value = self._journal.get(f"spent/{task}")
+        return int(decode(value)) if value else 0
+
+    def _save(self, round_: _Round, **changes: object) -> None:
+        fields = {name: getattr(round_.state, name) for name in round_.state.__struct_fields__}
+        round_.state = DeviceState(**{**fields, **changes})  # type: ignore[arg-type]
+        if "phase" in changes:
+            round_.sent_at, round_.wait_ms = 0, RESEND_MS
+        if "header" in changes:
+            self._index_header(round_)
+        self._journal.put(f"state/{round_.view.name}", encode(round_.state))
+
+    def _index_header(self, round_: _Round) -> None:
+        signed = open_message(self._trust, round_.state.header)
+        assert isinstance(signed, Signed)
+        round_.header_digest = signed.digest
+        round_.body = convert(signed.payload, Header).body
+
+    def _restore(self) -> None:
+        for key, value in self._journal.scan("state/"):
+            task = key.removeprefix("state/")
+            state = convert(decode(value), DeviceState)
+            signed = open_message(self._trust, state.announcement)
+            if isinstance(signed, Refused) or task not in self._tasks:
+                continue
+            view = self._open_announcement(signed)
+            assert isinstance(view, RoundView)
+            round_ = _Round(state, view, _digest(self._trust, state.join))
+            self._rounds[task] = round_
+            if state.header:
+                self._index_header(round_)
+            if state.roster:
+                roster = open_message(self._trust, state.roster)
+                assert isinstance(roster, Signed)
+                self._open_roster(round_, roster)
+            if state.phase == "joined":
+                self._fetch_inputs(round_, 0)
+            if state.phase == "training":
+                assert round_.entries is not None
+                entries = read_blob(self._journal, round_.entries)
+                assert entries is not None
+                opened = open_roster(view, entries, round_.roster_hash)
+                assert isinstance(opened, RosterView)
+                round_.roster = opened
+                self._journal.event("train", task=task, round=state.number, devices=opened.size)
+
+
+def _digest(trust: Trust, raw: bytes) -> bytes:
+    signed = open_message(trust, raw)
+    assert isinstance(signed, Signed)
+    return signed.digest

@@ -1,0 +1,64 @@
+"""The blobs a party is waiting for, and for which task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from blindsum.protocol.blobs import WINDOW, Fetch, Fetches
+from blindsum.protocol.errors import Refused
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.messages import BlobRef
+
+__all__ = ["Inbox"]
+
+
+class Inbox:
+    """`Fetches` from the coordinator with the task each belongs to."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._fetches = Fetches(journal)
+        self._tasks: dict[bytes, str] = {}
+
+    def want(self, task: str, ref: BlobRef, now: int) -> bool:
+        """Whether a blob is all here; if not, see to it that it comes."""
+        fetch = self._fetches.want(ref, "coordinator", now, pushed=min(WINDOW, ref.count))
+        self._tasks[fetch.id] = task
+        if not fetch.complete:
+            self._journal.listen(task, fetch.id)
+        return fetch.complete
+
+    def accept(self, raw: bytes) -> tuple[Fetch, str] | Refused | None:
+        """Take a chunk: its fetch and task; None for one already held."""
+        accepted = self._fetches.accept(raw)
+        if isinstance(accepted, Refused):
+            return accepted
+        fetch, write = accepted
+        if write is None:
+            return None
+        self._journal.write([write])
+        task = self._tasks[fetch.id]
+        if fetch.complete:
+            self._journal.listen(task, fetch.id, on=False)
+        return fetch, task
+
+    def release(self, ref: BlobRef) -> None:
+        """Forget a blob and erase its chunks."""
+        self._drop(ref.id)
+
+    def release_task(self, task: str, keep: set[bytes]) -> None:
+        """Forget every blob of a task but `keep`."""
+        for blob in [blob for blob, owner in self._tasks.items() if owner == task and blob not in keep]:
+            self._drop(blob)
+
+    def due(self, now: int) -> Iterator[tuple[Fetch, str]]:
+        return ((fetch, self._tasks[fetch.id]) for fetch in list(self._fetches.due(now)))
+
+    @property
+    def deadline(self) -> int | None:
+        return self._fetches.deadline
+
+    def _drop(self, blob: bytes) -> None:
+        self._fetches.drop(blob)
+        self._tasks.pop(blob, None)
+        self._journal.delete_all(f"blob/{blob.hex()}/")

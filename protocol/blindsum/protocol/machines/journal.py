@@ -1,0 +1,70 @@
+"""The step in progress: a machine writes, sends and reports here, and reads its own uncommitted writes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import merge
+
+from blindsum.protocol.errors import Refused
+from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Outgoing, Step, Store, Write
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """A `Store` with the pending step on top. `take` hands the step over and starts the next one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: dict[str, bytes | None] = {}
+        self._messages: list[Outgoing] = []
+        self._events: list[Event] = []
+
+    def get(self, key: str) -> bytes | None:
+        if key in self._pending:
+            return self._pending[key]
+        return self._store.get(key)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        fresh = sorted(
+            (key, value) for key, value in self._pending.items() if key.startswith(prefix) and value is not None
+        )
+        stored = ((key, value) for key, value in self._store.scan(prefix) if key not in self._pending)
+        return merge(stored, fresh)
+
+    def put(self, key: str, value: bytes) -> None:
+        self._pending[key] = value
+
+    def write(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            self._pending[write.key] = write.value
+
+    def delete(self, key: str) -> None:
+        self._pending[key] = None
+
+    def delete_all(self, prefix: str) -> None:
+        """Delete every row under `prefix`."""
+        for key, _ in list(self.scan(prefix)):
+            self._pending[key] = None
+
+    def send(self, kind: str, to: str, body: bytes, *, retain: bool = False) -> None:
+        self._messages.append(Message(kind, to, body, retain))
+
+    def send_chunks(self, to: str, blob: bytes, indices: Iterable[int], *, retain: bool = False) -> None:
+        self._messages.extend(ChunkOut(to, blob, index, retain) for index in indices)
+
+    def listen(self, task: str, blob: bytes, *, on: bool = True) -> None:
+        self._messages.append(Listen(task, blob, on))
+
+    def event(self, name: str, **data: object) -> None:
+        self._events.append(Event(name, data))
+
+    def take(self, refused: Refused | None = None) -> Step:
+        step = Step(
+            tuple(Write(key, value) for key, value in self._pending.items()),
+            tuple(self._messages),
+            tuple(self._events),
+            refused,
+        )
+        self._pending, self._messages, self._events = {}, [], []
+        return step

@@ -1,0 +1,118 @@
+"""What a party keeps of one round, in memory and on disk (SPEC.md section 8.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from blindsum.protocol.codec import decode, encode
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.machines.step import Store
+from blindsum.protocol.masks import Seeds
+from blindsum.protocol.messages import Payload, RosterAnnouncement
+from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
+from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, payload_of
+
+__all__ = ["HeaderRow", "PartyRound", "PartyState"]
+
+OFFER_KEEP_MS = 3_600_000
+"""An offer that never saw a manifest is erased after an hour."""
+
+
+class PartyState(Payload):
+    """The durable state of one round. Secrets: `box_private` and `beacon`, empty once the set is opened."""
+
+    number: int
+    since: int
+    box_private: bytes
+    beacon: bytes
+    offer: bytes
+    manifest: bytes = b""
+    manifest_vote: bytes = b""
+    identities: bytes = b""
+    entries: bytes = b""
+    roster_proposal: bytes = b""
+    roster_vote: bytes = b""
+    roster: bytes = b""
+    proposal: bytes = b""
+    set_digest: bytes = b""
+    set_vote: bytes = b""
+    opened: bool = False
+    openings: list[bytes] = []
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderRow:
+    """One device's header as this party sees it: `code` is its complaint, or "" with the seeds that were sealed to it."""
+
+    digest: bytes
+    code: str
+    seeds: Seeds = field(default_factory=lambda: Seeds({}, {}), repr=False)
+
+    def encode(self) -> bytes:
+        return encode([self.digest, self.code, self.seeds.self_seeds, self.seeds.cap_seeds])
+
+    @classmethod
+    def decode(cls, data: bytes) -> HeaderRow:
+        digest, code, self_seeds, cap_seeds = decode(data)
+        return cls(digest, code, Seeds(self_seeds, cap_seeds))
+
+
+@dataclass(slots=True)
+class PartyRound:
+    """A `PartyState` with what follows from it. `waiting` holds messages whose blobs are on their way; they are asked for again
+    after a restart."""
+
+    base: TaskView
+    state: PartyState
+    view: RoundView | None = None
+    roster: RosterView | None = None
+    identities: list[bytes] = field(default_factory=list)
+    headers: dict[int, HeaderRow] = field(default_factory=dict)
+    waiting: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def expires_at(self) -> int:
+        """When everything of this round is erased, in ms."""
+        return self.view.manifest.expires_at if self.view else self.state.since + OFFER_KEEP_MS
+
+    def change(self, **changes: object) -> None:
+        fields = {name: getattr(self.state, name) for name in self.state.__struct_fields__}
+        self.state = PartyState(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def complaints(self, survivors: dict[int, bytes]) -> tuple[list[int], list[tuple[int, str]]]:
+        """(indices whose header is not here, (index, code) of those refused) among a survivor set."""
+        missing: list[int] = []
+        bad: list[tuple[int, str]] = []
+        for index, digest in survivors.items():
+            row = self.headers.get(index)
+            if row is None:
+                missing.append(index)
+            elif row.code or row.digest != digest:
+                bad.append((index, row.code or "second-header"))
+        return missing, bad
+
+    def set_manifest(self, raw: bytes, view: RoundView) -> None:
+        self.view = view
+        self.change(manifest=raw)
+
+    def restore(self, store: Store) -> None:
+        """Derive everything from `state` and the header rows."""
+        state = self.state
+        if state.manifest:
+            view = open_manifest(self.base, state.manifest)
+            assert isinstance(view, RoundView)
+            self.view = view
+        self.identities = [state.identities[at : at + 32] for at in range(0, len(state.identities), 32)]
+        if state.roster:
+            assert self.view is not None
+            signed = open_message(self.base.trust, state.roster)
+            assert isinstance(signed, Signed)
+            announcement = payload_of(signed, RosterAnnouncement)
+            assert isinstance(announcement, RosterAnnouncement)
+            opened = open_roster_announcement(self.view, announcement.proposal, announcement.votes)
+            assert isinstance(opened, tuple)
+            roster = open_roster(self.view, state.entries, opened[2])
+            assert isinstance(roster, RosterView)
+            self.roster = roster
+        prefix = f"round/{self.base.name}/header/"
+        self.headers = {int(key[len(prefix) :]): HeaderRow.decode(row) for key, row in store.scan(prefix)}

@@ -1,0 +1,230 @@
+"""Both mask layers: what a device adds, what parties sum, what the coordinator takes away (SPEC.md section 7).
+
+    y_u = x_u + sum_T PRG(self(u, T)) + sum_{v in N(u)} sign(u, v) PRG(edge(u, v))        sign + where u < v
+    sum_{u in S} y_u - sum_T M_T - sum_{u in S, v not in S, edge} sign(u, v) PRG(edge(u, v)) = sum_{u in S} x_u
+
+all mod 2^w per segment. T runs over the sets of t - 1 parties; M_T = sum_{u in S} PRG(self(u, T)) is what a party opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blindsum.protocol.codec import encode
+from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, digest, equal
+from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
+from blindsum.protocol.prg import SUITES, apply
+from blindsum.protocol.ring import pack, reduce, zeros
+from blindsum.protocol.sharing import deal, xor
+from blindsum.protocol.roster import RosterView
+from blindsum.protocol.view import RoundView
+
+__all__ = [
+    "Lanes",
+    "Seeds",
+    "Upload",
+    "dropped_edges",
+    "edge_check",
+    "edge_secret",
+    "edge_stream",
+    "header_fault",
+    "mask_upload",
+    "open_box",
+    "pad",
+    "self_sum",
+    "unmask_edges",
+]
+
+Lanes = list[np.ndarray]
+Random = Callable[[int], bytes]
+Seal = Callable[[bytes, bytes, bytes], bytes]
+"""seal(public key, info, plaintext) -> box: a port, since HPKE draws its own randomness."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A device's one upload: the header's body and the chunks of the masked vector."""
+
+    header: Header
+    chunks: list[bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """What one device sealed to one party: a seed for each self subset and each cap subset that the party is not in."""
+
+    self_seeds: dict[int, bytes] = field(repr=False)
+    cap_seeds: dict[int, bytes] = field(repr=False)
+
+
+# -- keys of the two layers -------------------------------------------------------------------------------------------
+
+
+def self_stream(view: RoundView, roster: RosterView, index: int, subset: int, seed: bytes) -> bytes:
+    return derive(seed, "self", view.digest, roster.digest, index, subset, size=SUITES[view.task.suite])
+
+
+def edge_secret(view: RoundView, roster: RosterView, private: bytes, mine: int, theirs: int) -> bytes | None:
+    """s_uv, the same for both ends; None where the other key is a small-order point."""
+    shared = agree(private, roster.keys[theirs])
+    if shared is None:
+        return None
+    return derive(shared, "edge", view.digest, roster.digest, min(mine, theirs), max(mine, theirs))
+
+
+def edge_stream(view: RoundView, secret: bytes) -> bytes:
+    return derive(secret, "edge-mask", view.digest, size=SUITES[view.task.suite])
+
+
+def edge_check(view: RoundView, secret: bytes) -> bytes:
+    """Lets whoever puts an edge together see that the shares were right. 16 bytes."""
+    return digest("edge-check", view.digest, secret)[:16]
+
+
+def pad(view: RoundView, roster: RosterView, mine: int, theirs: int, subset: int, seed: bytes) -> bytes:
+    """The share of edge (mine, theirs)'s cap that comes from one cap seed of device `mine`."""
+    return derive(seed, "cap", view.digest, roster.digest, mine, theirs, subset)
+
+
+def commitment(view: RoundView, roster: RosterView, index: int, layer: str, subset: int, seed: bytes) -> bytes:
+    return digest("commit", view.digest, roster.digest, index, layer, subset, seed)
+
+
+def box_info(view: RoundView, roster: RosterView, index: int, party: int) -> bytes:
+    return encode(["blindsum/1 box", view.digest, roster.digest, index, party])
+
+
+# -- device -----------------------------------------------------------------------------------------------------------
+
+
+def mask_upload(
+    view: RoundView,
+    roster: RosterView,
+    *,
+    index: int,
+    private: bytes,
+    lanes: Lanes,
+    random: Random,
+    seal: Seal,
+    threads: int = 1,
+) -> Upload:
+    """Mask `lanes` (ring elements, changed in place) for device `index` and make its header. `private` is its X25519 key of the
+    round. Raises ValueError where a neighbour's key is a small-order point (the parties vouched for a bad roster)."""
+    base = view.base
+    self_seeds = deal(random, len(base.self_subsets))
+    cap_seeds = deal(random, len(base.cap_subsets))
+    streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
+    edges: list[bytes] = []
+    for other in roster.neighbours(index):
+        secret = edge_secret(view, roster, private, index, other)
+        if secret is None:
+            raise ValueError(f"device {other} of the roster has an unusable key")
+        streams.append((edge_stream(view, secret), 1 if index < other else -1))
+        cap = secret
+        for subset, seed in enumerate(cap_seeds):
+            cap = xor(cap, pad(view, roster, index, other, subset, seed))
+        edges.append(cap + edge_check(view, secret))
+    apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
+    reduce(base.segments, lanes)
+    ref, chunks = chunks_of(pack(base.segments, lanes), view.task.plan.chunk_size)
+    commitments = [commitment(view, roster, index, "self", s, seed) for s, seed in enumerate(self_seeds)]
+    commitments += [commitment(view, roster, index, "cap", s, seed) for s, seed in enumerate(cap_seeds)]
+    boxes = []
+    for member in view.members:
+        held = [self_seeds[s] for s, subset in enumerate(base.self_subsets) if member.party not in subset]
+        held += [cap_seeds[s] for s, subset in enumerate(base.cap_subsets) if member.party not in subset]
+        boxes.append(seal(member.box_key, box_info(view, roster, index, member.party), b"".join(held)))
+    header = Header(
+        manifest=view.digest,
+        roster=roster.digest,
+        index=index,
+        body=ref,
+        commitments=b"".join(commitments),
+        boxes=boxes,
+        edges=b"".join(edges),
+    )
+    return Upload(header, chunks)
+
+
+# -- what can be checked of a header ----------------------------------------------------------------------------------
+
+
+def header_fault(view: RoundView, roster: RosterView, header: Header, body_size: int) -> str:
+    """The code of what is wrong with a header as far as everybody can see it, or "". `body_size` is the packed vector's."""
+    if header.manifest != view.digest or header.roster != roster.digest:
+        return "header-foreign"
+    if header.index >= roster.size:
+        return "header-malformed"
+    wanted = len(view.base.self_subsets) + len(view.base.cap_subsets)
+    if (
+        len(header.commitments) != HASH_SIZE * wanted
+        or len(header.boxes) != len(view.members)
+        or len(header.edges) != EDGE_SIZE * len(roster.neighbours(header.index))
+        or header.body.size != body_size
+        or header.body.chunk_size != view.task.plan.chunk_size
+        or not header.body.sound
+    ):
+        return "header-malformed"
+    return ""
+
+
+def open_box(
+    view: RoundView,
+    roster: RosterView,
+    header: Header,
+    *,
+    party: int,
+    opener: Callable[[bytes, bytes], bytes | None],
+) -> Seeds | str:
+    """The seeds in `party`'s box, or the code of the complaint. `opener(info, box)` is HPKE open under the round's box key."""
+    place = next(place for place, member in enumerate(view.members) if member.party == party)
+    plain = opener(box_info(view, roster, header.index, party), header.boxes[place])
+    base = view.base
+    mine = [s for s, subset in enumerate(base.self_subsets) if party not in subset]
+    caps = [s for s, subset in enumerate(base.cap_subsets) if party not in subset]
+    if plain is None or len(plain) != SEED_SIZE * (len(mine) + len(caps)):
+        return "box-unreadable"
+    seeds = [plain[at : at + SEED_SIZE] for at in range(0, len(plain), SEED_SIZE)]
+    found = Seeds(dict(zip(mine, seeds, strict=False)), dict(zip(caps, seeds[len(mine) :], strict=True)))
+    offset = len(base.self_subsets)
+    for layer, shift, held in (("self", 0, found.self_seeds), ("cap", offset, found.cap_seeds)):
+        for subset, seed in held.items():
+            at = HASH_SIZE * (shift + subset)
+            expected = commitment(view, roster, header.index, layer, subset, seed)
+            if not equal(expected, header.commitments[at : at + HASH_SIZE]):
+                return "commitment-differs"
+    return found
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def self_sum(
+    view: RoundView, roster: RosterView, subset: int, seeds: Iterable[tuple[int, bytes]], *, threads: int = 1
+) -> bytes:
+    """M_T packed: the sum of the self masks of subset number `subset` over (index, seed) of exactly the survivors."""
+    lanes = zeros(view.base.segments)
+    streams = ((self_stream(view, roster, index, subset, seed), 1) for index, seed in seeds)
+    apply(view.base.segments, lanes, streams, suite=view.task.suite, threads=threads)
+    reduce(view.base.segments, lanes)
+    return pack(view.base.segments, lanes)
+
+
+def dropped_edges(roster: RosterView, survivors: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(survivor, dropped) for every edge that has lost one end, in order."""
+    alive = set(survivors)
+    for index in survivors:
+        for other in roster.neighbours(index):
+            if other not in alive:
+                yield index, other
+
+
+def unmask_edges(
+    view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1
+) -> None:
+    """Take the pairwise masks of (survivor, dropped, s_uv) out of a sum, in place."""
+    streams = ((edge_stream(view, secret), -1 if mine < theirs else 1) for mine, theirs, secret in secrets)
+    apply(view.base.segments, lanes, streams, suite=view.task.suite, threads=threads)

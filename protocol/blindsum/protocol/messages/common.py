@@ -1,0 +1,94 @@
+"""Field types that every message shares, and the reference to a blob (SPEC.md sections 3 and 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from blindsum.protocol.keys import digest
+
+__all__ = [
+    "BLOB_CHUNKS_MAX",
+    "BYTES_MAX",
+    "CHUNK_SIZE",
+    "CHUNK_SIZE_MAX",
+    "DEVICES_MAX",
+    "PARTIES_MAX",
+    "BlobRef",
+    "Bytes16",
+    "Bytes32",
+    "Count",
+    "Millis",
+    "Name",
+    "Payload",
+    "Raw",
+    "chunk_key",
+    "chunks_of",
+]
+
+CHUNK_SIZE: Final = 262_144
+CHUNK_SIZE_MAX: Final = 262_144
+BLOB_CHUNKS_MAX: Final = 1024
+"""A blob has at most 256 MiB at the default chunk size."""
+BYTES_MAX: Final = BLOB_CHUNKS_MAX * CHUNK_SIZE_MAX
+DEVICES_MAX: Final = 100_000
+PARTIES_MAX: Final = 10
+
+Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Millis = Annotated[int, Meta(ge=0, le=2**53)]
+Name = Annotated[str, Meta(pattern="^[a-z0-9-]{1,64}$")]
+Raw = Annotated[bytes, Meta(min_length=1, max_length=65_536)]
+"""A signed message inside another."""
+
+
+class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of every message body: a map of exactly the fields named."""
+
+
+class BlobRef(Payload):
+    """Bytes too large for a message, cut into chunks that each verify on arrival: `digests` is their SHA-256s, concatenated."""
+
+    size: Annotated[int, Meta(ge=0, le=BYTES_MAX)]
+    chunk_size: Annotated[int, Meta(ge=1024, le=CHUNK_SIZE_MAX)]
+    digests: Annotated[bytes, Meta(max_length=32 * BLOB_CHUNKS_MAX)]
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return -(-self.size // self.chunk_size)
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is one digest for each chunk."""
+        return len(self.digests) == 32 * self.count
+
+    @property
+    def id(self) -> bytes:
+        """The blob's name, which commits to every byte of it."""
+        return digest("blob", self.size, self.chunk_size, self.digests)
+
+    def accepts(self, index: int, data: bytes) -> bool:
+        """Whether `data` is chunk `index`."""
+        if not 0 <= index < self.count:
+            return False
+        size = min(self.chunk_size, self.size - index * self.chunk_size)
+        return len(data) == size and hashlib.sha256(data).digest() == self.digests[32 * index : 32 * index + 32]
+
+
+def chunks_of(data: bytes, chunk_size: int = CHUNK_SIZE) -> tuple[BlobRef, list[bytes]]:
+    """The reference to `data` and its chunks. Raises ValueError over `BLOB_CHUNKS_MAX` chunks."""
+    chunks = [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]
+    if len(chunks) > BLOB_CHUNKS_MAX:
+        raise ValueError(f"{len(data)} bytes are more than {BLOB_CHUNKS_MAX} chunks of {chunk_size}")
+    digests = b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+    return BlobRef(size=len(data), chunk_size=chunk_size, digests=digests), chunks
+
+
+def chunk_key(blob: bytes, index: int) -> str:
+    """Where a chunk lives in a role's store."""
+    return f"blob/{blob.hex()}/{index:06d}"

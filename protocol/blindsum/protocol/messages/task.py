@@ -1,0 +1,89 @@
+"""The task: what the operator signs once, and what no coordinator may change later (SPEC.md section 5.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from blindsum.protocol.messages.common import (
+    BYTES_MAX,
+    DEVICES_MAX,
+    PARTIES_MAX,
+    BlobRef,
+    Bytes32,
+    Count,
+    Name,
+    Payload,
+)
+
+__all__ = ["Algorithm", "CodecSpec", "SegmentSpec", "Task", "ThreatSpec", "Training"]
+
+Micros = Annotated[int, Meta(ge=0, le=2**53)]
+Duration = Annotated[int, Meta(ge=100, le=7 * 86_400_000)]
+
+
+class SegmentSpec(Payload):
+    """One part of the vector: model parameters ("quantised") or exact integers ("exact")."""
+
+    name: Name
+    length: Annotated[int, Meta(ge=1, le=BYTES_MAX // 2)]
+    width: Literal[16, 24, 32, 64]
+    codec: Literal["quantised", "exact"]
+
+
+class CodecSpec(Payload):
+    """How an update becomes ring elements; lengths are in 10^-6 (no float travels)."""
+
+    clip_micros: Annotated[int, Meta(ge=1, le=2**53)]
+    range_micros: Annotated[int, Meta(ge=1, le=2**53)]
+    bits: Annotated[int, Meta(ge=2, le=32)]
+    weight_max: Annotated[int, Meta(ge=1, le=2**24)]
+    rotate: bool
+
+
+class ThreatSpec(Payload):
+    """Who may misbehave, and the committee that follows from it."""
+
+    parties: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
+    threshold: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
+    quorum: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
+    malicious_parties: Annotated[int, Meta(ge=0, le=PARTIES_MAX)]
+    corrupt_permille: Annotated[int, Meta(ge=0, le=1000)]
+    dropped_permille: Annotated[int, Meta(ge=0, le=1000)]
+    cohort_min: Annotated[int, Meta(ge=2, le=DEVICES_MAX)]
+
+
+class Training(Payload):
+    """What a device does between model and update."""
+
+    epochs: Annotated[int, Meta(ge=1, le=1000)]
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
+    rate_micros: Micros
+
+
+class Algorithm(Payload):
+    """The server optimiser that turns a sum into the next model."""
+
+    name: Literal["fedavg"]
+    rate_micros: Micros
+
+
+class Task(Payload):
+    """Everything constant over the rounds of a task. Round 1 starts from `model`."""
+
+    trust: Bytes32
+    plan: BlobRef
+    model: BlobRef
+    segments: Annotated[list[SegmentSpec], Meta(min_length=1, max_length=16)]
+    codec: CodecSpec
+    threat: ThreatSpec
+    devices_min: Annotated[int, Meta(ge=2, le=DEVICES_MAX)]
+    devices_max: Annotated[int, Meta(ge=2, le=DEVICES_MAX)]
+    suite: Literal["aes128-ctr", "chacha20"]
+    training: Training
+    algorithm: Algorithm
+    join_ms: Duration
+    upload_ms: Duration
+    decide_ms: Duration
+    rounds_max: Count

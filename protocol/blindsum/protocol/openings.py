@@ -1,0 +1,204 @@
+"""What parties open for a certified survivor set, and how the coordinator puts the openings together (SPEC.md section 7.4).
+
+A party gives sums over exactly the survivors, never a seed. Every sum has t or more holders, so a sum is taken only when t
+equal hashes vouch for it: with at most t - 1 bad parties one of them is honest. Everybody else is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+from blindsum.protocol.keys import SEED_SIZE, equal
+from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, pad, self_sum, unmask_edges
+from blindsum.protocol.messages import EDGE_SIZE, Header, OpeningContent
+from blindsum.protocol.ring import packed_size, reduce, subtract_packed
+from blindsum.protocol.roster import RosterView
+from blindsum.protocol.sharing import xor
+from blindsum.protocol.view import RoundView
+
+__all__ = ["Combined", "combine", "designated", "holders", "make_content"]
+
+
+@dataclass(slots=True)
+class Combined:
+    """What the openings so far amount to. `wants`: subsets to ask of a party; `faults`: (principal, code) proven by what they
+    signed; `complete`: the masks are out of the lanes; `hopeless`: no further opening can help."""
+
+    complete: bool = False
+    hopeless: str = ""
+    wants: dict[int, list[int]] = field(default_factory=dict)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+def holders(view: RoundView, outside: Sequence[int]) -> list[int]:
+    """The member parties that hold the seeds of the subset `outside`, in order."""
+    return [member.party for member in view.members if member.party not in outside]
+
+
+def designated(view: RoundView, subset: int) -> int:
+    """The party that sends the vector of self subset number `subset` unasked; the work rotates with the round."""
+    able = holders(view, view.base.self_subsets[subset])
+    return able[(view.number + subset) % len(able)]
+
+
+def make_content(
+    view: RoundView,
+    roster: RosterView,
+    *,
+    party: int,
+    survivors: Sequence[int],
+    seeds: Mapping[int, Seeds],
+    threads: int = 1,
+) -> tuple[OpeningContent, dict[int, bytes]]:
+    """(part 0 of `party`'s opening, all self-mask sums it holds, packed, by subset number) for exactly `survivors`, in order."""
+    sums: dict[int, bytes] = {}
+    for subset, outside in enumerate(view.base.self_subsets):
+        if party not in outside:
+            held = ((index, seeds[index].self_seeds[subset]) for index in survivors)
+            sums[subset] = self_sum(view, roster, subset, held, threads=threads)
+    edges = list(dropped_edges(roster, survivors))
+    shares = [
+        pad(view, roster, mine, theirs, subset, seeds[mine].cap_seeds[subset])
+        for subset, outside in enumerate(view.base.cap_subsets)
+        if party not in outside
+        for mine, theirs in edges
+    ]
+    content = OpeningContent(
+        hashes=[(subset, hashlib.sha256(vector).digest()) for subset, vector in sums.items()],
+        shares=b"".join(shares),
+        vectors=[(subset, vector) for subset, vector in sums.items() if designated(view, subset) == party],
+    )
+    return content, sums
+
+
+def combine(
+    view: RoundView,
+    roster: RosterView,
+    lanes: Lanes,
+    *,
+    headers: Mapping[int, Header],
+    contents: Mapping[int, Sequence[OpeningContent]],
+    threads: int = 1,
+) -> Combined:
+    """Take the masks out of `lanes`, the ring sum of the bodies of exactly `headers`' devices, if `contents` (the opened parts of
+    each party, in order) suffice; otherwise leave `lanes` as they are and say what is missing."""
+    out = Combined()
+    survivors = sorted(headers)
+    edges = list(dropped_edges(roster, survivors))
+    sound = {party: parts for party, parts in contents.items() if _sound(view, party, parts, len(edges), out)}
+    vectors = _self_sums(view, sound, out)
+    secrets = _edge_secrets(view, roster, edges, headers, sound, out)
+    if vectors is None or secrets is None:
+        return out
+    for vector in vectors:
+        subtract_packed(view.base.segments, lanes, vector)
+    opened = [(mine, theirs, secret) for (mine, theirs), secret in zip(edges, secrets, strict=True)]
+    unmask_edges(view, lanes, opened, threads=threads)
+    reduce(view.base.segments, lanes)
+    out.complete = True
+    return out
+
+
+def _sound(view: RoundView, party: int, parts: Sequence[OpeningContent], edges: int, out: Combined) -> bool:
+    """Whether `party`'s opening has the form it must have; if not it counts for nothing."""
+    mine = [s for s, outside in enumerate(view.base.self_subsets) if party not in outside]
+    caps = [s for s, outside in enumerate(view.base.cap_subsets) if party not in outside]
+    first = parts[0]
+    good = [subset for subset, _ in first.hashes] == mine and len(first.shares) == SEED_SIZE * len(caps) * edges
+    hashes = dict(first.hashes)
+    size = packed_size(view.base.segments)
+    for part in parts:
+        for subset, vector in part.vectors:
+            fine = len(vector) == size and hashlib.sha256(vector).digest() == hashes.get(subset)
+            good = good and fine
+    if not good:
+        out.faults.append((f"party/{party}", "opening-malformed"))
+    return good
+
+
+def _self_sums(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]], out: Combined) -> list[bytes] | None:
+    """The vouched-for M_T of every subset, or None with `wants` or `hopeless` set as the case may be."""
+    found: list[bytes] = []
+    for subset, outside in enumerate(view.base.self_subsets):
+        able = holders(view, outside)
+        hashes = {party: dict(parts[0].hashes)[subset] for party, parts in contents.items() if party in able}
+        value, count = Counter(hashes.values()).most_common(1)[0] if hashes else (b"", 0)
+        if count < view.base.committee.threshold:
+            if set(able) <= set(contents):
+                out.hopeless = "openings-disagree"
+            continue
+        out.faults += [(f"party/{party}", "opening-differs") for party, other in hashes.items() if other != value]
+        vouching = [party for party, other in hashes.items() if other == value]
+        vector = next(
+            (v for party in vouching for part in contents[party] for s, v in part.vectors if s == subset), None
+        )
+        if vector is not None:
+            found.append(vector)
+        elif designated(view, subset) in vouching:
+            out.faults.append((f"party/{designated(view, subset)}", "opening-malformed"))
+            out.wants.setdefault(vouching[0], []).append(subset)
+        else:
+            out.wants.setdefault(vouching[0], []).append(subset)
+    return found if len(found) == len(view.base.self_subsets) else None
+
+
+def _edge_secrets(
+    view: RoundView,
+    roster: RosterView,
+    edges: Sequence[tuple[int, int]],
+    headers: Mapping[int, Header],
+    contents: Mapping[int, Sequence[OpeningContent]],
+    out: Combined,
+) -> list[bytes] | None:
+    """s_uv of every dropped edge, each proven by its check; None while shares are missing."""
+    shares: list[dict[int, bytes]] = []
+    for subset, outside in enumerate(view.base.cap_subsets):
+        given: dict[int, bytes] = {}
+        for party, parts in contents.items():
+            if party not in outside:
+                place = sum(party not in other for other in view.base.cap_subsets[:subset])
+                start = SEED_SIZE * len(edges) * place
+                given[party] = parts[0].shares[start : start + SEED_SIZE * len(edges)]
+        if edges and not given:
+            return None
+        shares.append(given)
+    secrets: list[bytes] = []
+    for number, (mine, theirs) in enumerate(edges):
+        at = SEED_SIZE * number
+        place = EDGE_SIZE * roster.neighbours(mine).index(theirs)
+        cap = headers[mine].edges[place : place + SEED_SIZE]
+        check = headers[mine].edges[place + SEED_SIZE : place + EDGE_SIZE]
+        options = [sorted({given[party][at : at + SEED_SIZE] for party in given}) for given in shares]
+        secret = _first_match(view, cap, check, options)
+        if secret is None:
+            if len(contents) == len(view.members):
+                out.hopeless = "edge-false"
+                if len(contents) == view.base.committee.parties:
+                    # every subset has an honest holder among all parties, so no share but the device's cap can be false
+                    out.faults.append((f"device/{roster.devices[mine]}", "edge-false"))
+            return None
+        secret, chosen = secret
+        for given, right in zip(shares, chosen, strict=True):
+            for party, share in given.items():
+                fault = (f"party/{party}", "edge-share-differs")
+                if share[at : at + SEED_SIZE] != right and fault not in out.faults:
+                    out.faults.append(fault)
+        secrets.append(secret)
+    return secrets
+
+
+def _first_match(
+    view: RoundView, cap: bytes, check: bytes, options: Sequence[Sequence[bytes]]
+) -> tuple[bytes, tuple[bytes, ...]] | None:
+    """The secret whose check holds, and the shares that give it. Parties that agree leave one combination to try."""
+    for chosen in product(*options):
+        secret = cap
+        for share in chosen:
+            secret = xor(secret, share)
+        if equal(edge_check(view, secret), check):
+            return secret, chosen
+    return None

@@ -1,0 +1,95 @@
+"""Every code a machine refuses, complains or fails a round with (docs/ERRORS.md is made from this table and `errors.CATALOGUE`).
+
+A remedy says what the owner of the process that counted the refusal may do; for most there is nothing to do but to look when
+the count is high.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blindsum.protocol.errors import Entry
+
+__all__ = ["REFUSALS"]
+
+_NONE = "none; a high count means that somebody sends junk or an old version"
+_STRAY = "none; late and repeated messages are normal"
+_BLAME = "look at the evidence: the signature shows who did it"
+
+REFUSALS: Final[dict[str, Entry]] = {
+    # -- any message --------------------------------------------------------------------------------------------------
+    "message-too-large": Entry("a message is larger than its type may be", _NONE),
+    "message-malformed": Entry("the bytes are not one deterministic CBOR message of their type", _NONE),
+    "message-version": Entry("the message speaks another protocol version", "upgrade the older side"),
+    "message-type-unknown": Entry("no message type has this name", "upgrade this side if the sender is newer"),
+    "message-misplaced": Entry("the message is genuine but does not belong to this role, task or state", _STRAY),
+    "fleet-foreign": Entry("the message belongs to another fleet", "check that the topic prefix and the kit are one fleet's"),
+    "sender-wrong-role": Entry("a role sent what only another role may send", _NONE),
+    "signature-invalid": Entry("the signature is not the named sender's", "check that both sides have the same trust bundle"),
+    "clock-skew": Entry("this clock and the coordinator's differ by more than 5 minutes", "set the clock (NTP)"),
+    "certificate-invalid": Entry("the certificate is not one of this fleet's CA", "enrol the device again"),
+    "certificate-expired": Entry("the certificate is not valid at this time", "enrol the device again, or set the clock"),
+    # -- tasks and manifests ------------------------------------------------------------------------------------------
+    "task-unknown": Entry("the task is not known here", _STRAY),
+    "task-differs": Entry("another record was adopted under this task's name", "give a changed task a new name"),
+    "trust-differs": Entry("the task was signed for another set of organisations", "distribute one trust bundle to all roles"),
+    "policy-floor": Entry("the task asks for less protection than this owner insists on", "raise the task's cohort or lower the floor"),
+    "offers-too-few": Entry("fewer than a quorum of parties offered to take part", "see which parties are down"),
+    "offer-differs": Entry("the manifest has an offer of this party that it did not make for the round", _BLAME),
+    "manifest-differs": Entry("a message is about another manifest than the one agreed on", _BLAME),
+    "second-manifest": Entry("two manifests were proposed for one round", _BLAME),
+    "chain-differs": Entry("the manifest's model does not follow from the last result this party recomputed", _BLAME),
+    "chain-behind": Entry("this party has missed results and waits for them", "none; the coordinator sends them again"),
+    "votes-too-few": Entry("fewer than a quorum of parties voted alike", "see which parties are down or refuse, and why"),
+    "vote-differs": Entry("a party voted for something that was not proposed", _BLAME),
+    "second-vote": Entry("a party signed two different votes on one question", _BLAME),
+    "round-stale": Entry("the message belongs to a round that is over or not begun", _STRAY),
+    # -- rosters ------------------------------------------------------------------------------------------------------
+    "cohort-too-small": Entry("fewer devices joined than the task demands", "wait for more devices or lengthen join_s"),
+    "cohort-full": Entry("the round has all the devices it may have", "none; the device takes part in a later round"),
+    "joining-closed": Entry("the device joined after the roster was made", _STRAY),
+    "second-join": Entry("a device sent two different joins to one round", "none; the first one counts"),
+    "not-selected": Entry("the roster does not name this device", _STRAY),
+    "roster-malformed": Entry("the roster or one of its joins is not sound", _BLAME),
+    "roster-differs": Entry("a message is about another roster than the one agreed on", _BLAME),
+    "roster-key-differs": Entry("the roster names another key than this device sent", _BLAME),
+    "second-roster": Entry("two rosters were proposed for one round", _BLAME),
+    "beacon-differs": Entry("a party revealed another beacon than it committed to", _BLAME),
+    # -- uploads ------------------------------------------------------------------------------------------------------
+    "header-early": Entry("an upload arrived before its roster", _STRAY),
+    "header-foreign": Entry("an upload is for another round, or not by the device it names", _NONE),
+    "header-malformed": Entry("an upload's header has not the parts that the round demands", _NONE),
+    "second-header": Entry("a device sent two different uploads in one round; neither counts", _BLAME),
+    "box-unreadable": Entry("a box cannot be opened with the key this party offered", "none; the device is left out"),
+    "commitment-differs": Entry("a box holds other seeds than the header commits to", "none; the device is left out"),
+    "chunk-unexpected": Entry("a chunk of a blob nobody here waits for", _STRAY),
+    "chunk-wrong": Entry("a chunk is not the one the blob's digest names", _NONE),
+    "blob-unknown": Entry("somebody asks for a blob that is not served here (any more)", _STRAY),
+    "receipt-foreign": Entry("a receipt for something this device did not send", _STRAY),
+    "upload-late": Entry("the upload arrived after the survivor set was closed", "lengthen upload_s if it happens often"),
+    # -- closing ------------------------------------------------------------------------------------------------------
+    "round-closed": Entry("an upload arrived at a party after it had voted on the survivor set", _STRAY),
+    "survivors-too-few": Entry("fewer devices uploaded than keep the promised protection", "lengthen upload_s or lower the dropouts"),
+    "survivors-malformed": Entry("the survivor list is not sound", _BLAME),
+    "survivors-differ": Entry("a check is about another candidate", _STRAY),
+    "survivor-refused": Entry("the set has a device this party complained about", _BLAME),
+    "checks-too-few": Entry("fewer than a quorum of parties checked the candidate", "see which parties are down"),
+    "second-set": Entry("two survivor sets were proposed for one round", _BLAME),
+    "subset-not-held": Entry("the coordinator wants a sum this party does not hold", _BLAME),
+    "opening-foreign": Entry("an opening of another proposal, party or part", _STRAY),
+    "opening-unreadable": Entry("an opening's box is not what its party signed", _BLAME),
+    "opening-malformed": Entry("an opening has not the parts it must have", _BLAME),
+    "opening-differs": Entry("a party opened another self-mask sum than the others", _BLAME),
+    "second-opening": Entry("a party signed two openings of one set", _BLAME),
+    "openings-disagree": Entry("no self-mask sum is vouched for by enough parties", "more parties than promised are malicious or broken"),
+    "openings-too-few": Entry("too few parties opened in time", "see which parties are down"),
+    "edge-share-differs": Entry("a party gave a wrong share of a dropped edge", _BLAME),
+    "edge-false": Entry("a device capped an edge falsely; the round cannot be opened", "revoke the device if it happens again"),
+    "sum-malformed": Entry("the published sum is not one that honest devices give", _BLAME),
+    "model-differs": Entry("the published model does not follow from the published sum", _BLAME),
+    "second-result": Entry("two results were published for one round", _BLAME),
+    "superseded": Entry("a newer round of the task began", _STRAY),
+    "deadline": Entry("the round did not get this far in time", "lengthen join_s, upload_s or decide_s"),
+    "expired": Entry("the round reached its end without a result here", _STRAY),
+    "finished": Entry("the round is over", "none"),
+}

@@ -1,0 +1,66 @@
+"""From an update to ring elements and from a sum back to a mean (SPEC.md section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import derive
+from blindsum.protocol.quantize import dequantise, quantise
+from blindsum.protocol.ring import from_signed, to_signed, unpack
+from blindsum.protocol.view import TaskView
+
+__all__ = ["Aggregate", "decode_sum", "encode_update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """What a round's sum says: `mean` is the weighted mean update (float32), `weight` the sum of weights, `statistics` the exact
+    sums that followed the weight (int64)."""
+
+    mean: NDArray[np.float32] = field(repr=False)
+    weight: int
+    statistics: NDArray[np.int64]
+
+
+def encode_update(
+    base: TaskView, update: NDArray[np.float32], *, weight: int, statistics: Sequence[int], rotation: bytes, key: bytes
+) -> list[np.ndarray]:
+    """Lanes for one device: `update` clipped, rotated, scaled, weighted and rounded with secret randomness `key` (32 bytes); then
+    [weight, *statistics] exactly. Raises BlindsumError for NaN, a wrong length, or a weight outside 1..weight_max."""
+    codec = base.codec(rotation)
+    lanes = []
+    for number, (segment, spec) in enumerate(zip(base.segments, base.task.segments, strict=True)):
+        if spec.codec == "quantised":
+            if update.shape != (segment.length,):
+                raise BlindsumError("update-wrong-shape", f"{update.shape} where ({segment.length},) belongs")
+            lanes.append(quantise(update, weight, codec, segment, derive(key, "round", number)))
+        else:
+            values = [weight, *statistics]
+            if len(values) != segment.length:
+                raise BlindsumError("update-wrong-shape", f"{len(values)} statistics where {segment.length} belong")
+            lanes.append(from_signed(segment, np.asarray(values, dtype=np.int64)))
+    return lanes
+
+
+def decode_sum(base: TaskView, packed: bytes, rotation: bytes) -> Aggregate:
+    """The mean update and exact statistics of a packed ring sum. Raises BlindsumError("sum-malformed") where the weights do not
+    sum to a positive number (no honest cohort gives that)."""
+    codec = base.codec(rotation)
+    mean = np.zeros(0, np.float32)
+    exact = np.zeros(1, np.int64)
+    lanes = unpack(base.segments, packed)
+    for segment, spec, lane in zip(base.segments, base.task.segments, lanes, strict=True):
+        if spec.codec == "exact":
+            exact = to_signed(segment, lane)
+    weight = int(exact[0])
+    if weight <= 0:
+        raise BlindsumError("sum-malformed", f"the weights sum to {weight}")
+    for segment, spec, lane in zip(base.segments, base.task.segments, lanes, strict=True):
+        if spec.codec == "quantised":
+            mean = dequantise(lane, weight, codec, segment)
+    return Aggregate(mean, weight, exact[1:])

@@ -1,0 +1,287 @@
+"""What a role knows of a task and round once signatures and votes are checked (SPEC.md section 5).
+
+The openers take bytes from anybody and give a frozen view or a `Refused`; everything behind a view is trusted inside. Devices,
+parties, the coordinator and `verify` all look through these, so there is one reading of every message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+from blindsum.protocol.codec import DecodeError, convert
+from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.messages import (
+    MESSAGE_SIZE_MAX,
+    MESSAGES,
+    Manifest,
+    Offer,
+    Payload,
+    Task,
+    Vote,
+)
+from blindsum.protocol.params import Committee, ThreatModel
+from blindsum.protocol.quantize import Codec, bits_for
+from blindsum.protocol.ring import Segment
+from blindsum.protocol.sharing import subsets
+from blindsum.protocol.trust import Trust, party_number
+
+__all__ = [
+    "CLOCK_SKEW_MAX_MS",
+    "Member",
+    "RoundView",
+    "TaskView",
+    "count_votes",
+    "expect",
+    "open_manifest",
+    "open_message",
+    "open_task",
+    "payload_of",
+]
+
+CLOCK_SKEW_MAX_MS = 300_000
+"""A manifest issued further in the future than this means that this clock, or the coordinator's, is wrong."""
+
+P = TypeVar("P", bound=Payload)
+
+
+# -- envelopes --------------------------------------------------------------------------------------------------------
+
+
+def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
+    """Size, syntax, version, type, fleet, role and (except for devices, whose key comes with their join) signature."""
+    if len(raw) > MESSAGE_SIZE_MAX:
+        return Refused("message-too-large")
+    try:
+        signed = open_envelope(raw)
+    except DecodeError as error:
+        return Refused("message-version" if str(error) == "version" else "message-malformed", detail=str(error))
+    head = signed.head
+    if head.type not in MESSAGES:
+        return Refused("message-type-unknown", detail=head.type)
+    _, role, size_max = MESSAGES[head.type]
+    if len(raw) > size_max:
+        return Refused("message-too-large", detail=head.type)
+    if head.fleet != trust.fleet:
+        return Refused("fleet-foreign", detail=head.fleet)
+    if role not in ("any", head.sender.split("/")[0]):
+        return Refused("sender-wrong-role", detail=f"{head.type} from {head.sender}")
+    if head.sender.startswith("device/"):
+        if not is_name(head.sender.removeprefix("device/")):
+            return Refused("message-malformed", detail="device name")
+        return signed
+    key = trust.key_of(head.sender)
+    if key is None or not signed.valid(key):
+        return Refused("signature-invalid", detail=head.sender)
+    return signed
+
+
+def payload_of(signed: Signed, kind: type[P]) -> P | Refused:
+    """The typed body, or the sender's fault."""
+    try:
+        return convert(signed.payload, kind)
+    except DecodeError as error:
+        return Refused("message-malformed", signed.head.sender, str(error))
+
+
+def expect(trust: Trust, raw: bytes, name: str, kind: type[P], *, task: str, number: int) -> tuple[Signed, P] | Refused:
+    """Open an embedded message of one type, task and round."""
+    signed = open_message(trust, raw)
+    if isinstance(signed, Refused):
+        return signed
+    if (signed.head.type, signed.head.task, signed.head.round) != (name, task, number):
+        return Refused("message-misplaced", signed.head.sender, f"{signed.head.type} where {name} belongs")
+    payload = payload_of(signed, kind)
+    return payload if isinstance(payload, Refused) else (signed, payload)
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task the operator signed, with what follows from it."""
+
+    trust: Trust
+    name: str
+    task: Task
+    digest: bytes
+    raw: bytes = field(repr=False)
+    committee: Committee
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(Segment(s.name, s.length, s.width) for s in self.task.segments)
+
+    @cached_property
+    def threat(self) -> ThreatModel:
+        spec = self.task.threat
+        return ThreatModel(
+            malicious_parties=spec.malicious_parties,
+            corrupt_permille=spec.corrupt_permille,
+            dropped_permille=spec.dropped_permille,
+            cohort_min=spec.cohort_min,
+        )
+
+    @cached_property
+    def self_subsets(self) -> tuple[tuple[int, ...], ...]:
+        """Layer 1: all sets of t - 1 parties; each seed goes to every party outside its set."""
+        return subsets(self.committee.parties, self.committee.threshold - 1)
+
+    @cached_property
+    def cap_subsets(self) -> tuple[tuple[int, ...], ...]:
+        """Layer 2: all sets of q - 1 parties."""
+        return subsets(self.committee.parties, self.committee.quorum - 1)
+
+    def codec(self, rotation: bytes) -> Codec:
+        spec = self.task.codec
+        return Codec(
+            clip_norm=spec.clip_micros / 1e6,
+            value_range=spec.range_micros / 1e6,
+            bits=spec.bits,
+            weight_max=spec.weight_max,
+            rotation=rotation,
+        )
+
+
+def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
+    """A task is taken only with the operator's signature, this trust bundle, and parameters that are safe together."""
+    signed = open_message(trust, raw)
+    if isinstance(signed, Refused):
+        return signed
+    if signed.head.type != "task":
+        return Refused("message-misplaced", signed.head.sender, signed.head.type)
+    task = payload_of(signed, Task)
+    if isinstance(task, Refused):
+        return task
+    if task.trust != trust.digest:
+        return Refused("trust-differs", "operator")
+    spec = task.threat
+    try:
+        committee = Committee.custom(
+            parties=spec.parties, threshold=spec.threshold, quorum=spec.quorum, equivocators=spec.malicious_parties
+        )
+        for segment in task.segments:
+            if segment.codec == "quantised":
+                best = bits_for(segment.width, task.devices_max, task.codec.weight_max)
+                if task.codec.bits > best:
+                    raise BlindsumError(
+                        "parameters-unsafe",
+                        f"{task.codec.bits} bits a value wrap in {segment.width} bits; at most {best} fit {task.devices_max} devices",
+                    )
+    except BlindsumError as error:
+        return Refused("parameters-unsafe", "operator", error.detail)
+    fault = _task_fault(task, trust)
+    if fault:
+        return Refused("parameters-unsafe", "operator", fault)
+    return TaskView(trust, signed.head.task, task, signed.digest, raw, committee)
+
+
+def _task_fault(task: Task, trust: Trust) -> str:
+    if task.threat.parties != len(trust.parties):
+        return f"the task names {task.threat.parties} parties, the trust bundle {len(trust.parties)}"
+    if not task.threat.cohort_min <= task.devices_min <= task.devices_max:
+        return "cohort_min <= devices_min <= devices_max does not hold"
+    if not (task.plan.sound and task.model.sound):
+        return "a blob reference has the wrong number of digests"
+    if len({segment.name for segment in task.segments}) != len(task.segments):
+        return "two segments share a name"
+    return ""
+
+
+# -- manifests --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A party that offered to take part in this round."""
+
+    party: int
+    box_key: bytes = field(repr=False)
+    beacon_commitment: bytes
+    chain: bytes
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """One round of a task: a manifest whose offers are genuine. (That it is the round's only one is what votes are for.)"""
+
+    base: TaskView
+    number: int
+    manifest: Manifest
+    digest: bytes
+    members: tuple[Member, ...]
+    raw: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def task(self) -> Task:
+        return self.base.task
+
+    @property
+    def trust(self) -> Trust:
+        return self.base.trust
+
+    def member(self, party: int) -> Member | None:
+        return next((member for member in self.members if member.party == party), None)
+
+    def head(self, kind: str, sender: str, to: str) -> Head:
+        return Head(type=kind, fleet=self.trust.fleet, task=self.name, round=self.number, sender=sender, to=to)
+
+
+def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
+    """A manifest of this task signed by the coordinator, with at least a quorum of genuine offers and deadlines in order."""
+    opened = open_message(base.trust, raw)
+    if isinstance(opened, Refused):
+        return opened
+    number = opened.head.round
+    if opened.head.type != "manifest" or opened.head.task != base.name or number < 1:
+        return Refused("message-misplaced", opened.head.sender, opened.head.type)
+    manifest = payload_of(opened, Manifest)
+    if isinstance(manifest, Refused):
+        return manifest
+    members: list[Member] = []
+    for raw_offer in manifest.offers:
+        offer = expect(base.trust, raw_offer, "offer", Offer, task=base.name, number=number)
+        if isinstance(offer, Refused):
+            return offer
+        signed, body = offer
+        members.append(Member(party_number(signed.head.sender), body.box_key, body.beacon_commitment, body.chain))
+    parties = [member.party for member in members]
+    if parties != sorted(set(parties)) or len(parties) < base.committee.quorum:
+        return Refused("offers-too-few", "coordinator", f"{len(parties)} offers, {base.committee.quorum} needed")
+    ordered = manifest.issued_at < manifest.join_until < manifest.upload_until < manifest.expires_at
+    durations = (
+        manifest.join_until - manifest.issued_at <= base.task.join_ms
+        and manifest.upload_until - manifest.join_until <= base.task.upload_ms
+    )
+    if (
+        manifest.task != base.digest
+        or not manifest.model.sound
+        or not (ordered and durations)
+        or len(manifest.rotation) != (16 if base.task.codec.rotate else 0)
+        or (manifest.previous == bytes(32) and manifest.model != base.task.model)
+    ):
+        return Refused("manifest-differs", "coordinator", "task, model, times or rotation are not what the task states")
+    return RoundView(base, number, manifest, opened.digest, tuple(members), raw)
+
+
+def count_votes(
+    base: TaskView, number: int, raws: Sequence[bytes], *, decides: str, digest: bytes
+) -> dict[int, tuple[bytes, Vote]]:
+    """The distinct parties whose genuine votes for (`decides`, `digest`) are among `raws`. Anything else is passed over."""
+    votes: dict[int, tuple[bytes, Vote]] = {}
+    for raw in raws:
+        opened = expect(base.trust, raw, "vote", Vote, task=base.name, number=number)
+        if isinstance(opened, Refused):
+            continue
+        signed, vote = opened
+        if vote.decides == decides and vote.digest == digest:
+            votes[party_number(signed.head.sender)] = (raw, vote)
+    return votes

@@ -1,0 +1,413 @@
+"""One role at work: a machine, its store and its link, and the one thread that owns the machine (SPEC.md section 8).
+
+Input -> `Step` -> one transaction with its outbox rows -> PUBACK for the input -> publish -> delete the row once the broker has
+it. So nothing leaves before it is stored and nothing is acknowledged before it is handled; a crash at any point repeats work
+and loses none. Up to `GROUP_MAX` inputs share a transaction, because the disk's flush is the dear part.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from blindsum.protocol.codec import encode_chunk
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Machine, Step
+from blindsum.protocol.messages import MESSAGE_SIZE_MAX, chunk_key
+from blindsum.runtime.logs import fields
+from blindsum.runtime.ports import DurableStore, Inbound, Link, LinkState, OutboxRow, Outcome
+from blindsum.runtime.sqlite import STORE_CODES
+from blindsum.runtime.system import now_ms
+from blindsum.runtime.topics import Topics
+
+__all__ = ["CHUNK_WINDOW_MAX", "Driver"]
+
+log = logging.getLogger("blindsum.runtime.driver")
+
+GROUP_MAX: Final = 64
+INBOX_MAX: Final = 128
+CALLS_MAX: Final = 64
+CHUNK_WINDOW_MAX: Final = 4
+"""Chunks in flight on one link; the rest of its window is for messages, which overtake."""
+IDLE_MAX_S: Final = 5.0
+"""Look at the clock this often: it may have been set, and the host may have slept."""
+WAKE_MIN_MS: Final = 20
+"""A deadline that does not move on must not spin."""
+FAULT_PAUSE_MS: Final = 1000
+"""After an internal error the machine is not woken sooner."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    fn: Callable[[Machine, int], Any]
+    future: Future[Any]
+
+
+class Driver:
+    """Runs the machine that `make_machine` restores from `store`, for ever, also when `make_machine` must be called again.
+
+    `on_event` and `on_refused` run on the machine's thread, after the commit, and must be quick. Events of the driver itself:
+    "connected", "disconnected" (code, detail), "presence" (role, id, online), "undeliverable" (code, kind, to) and, last,
+    "stopped" (code), where a failing disk ended it: nothing is acknowledged or sent any more, and `failure` says why.
+    """
+
+    def __init__(
+        self,
+        make_machine: Callable[[], Machine],
+        store: DurableStore,
+        link: Link,
+        topics: Topics,
+        *,
+        clock: Callable[[], int] = now_ms,
+        on_event: Callable[[Event], None] = lambda _event: None,
+        on_refused: Callable[[Refused], None] = lambda _refused: None,
+    ) -> None:
+        self._make_machine, self._store, self._link, self._topics = make_machine, store, link, topics
+        self._clock, self._on_event, self._on_refused = clock, on_event, on_refused
+        self.refusals: Counter[str] = Counter()
+        """How often each code was refused since the start."""
+        self.failure: BlindsumError | None = None
+        self._changed = threading.Condition()  # guards the next five
+        self._inbox: deque[Inbound] = deque()
+        self._calls: deque[_Call] = deque()
+        self._outcomes: deque[tuple[int, Outcome]] = deque()  # bounded by the link's window
+        self._states: deque[LinkState] = deque(maxlen=16)
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        # what follows belongs to the machine's thread
+        self._machine: Machine
+        self._connected = False
+        self._flying: dict[int, bool] = {}  # seq -> is a chunk
+        self._cursor = {True: 0, False: 0}  # the last row looked at, of chunks and of messages
+        self._restored = True  # a machine that is new from the store is woken, whatever its deadline
+        self._wake_after = 0
+        self._dropped = 0
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Restore the machine, send what an earlier life left in the outbox, connect. Returns at once; no broker is no error."""
+        assert self._thread is None, "a driver starts once"
+        self._machine = self._make_machine()
+        self._thread = threading.Thread(target=self._run, name=f"driver-{self._topics.principal.user}", daemon=True)
+        self._thread.start()
+        self._link.open(self._topics.subscriptions, on_message=self._enqueue, on_state=self._state_changed)
+
+    def call(self, fn: Callable[[Machine, int], T]) -> Future[T]:
+        """Run `fn(machine, now)` on the machine's thread. A `Step` it returns is committed before the future is done.
+
+        Raises BlindsumError "driver-stopped" or "driver-busy". The future holds what `fn` returned or raised.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if not self.running or self._stopping:
+                raise BlindsumError("driver-stopped", self.failure.code if self.failure else "")
+            if len(self._calls) >= CALLS_MAX:
+                raise BlindsumError("driver-busy")
+            self._calls.append(_Call(fn, future))
+            self._changed.notify()
+        return future
+
+    def stop(self, timeout_s: float = 2.0) -> bool:
+        """Finish the step under way and close the link. What waits in the outbox goes out next time. False: still busy."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._link.close(timeout_s)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        return not self.running
+
+    # -- from the link's thread: only enqueue ----------------------------------------------------------------------------
+
+    def _enqueue(self, inbound: Inbound) -> bool:
+        with self._changed:
+            if len(self._inbox) >= INBOX_MAX:
+                return False
+            self._inbox.append(inbound)
+            self._changed.notify()
+        return True
+
+    def _state_changed(self, state: LinkState) -> None:
+        with self._changed:
+            self._states.append(state)
+            self._changed.notify()
+
+    # -- the machine's thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn(*self._wait())
+        except BlindsumError as error:
+            self.failure = error
+            log.error("driver stopped", extra=fields(code=error.code, detail=error.detail))
+        except Exception:
+            self.failure = BlindsumError("internal-error", "the machine could not be restored")
+            log.exception("driver stopped")
+        finally:
+            self._end()
+
+    def _wait(self) -> tuple[list[Inbound], list[_Call], list[tuple[int, Outcome]], list[LinkState]]:
+        """Everything there is to do, as soon as there is something or the machine wants to be woken."""
+        with self._changed:
+            if not (self._stopping or self._inbox or self._calls or self._outcomes or self._states):
+                self._changed.wait(self._patience_s())
+            was_full = len(self._inbox) >= INBOX_MAX
+            group = [self._inbox.popleft() for _ in range(min(GROUP_MAX, len(self._inbox)))]
+            calls, outcomes, states = list(self._calls), list(self._outcomes), list(self._states)
+            self._calls.clear()
+            self._outcomes.clear()
+            self._states.clear()
+        if was_full:
+            self._link.resume()
+        return group, calls, outcomes, states
+
+    def _patience_s(self) -> float:
+        due = self._due()
+        return IDLE_MAX_S if due is None else min(IDLE_MAX_S, max(0.0, (due - self._clock()) / 1000))
+
+    def _due(self) -> int | None:
+        if self._restored:
+            return self._wake_after
+        deadline = self._machine.deadline
+        return None if deadline is None else max(deadline, self._wake_after)
+
+    def _turn(
+        self,
+        group: list[Inbound],
+        calls: list[_Call],
+        outcomes: list[tuple[int, Outcome]],
+        states: list[LinkState],
+    ) -> None:
+        for state in states:
+            self._tell_state(state)
+        self._settle(outcomes)
+        for call in calls:
+            self._do_call(call)
+        if group:
+            self._do_group(group)
+        due = self._due()
+        if due is not None and due <= self._clock():
+            self._wake_machine()
+        self._pump()
+
+    def _do_group(self, group: list[Inbound]) -> None:
+        steps: list[Step] = []
+        for inbound in group:
+            step = self._receive(inbound)
+            if step is None:  # undone alone: what the group did before it is whole and stays
+                self._finish(steps)
+                steps = []
+                self._restore()
+            else:
+                steps.append(step)
+        self._finish(steps)
+        for inbound in group:  # in the order of arrival, as MQTT asks
+            self._link.ack(inbound.token)
+
+    def _receive(self, inbound: Inbound) -> Step | None:
+        """The staged step for one message, or None after a fault of ours."""
+        if len(inbound.body) > MESSAGE_SIZE_MAX:
+            return Step(refused=Refused("message-oversized", detail=f"{len(inbound.body)} bytes"))
+        if self._topics.is_own(inbound.topic):
+            return Step()
+        if (who := self._topics.presence_of(inbound.topic)) is not None:
+            online = inbound.body == b"online"
+            return Step(events=(Event("presence", {"role": who.role, "id": who.id, "online": online}),))
+        return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
+
+    def _attempt(self, act: Callable[[], Step]) -> Step | None:
+        """Stage what `act` returns. None where it, or its step, is faulty: nothing of it is staged."""
+        try:
+            step = act()
+            for out in step.messages:
+                if not isinstance(out, Listen):
+                    self._topics.route(out)  # what has no topic must not enter the outbox
+        except Exception as error:
+            if isinstance(error, BlindsumError) and error.code in STORE_CODES:
+                raise
+            log.exception("internal error", extra=fields(user=self._topics.principal.user))
+            self._count(Refused("internal-error", detail=type(error).__name__))
+            return None
+        if step.writes or step.messages:
+            self._store.stage(step.writes, step.messages)
+        return step
+
+    def _wake_machine(self) -> None:
+        now = self._clock()
+        self._wake_after = now + WAKE_MIN_MS
+        self._restored = False
+        step = self._attempt(lambda: self._machine.wake(now))
+        if step is None:
+            self._restore()
+        else:
+            self._finish([step])
+
+    def _do_call(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            value = call.fn(self._machine, self._clock())
+        except BlindsumError as error:
+            call.future.set_exception(error)
+            if error.code in STORE_CODES:
+                raise
+            return
+        except Exception as error:
+            call.future.set_exception(error)
+            self._restore()
+            return
+        if isinstance(value, Step):
+            step = self._attempt(lambda: value)
+            if step is None:
+                call.future.set_exception(BlindsumError("internal-error"))
+                self._restore()
+                return
+            try:
+                self._finish([step])
+            except BlindsumError as error:
+                call.future.set_exception(error)
+                raise
+        call.future.set_result(value)
+
+    def _finish(self, steps: list[Step]) -> None:
+        """Commit what is staged, then let the rest of the steps happen."""
+        if any(step.writes or step.messages for step in steps):
+            self._store.commit()
+        if self._store.dropped > self._dropped:
+            self._dropped = self._store.dropped
+            self._count(Refused("outbox-overflow", detail=f"{self._dropped} messages so far"))
+        for step in steps:
+            for out in step.messages:
+                if isinstance(out, Listen):
+                    topic_filter = self._topics.chunks(out.task, out.blob)
+                    (self._link.subscribe if out.on else self._link.unsubscribe)(topic_filter)
+            if step.refused is not None:
+                self._count(step.refused)
+            for event in step.events:
+                self._tell(event)
+
+    def _restore(self) -> None:
+        """Back to what is stored. The machine is woken after a pause, as at a start."""
+        self._store.rollback()
+        self._machine = self._make_machine()
+        self._restored = True
+        self._wake_after = self._clock() + FAULT_PAUSE_MS
+
+    # -- the outbox ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, outcomes: list[tuple[int, Outcome]]) -> None:
+        gone: list[int] = []
+        for seq, outcome in outcomes:
+            chunk = self._flying.pop(seq)
+            if outcome is Outcome.LOST:
+                self._cursor[chunk] = min(self._cursor[chunk], seq - 1)
+                continue
+            gone.append(seq)
+            if outcome is Outcome.REFUSED:
+                self._undeliverable("publish-refused", "chunk" if chunk else "message", "")
+        if gone:
+            self._store.sent(gone)
+
+    def _pump(self) -> None:
+        """Hand the link what it has room for: messages first, then chunks."""
+        gone: list[int] = []
+        for chunk in (False, True):
+            while self._connected and (room := self._room(chunk)) > 0:
+                rows = self._store.outbox(after=self._cursor[chunk], chunks=chunk, limit=room)
+                for row in rows:
+                    if row.seq not in self._flying and not self._send(row, gone):
+                        break
+                    self._cursor[chunk] = row.seq
+                else:
+                    if len(rows) == room:
+                        continue
+                break
+        if gone:
+            self._store.sent(gone)
+
+    def _room(self, chunk: bool) -> int:
+        room = self._link.room
+        return min(room, CHUNK_WINDOW_MAX - sum(self._flying.values())) if chunk else room
+
+    def _send(self, row: OutboxRow, gone: list[int]) -> bool:
+        """False where the link takes no more now. A row that cannot ever go is added to `gone`."""
+        out = row.out
+        chunk = isinstance(out, ChunkOut)
+        if isinstance(out, ChunkOut):
+            data = self._store.get(chunk_key(out.blob, out.index))
+            if data is None:  # the machine has deleted the blob since
+                gone.append(row.seq)
+                return True
+            body = encode_chunk(out.blob, out.index, data)
+        else:
+            body = out.body
+        self._flying[row.seq] = chunk
+        try:
+            taken = self._link.publish(
+                self._topics.route(out), body, retain=out.retain, done=lambda outcome: self._landed(row.seq, outcome)
+            )
+        except BlindsumError as error:
+            self._undeliverable(error.code, "chunk" if isinstance(out, ChunkOut) else out.kind, out.to)
+            gone.append(row.seq)
+            taken = None
+        if not taken:
+            del self._flying[row.seq]
+        return taken is not False
+
+    def _landed(self, seq: int, outcome: Outcome) -> None:
+        with self._changed:
+            self._outcomes.append((seq, outcome))
+            self._changed.notify()
+
+    def _undeliverable(self, code: str, kind: str, to: str) -> None:
+        self._count(Refused(code, detail=f"{kind} to {to}"))
+        self._tell(Event("undeliverable", {"code": code, "kind": kind, "to": to}))
+
+    # -- telling ---------------------------------------------------------------------------------------------------------
+
+    def _tell_state(self, state: LinkState) -> None:
+        self._connected = state.connected
+        if state.connected:
+            self._tell(Event("connected"))
+        else:
+            self._tell(Event("disconnected", {"code": state.code, "detail": state.detail}))
+
+    def _count(self, refused: Refused) -> None:
+        self.refusals[refused.code] = count = self.refusals[refused.code] + 1
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th…: a peer must not be able to fill the log
+            user = self._topics.principal.user
+            about = fields(user=user, code=refused.code, culprit=refused.culprit, detail=refused.detail, count=count)
+            log.info("refused", extra=about)
+        try:
+            self._on_refused(refused)
+        except Exception:
+            log.exception("on_refused raised")
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("on_event raised", extra=fields(name=event.name))
+
+    def _end(self) -> None:
+        with self._changed:
+            self._stopping = True
+            calls = list(self._calls)
+            self._calls.clear()
+        for call in calls:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(BlindsumError("driver-stopped"))
+        if self.failure is not None:
+            self._tell(Event("stopped", {"code": self.failure.code}))
+            self._link.close()

@@ -1,0 +1,220 @@
+"""A role's memory in one SQLite file: rows by key and the outbox, committed together.
+
+WAL with synchronous=FULL: a commit that returned survives power loss. secure_delete overwrites what is deleted and a commit
+that deletes rows also empties the write-ahead log, so an erased seed is not left in either file (a copy that the file system
+or the flash controller made is out of reach). One process at a time owns the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing, Write
+from blindsum.runtime.ports import OutboxRow
+
+__all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore"]
+
+OUTBOX_MAX: Final = 100_000
+"""Messages that may wait to leave. Beyond it the oldest go: what the other role lacks, its machine will be asked for again."""
+
+STORE_CODES: Final = frozenset(
+    {"database-corrupted", "database-in-use", "database-newer", "database-unwritable", "disk-failed", "disk-full"}
+)
+"""The codes that mean the store cannot be used; nothing may be acknowledged or sent after one."""
+
+APPLICATION_ID: Final = 0x626C7331  # "bls1"
+SCHEMA_VERSION: Final = 1
+SCAN_PAGE: Final = 32
+WAL_SIZE_MAX: Final = 16 << 20
+
+_SCHEMA: Final = """
+CREATE TABLE kv (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
+CREATE TABLE outbox (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, chunk INTEGER NOT NULL, "to" TEXT NOT NULL, retain INTEGER NOT NULL,
+  kind TEXT, body BLOB, blob BLOB, idx INTEGER, UNIQUE ("to", blob, idx)
+) STRICT;
+CREATE INDEX outbox_order ON outbox (chunk, seq);
+"""
+
+_CODES: Final = {
+    sqlite3.SQLITE_FULL: "disk-full",
+    sqlite3.SQLITE_BUSY: "database-in-use",
+    sqlite3.SQLITE_LOCKED: "database-in-use",
+    sqlite3.SQLITE_CORRUPT: "database-corrupted",
+    sqlite3.SQLITE_NOTADB: "database-corrupted",
+    sqlite3.SQLITE_READONLY: "database-unwritable",
+    sqlite3.SQLITE_CANTOPEN: "database-unwritable",
+    sqlite3.SQLITE_PERM: "database-unwritable",
+}
+
+
+class SqliteStore:
+    """The store at `path`, created with mode 0600 if it is not there. Any thread may read; one thread writes.
+
+    Raises BlindsumError: "database-corrupted" (damaged, or not a blindsum database), "database-newer", "database-in-use"
+    (another process), "database-unwritable", "disk-full", "disk-failed".
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.dropped = 0
+        self._pending = 0  # rows in the outbox
+        self._deleted = False  # whether the open transaction deletes rows of kv
+        self._lock = threading.RLock()
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self.path.chmod(0o600)
+        except OSError as error:
+            raise BlindsumError("database-unwritable", f"{self.path}: {error.strerror}") from error
+        with self._guard():
+            self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            with self._guard():
+                self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def get(self, key: str) -> bytes | None:
+        with self._guard():
+            row = self._db.execute("SELECT value FROM kv WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Rows whose key starts with `prefix`, in key order, read in pages: what is written meanwhile may or may not show."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff"
+        query = "SELECT key, value FROM kv WHERE key {} ? AND key < ? ORDER BY key LIMIT ?"
+        start, compare = prefix, ">="
+        while True:
+            with self._guard():
+                rows = self._db.execute(query.format(compare), (start, end, SCAN_PAGE)).fetchall()
+            yield from rows
+            if len(rows) < SCAN_PAGE:
+                return
+            start, compare = rows[-1][0], ">"
+
+    def stage(self, writes: Iterable[Write], messages: Iterable[Outgoing]) -> None:
+        with self._guard():
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                if write.value is None:
+                    self._deleted |= self._db.execute("DELETE FROM kv WHERE key = ?", (write.key,)).rowcount > 0
+                else:
+                    self._db.execute(
+                        "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                        (write.key, write.value),
+                    )
+            for out in messages:
+                self._enqueue(out)
+
+    def commit(self, writes: Iterable[Write] = (), messages: Iterable[Outgoing] = ()) -> None:
+        with self._guard():
+            self.stage(writes, messages)
+            self._db.execute("COMMIT")
+            if self._deleted:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._deleted = False
+
+    def rollback(self) -> None:
+        with self._guard():
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._pending = self._count()
+            self._deleted = False
+
+    def outbox(self, *, after: int = 0, chunks: bool | None = None, limit: int = 64) -> list[OutboxRow]:
+        where = "" if chunks is None else f"chunk = {int(chunks)} AND"
+        query = f'SELECT seq, "to", retain, kind, body, blob, idx FROM outbox WHERE {where} seq > ? ORDER BY seq LIMIT ?'
+        with self._guard():
+            rows = self._db.execute(query, (after, limit)).fetchall()
+        return [
+            OutboxRow(seq, Message(kind, to, body, bool(retain)) if blob is None else ChunkOut(to, blob, idx, bool(retain)))
+            for seq, to, retain, kind, body, blob, idx in rows
+        ]
+
+    def sent(self, seqs: Iterable[int]) -> None:
+        with self._guard():
+            # A lost deletion only repeats a message, so it need not wait for the disk.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                removed = [self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,)).rowcount for seq in seqs]
+                self._db.execute("COMMIT")
+            finally:
+                self._db.execute("PRAGMA synchronous = FULL")
+            self._pending -= sum(removed)
+
+    def close(self) -> None:
+        """Give the file up. What is staged and not committed is gone."""
+        with self._lock:
+            self._db.close()
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # one owner; also spares the shared-memory file
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise BlindsumError("database-unwritable", f"{self.path}: this file system cannot hold a write-ahead log")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_MAX}")
+        db.execute("BEGIN IMMEDIATE")  # takes the lock that the exclusive mode then keeps
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if application == version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif application != APPLICATION_ID:
+            raise BlindsumError("database-corrupted", f"{self.path} is another program's database")
+        elif version != SCHEMA_VERSION:
+            raise BlindsumError("database-newer", f"{self.path} has schema {version}, this version reads {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise BlindsumError("database-corrupted", f"{self.path}: {found}")
+        self._pending = self._count()
+
+    def _enqueue(self, out: Outgoing) -> None:
+        match out:
+            case Listen():
+                return
+            case Message():
+                row: tuple[object, ...] = (0, out.to, out.retain, out.kind, out.body, None, None)
+            case ChunkOut():
+                row = (1, out.to, out.retain, None, None, out.blob, out.index)
+        cursor = self._db.execute(
+            'INSERT OR IGNORE INTO outbox (chunk, "to", retain, kind, body, blob, idx) VALUES (?, ?, ?, ?, ?, ?, ?)', row
+        )
+        self._pending += cursor.rowcount
+        if self._pending > OUTBOX_MAX:
+            self._db.execute("DELETE FROM outbox WHERE seq = (SELECT min(seq) FROM outbox)")
+            self._pending -= 1
+            self.dropped += 1
+
+    def _count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """One thread at a time, and SQLite's errors as the catalogue's."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                with suppress(AttributeError, sqlite3.Error):  # no connection yet, or one beyond help
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                # without a code it is a misuse such as a closed connection, which is ours
+                if (number := getattr(error, "sqlite_errorcode", None)) is None:
+                    raise
+                code = _CODES.get(number & 0xFF, "disk-failed")
+                raise BlindsumError(code, f"{self.path}: {error}") from error

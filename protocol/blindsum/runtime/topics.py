@@ -1,0 +1,193 @@
+"""Who says what where: the table of MQTT topics below `blindsum/1/<fleet>/`, which is also the source of every access list.
+
+| topic | from | read by |
+|---|---|---|
+| `up/<shard>/<device>/<kind>` | device | coordinator; kind `header` also by the parties |
+| `dn/<device>/<kind>` | coordinator | that device |
+| `bc/<task>/<kind>`, retained | coordinator | devices (four kinds), parties |
+| `bc/<task>/chunk/<blob16>/<index>`, retained | coordinator | devices, while their machine listens |
+| `pt/<party>/<kind>`, `pt/all/<kind>` | coordinator | that party; all parties |
+| `px/<party>/coordinator/<kind>`, `px/<party>/all/<kind>` | party | coordinator; the second also the parties |
+| `st/<role>/<id>`, retained | everyone | coordinator |
+
+A topic only says where bytes go; who said something, to whom and in which round is inside the signature (SPEC.md section 4).
+Ids are 1 to 64 of a-z, 0-9 and "-": a `+`, `#` or `/` in one could widen an access rule. At most seven slashes (a limit of
+AWS IoT Core).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from blindsum.protocol.envelope import is_name
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.machines.step import ChunkOut, Message
+
+__all__ = ["BROADCAST_KINDS", "SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of"]
+
+SHARDS: Final = 16
+"""Number of `up/` shards, so that a cluster's coordinator workers can each subscribe to their own part."""
+
+BROADCAST_KINDS: Final = ("manifest", "roster", "result", "failure")
+"""The broadcasts that a device reads."""
+
+COORDINATOR: Final = "coordinator"
+EVERYONE: Final = "all"
+PARTY_USER_PREFIX: Final = "party-"
+BLOB_PREFIX_SIZE: Final = 8
+
+Role = Literal["device", "party", "coordinator"]
+Action = Literal["publish", "read"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`role` may `action` on topics that match `pattern` below the root; `{id}` stands for its own id."""
+
+    role: Role
+    action: Action
+    pattern: str
+
+
+TABLE: Final = (
+    Rule("device", "publish", "up/+/{id}/+"),
+    Rule("device", "publish", "st/device/{id}"),
+    Rule("device", "read", "dn/{id}/+"),
+    Rule("device", "read", "bc/+/+"),
+    Rule("device", "read", "bc/+/chunk/+/+"),
+    Rule("party", "publish", "px/{id}/coordinator/+"),
+    Rule("party", "publish", "px/{id}/all/+"),
+    Rule("party", "publish", "st/party/{id}"),
+    Rule("party", "read", "pt/{id}/+"),
+    Rule("party", "read", "pt/all/+"),
+    Rule("party", "read", "px/+/all/+"),
+    Rule("party", "read", "up/+/+/header"),
+    Rule("party", "read", "bc/+/+"),
+    Rule("coordinator", "publish", "dn/+/+"),
+    Rule("coordinator", "publish", "bc/+/+"),
+    Rule("coordinator", "publish", "bc/+/chunk/+/+"),
+    Rule("coordinator", "publish", "pt/+/+"),
+    Rule("coordinator", "publish", "st/coordinator/{id}"),
+    Rule("coordinator", "read", "up/+/+/+"),
+    Rule("coordinator", "read", "px/+/+/+"),
+    Rule("coordinator", "read", "st/+/+"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One participant. Raises BlindsumError "name-unusable" for an id that is no topic level or that is another role's name."""
+
+    role: Role
+    id: str
+
+    def __post_init__(self) -> None:
+        taken = {
+            "device": self.id == COORDINATOR or self.id.startswith(PARTY_USER_PREFIX),
+            "party": self.id in (COORDINATOR, EVERYONE),
+            "coordinator": self.id != COORDINATOR,
+        }
+        if not is_name(self.id) or taken[self.role]:
+            raise BlindsumError("name-unusable", f"{self.role} {self.id!r}")
+
+    @property
+    def user(self) -> str:
+        """MQTT user name, client id and certificate common name, all one: "coordinator", "party-<id>" or the device's id."""
+        return PARTY_USER_PREFIX + self.id if self.role == "party" else self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one principal in one fleet. `tasks`: what a device takes part in; other roles read every task."""
+
+    fleet: str
+    principal: Principal
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (self.fleet, *self.tasks):
+            if not is_name(name):
+                raise BlindsumError("name-unusable", repr(name))
+
+    @property
+    def root(self) -> str:
+        return root_of(self.fleet)
+
+    @property
+    def presence(self) -> str:
+        """Where this principal's "online" and "offline" stand, retained."""
+        return f"{self.root}/st/{self.principal.role}/{self.principal.id}"
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """What to subscribe to from the start to the end. Chunk broadcasts come and go with `chunks`."""
+        if self.principal.role == "device":
+            broadcasts = [f"{self.root}/bc/{task}/{kind}" for task in self.tasks for kind in BROADCAST_KINDS]
+            return (f"{self.root}/dn/{self.principal.id}/+", *broadcasts)
+        return tuple(pattern for action, pattern in acl_for(self.fleet, self.principal) if action == "read")
+
+    def chunks(self, task: str, blob: bytes) -> str:
+        """The filter for the broadcast chunks of `blob` in `task`."""
+        return f"{self.root}/bc/{task}/chunk/{blob[:BLOB_PREFIX_SIZE].hex()}/+"
+
+    def route(self, out: Message | ChunkOut) -> str:
+        """The topic for an outgoing message. Raises ValueError for a `to` or `kind` this principal has no topic for."""
+        kind = "chunk" if isinstance(out, ChunkOut) else out.kind
+        if not is_name(kind):
+            raise ValueError(f"not a kind: {kind!r}")
+        role, own = self.principal.role, self.principal.id
+        if role == "device":
+            return f"{self.root}/up/{shard_of(own)}/{own}/{kind}"
+        target, slash, name = out.to.partition("/")
+        if slash and not is_name(name):
+            raise ValueError(f"not an address: {out.to!r}")
+        if role == "party" and out.to in (COORDINATOR, "parties"):
+            return f"{self.root}/px/{own}/{COORDINATOR if out.to == COORDINATOR else EVERYONE}/{kind}"
+        if role == "coordinator" and out.to == "parties":
+            return f"{self.root}/pt/{EVERYONE}/{kind}"
+        if role == "coordinator" and slash and target in ("device", "party"):
+            return f"{self.root}/{'dn' if target == 'device' else 'pt'}/{name}/{kind}"
+        if role == "coordinator" and slash and target == EVERYONE:
+            if isinstance(out, ChunkOut):
+                return f"{self.root}/bc/{name}/chunk/{out.blob[:BLOB_PREFIX_SIZE].hex()}/{out.index}"
+            return f"{self.root}/bc/{name}/{kind}"
+        raise ValueError(f"a {role} has no topic for {kind!r} to {out.to!r}")
+
+    def is_own(self, topic: str) -> bool:
+        """Whether this principal published it: a broadcast between parties comes back to its sender."""
+        return topic.startswith(f"{self.root}/px/{self.principal.id}/") if self.principal.role == "party" else False
+
+    def presence_of(self, topic: str) -> Principal | None:
+        """Whose presence `topic` tells, or None where it is any other topic."""
+        start = f"{self.root}/st/"
+        role, _, name = topic.removeprefix(start).partition("/")
+        if not topic.startswith(start) or not is_name(name):
+            return None
+        try:
+            match role:
+                case "device" | "party" | "coordinator":
+                    return Principal(role, name)
+        except BlindsumError:
+            pass
+        return None
+
+
+def root_of(fleet: str) -> str:
+    """The topic prefix of `fleet`: product, protocol version, fleet."""
+    return f"blindsum/1/{fleet}"
+
+
+def shard_of(device: str) -> str:
+    """The shard of a device as two hex digits: first byte of SHA-256 of its id, mod `SHARDS`."""
+    return f"{hashlib.sha256(device.encode()).digest()[0] % SHARDS:02x}"
+
+
+def acl_for(fleet: str, principal: Principal) -> tuple[tuple[Action, str], ...]:
+    """What `principal` may do in `fleet`, as (action, topic filter). Everything else is to be denied."""
+    return tuple(
+        (rule.action, f"{root_of(fleet)}/{rule.pattern.format(id=principal.id)}")
+        for rule in TABLE
+        if rule.role == principal.role
+    )

@@ -1,0 +1,29 @@
+"""A role's key-value store in memory, for tests and simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from blindsum.protocol.machines.step import Write
+
+__all__ = ["DictStore"]
+
+
+class DictStore:
+    """A `Store` over a dict."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, bytes] = {}
+
+    def get(self, key: str) -> bytes | None:
+        return self.rows.get(key)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        return iter(sorted((key, value) for key, value in self.rows.items() if key.startswith(prefix)))
+
+    def commit(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            if write.value is None:
+                self.rows.pop(write.key, None)
+            else:
+                self.rows[write.key] = write.value

@@ -1,0 +1,149 @@
+"""The training artifact: one content-addressed file of bytes that holds all a device needs to train a model.
+
+    magic (8) | SHA-256 of the rest (32) | header size (4, big endian) | header | graphs | parameters | constants
+
+The header is canonical CBOR (RFC 8949 section 4.2.1) of `Header`. The three graphs (train, evaluate, predict) are
+serialised ONNX models without a single weight; the parameters follow as one float32 vector, then the frozen weights and
+constants that the graphs share. All numbers are little endian. `decode` checks everything (hash, sizes, types,
+operators, wiring) before onnxruntime sees a byte of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import cbor2
+import msgspec
+import numpy as np
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+
+from .manifest import ELEMENTS_MAX, TENSORS_MAX, Manifest, Size, Weight
+from .verify import check_graphs, check_manifest
+
+MAGIC = b"bsTRAIN\x01"
+DIGEST_SIZE = 32
+ARTIFACT_SIZE_MAX = 1 << 30
+HEADER_SIZE_MAX = 1 << 23
+HEADER_DEPTH_MAX = 8
+GRAPH_SIZE_MAX = 1 << 25
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    manifest: Manifest
+    graphs: tuple[Size, Size, Size]  # bytes of the train, evaluate and predict graph
+    constants: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A decoded artifact. Arrays are read-only views of the artifact's bytes."""
+
+    manifest: Manifest
+    train: bytes
+    evaluate: bytes
+    predict: bytes
+    parameters: NDArray[np.float32] = field(repr=False)
+    constants: Mapping[str, NDArray[np.generic]] = field(repr=False)
+
+
+def encode(artifact: Artifact) -> bytes:
+    """Serialise; the same artifact always gives the same bytes."""
+    header = Header(
+        manifest=artifact.manifest,
+        graphs=(len(artifact.train), len(artifact.evaluate), len(artifact.predict)),
+        constants=tuple(Weight(name=n, shape=a.shape, dtype=a.dtype.name) for n, a in artifact.constants.items()),  # type: ignore[arg-type]
+    )
+    head = _canonical(header)
+    arrays = [artifact.parameters, *artifact.constants.values()]
+    blobs = [np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for a in arrays]
+    body = b"".join((len(head).to_bytes(4, "big"), head, artifact.train, artifact.evaluate, artifact.predict, *blobs))
+    return MAGIC + hashlib.sha256(body).digest() + body
+
+
+def decode(data: bytes) -> Artifact:
+    """Parse and check an artifact.
+
+    Raises `BlindsumError`: "training-artifact-damaged", "training-artifact-malformed", "training-artifact-too-large",
+    "training-operator-forbidden" or "training-external-data".
+    """
+    if len(data) > ARTIFACT_SIZE_MAX:
+        raise BlindsumError("training-artifact-too-large", f"{len(data)} bytes, at most {ARTIFACT_SIZE_MAX}")
+    start = len(MAGIC) + DIGEST_SIZE
+    body = memoryview(data)[start:]
+    if len(body) < 4 or not data.startswith(MAGIC):
+        raise BlindsumError("training-artifact-damaged", "it does not begin like one")
+    if not hmac.compare_digest(hashlib.sha256(body).digest(), data[len(MAGIC) : start]):
+        raise BlindsumError("training-artifact-damaged", "its SHA-256 is not the one it states")
+    reader = _Reader(body)
+    header = _header(bytes(reader.take(int.from_bytes(reader.take(4), "big"), HEADER_SIZE_MAX, "header")))
+    train, evaluate, predict = (bytes(reader.take(size, GRAPH_SIZE_MAX, "graph")) for size in header.graphs)
+    manifest = header.manifest
+    parameters = reader.array("float32", (manifest.size,))
+    constants = {weight.name: reader.array(weight.dtype, weight.shape) for weight in header.constants}
+    reader.end()
+    if len(constants) != len(header.constants):
+        raise _malformed("two constants of one name")
+    check_manifest(manifest, constants)
+    check_graphs(manifest, train, evaluate, predict, constants)
+    return Artifact(
+        manifest=manifest, train=train, evaluate=evaluate, predict=predict, parameters=parameters, constants=constants
+    )
+
+
+def _header(head: bytes) -> Header:
+    try:
+        raw = cbor2.loads(
+            head,
+            max_depth=HEADER_DEPTH_MAX,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+        header = msgspec.convert(raw, Header, strict=True)
+    except (cbor2.CBORDecodeError, msgspec.ValidationError, ValueError) as error:
+        raise _malformed(f"header: {error}") from None
+    if _canonical(header) != head:
+        raise _malformed("header: not in canonical form")
+    return header
+
+
+def _canonical(header: Header) -> bytes:
+    return cbor2.dumps(msgspec.to_builtins(header), canonical=True)
+
+
+class _Reader:
+    """Takes parts off the front of a buffer."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._at = view, 0
+
+    def take(self, size: int, size_max: int = 4, what: str = "") -> memoryview:
+        if size > size_max:
+            raise BlindsumError("training-artifact-too-large", f"{what} of {size} bytes, at most {size_max}")
+        if size > len(self._view) - self._at:
+            raise _malformed("shorter than its header states")
+        self._at += size
+        return self._view[self._at - size : self._at]
+
+    def array(self, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        kind = np.dtype(dtype).newbyteorder("<")
+        count = math.prod(shape)
+        if count > ELEMENTS_MAX:
+            raise BlindsumError(
+                "training-artifact-too-large", f"a tensor of shape {shape}, at most {ELEMENTS_MAX} elements"
+            )
+        return np.frombuffer(self.take(count * kind.itemsize, ARTIFACT_SIZE_MAX, "tensor"), dtype=kind).reshape(shape)
+
+    def end(self) -> None:
+        if self._at != len(self._view):
+            raise _malformed("longer than its header states")
+
+
+def _malformed(reason: str) -> BlindsumError:
+    return BlindsumError("training-artifact-malformed", reason)

@@ -1,0 +1,11 @@
+"""Reverse-mode differentiation of ONNX graphs into ONNX graphs (author side; needs the `onnx` package).
+
+`registry` holds the rules by operator, one module holds each family of them, `reverse` walks the graph backwards.
+"""
+
+from . import activation, elementwise, matmul, shape  # noqa: F401  (each registers its rules)
+from .graph import Graph
+from .registry import Backward, Gradients, differentiable, rule
+from .reverse import differentiate
+
+__all__ = ["Backward", "Gradients", "Graph", "differentiable", "differentiate", "rule"]

@@ -1,0 +1,138 @@
+"""A graph under construction: nodes in execution order, constants, and the shape of every value known so far."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+
+Dimension = int | str | None
+"""A static size, a symbol that stands for the same size everywhere, or unknown."""
+Shape = tuple[Dimension, ...]
+
+
+class Graph:
+    """Values are names. A name that starts with @ is ours; the author's model has none."""
+
+    def __init__(
+        self,
+        *,
+        nodes: Iterable[onnx.NodeProto],
+        constants: Mapping[str, NDArray[np.generic]],
+        shapes: Mapping[str, Shape],
+        opset: int,
+    ) -> None:
+        self.nodes = [copy.deepcopy(node) for node in nodes]
+        self.constants = dict(constants)
+        self.opset = opset
+        self.shapes = dict(shapes)
+        self._fresh: Counter[str] = Counter()
+        self._emitted: dict[tuple[str, tuple[str, ...], str], str] = {}
+        self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def op(self, operator: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+        """The output of a node of one output, appended unless the same is there already.
+
+        An absent optional input is ''.
+        """
+        key = (operator, inputs, repr(sorted(attributes.items())))
+        if output is None and key in self._emitted:
+            return self._emitted[key]
+        name = output or self.fresh(operator)
+        self._emitted[key] = name
+        self.nodes.append(onnx.helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def constant(self, array: NDArray[np.generic]) -> str:
+        """The name of a constant of this value; equal ones share it."""
+        array = np.asarray(array)
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._pool:
+            self._pool[key] = self.fresh("constant")
+        self.constants[self._pool[key]] = array
+        return self._pool[key]
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A 1-D int64 constant: axes, a shape."""
+        return self.constant(np.array(values, np.int64))
+
+    def fresh(self, stem: str) -> str:
+        """An unused name."""
+        self._fresh[stem] += 1
+        return f"@{stem}/{self._fresh[stem]}"
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a value of the model (not of those that gradient rules emit).
+
+        Raises where it could not be inferred.
+        """
+        if name not in self.shapes:
+            raise BlindsumError(
+                "training-model-invalid",
+                f"the shape of {name!r} cannot be inferred; simplify the model or fix its shapes",
+            )
+        return self.shapes[name]
+
+    def reduce(self, value: str, shape: Shape, target: Shape) -> str:
+        """Sum `value` of shape `shape` down to `target`, which was broadcast to `shape` in the forward pass."""
+        extra = len(shape) - len(target)
+        kept = []
+        for axis, size in enumerate(target, start=extra):
+            if size == 1 and shape[axis] != 1:
+                kept.append(axis)
+            elif size != shape[axis] or size is None:
+                detail = f"cannot tell whether a dimension {size} is broadcast to {shape[axis]}; fix the model's shapes"
+                raise BlindsumError("training-model-invalid", detail)
+        if kept:
+            value = self.op("ReduceSum", value, self.integers(kept), keepdims=1)
+        if extra:
+            value = self.op("ReduceSum", value, self.integers(range(extra)), keepdims=0)
+        return value
+
+    def reshape_like(self, value: str, reference: str) -> str:
+        """`value` in the shape of `reference`, whose elements it has. The batch dimension stays dynamic."""
+        sizes = [size if isinstance(size, int) else -1 for size in self.shape(reference)]
+        wanted = self.integers(sizes) if sizes.count(-1) <= 1 else self.op("Shape", reference)
+        return self.op("Reshape", value, wanted)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a value that a node computes another name."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for at, name in enumerate(names):
+                    if name == old:
+                        names[at] = new
+
+    def copy(self) -> Graph:
+        """An independent graph; names made in one are not made again in the other, unless for an equal constant."""
+        other = Graph(nodes=self.nodes, constants=self.constants, shapes=self.shapes, opset=self.opset)
+        other._fresh, other._pool = self._fresh, self._pool
+        return other
+
+    def prune(self, outputs: Sequence[str]) -> None:
+        """Drop the nodes and constants that `outputs` do not need."""
+        self._emitted.clear()
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(node.input)
+        self.nodes = kept[::-1]
+        self.constants = {name: array for name, array in self.constants.items() if name in needed}
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of a node's attribute, or `default`."""
+    for item in node.attribute:
+        if item.name == name:
+            value: object = onnx.helper.get_attribute_value(item)
+            return value
+    return default

@@ -1,0 +1,198 @@
+"""Bring an author's ONNX model into the form that differentiation works on.
+
+Standard domain, operator set 18 or later, weights and `Constant` nodes as named arrays, one input of features whose
+first dimension is the symbol "batch", one output, every shape inferred.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ..manifest import FEATURES
+from ..operators import OPERATORS, OPSET_MAX, OPSET_MIN
+from ..protobuf import DTYPES
+from ..verify import IR_VERSION
+from .graph import Dimension, Graph, Shape, attribute
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The model's nodes, constants and shapes in `graph`; in `weights` the names of its own initialisers."""
+
+    graph: Graph
+    features: Shape  # of one example
+    features_dtype: str
+    output: str
+    weights: tuple[str, ...]
+    source: str  # SHA-256 of the given bytes
+
+
+def prepare(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> Prepared:
+    """Raises `BlindsumError` "training-model-invalid" or "training-operator-forbidden" where the model does not fit."""
+    proto, source = _load(model)
+    proto = _upgraded(proto)
+    constants, nodes, weights = _lifted(proto)
+    given = [item for item in proto.graph.input if item.name not in weights]
+    if len(given) != 1 or len(proto.graph.output) != 1:
+        names = [item.name for item in given], [item.name for item in proto.graph.output]
+        raise _invalid(f"it must have one input and one output, not {names[0]} and {names[1]}; cut the others away")
+    dtype, declared = _declared(given[0])
+    _rename(nodes, given[0].name)
+    shape: Shape = (BATCH, *declared[1:])
+    if isinstance(declared[0], int):
+        _free_batch(nodes, constants, declared[0])
+    output = proto.graph.output[0].name
+    graph = Graph(nodes=nodes, constants=constants, shapes={FEATURES: shape}, opset=proto.opset_import[0].version)
+    graph.prune([output])
+    _infer_shapes(graph, dtype, output)
+    return Prepared(
+        graph=graph,
+        features=shape[1:],
+        features_dtype=dtype,
+        output=output,
+        weights=tuple(name for name in weights if name in graph.constants),
+        source=source,
+    )
+
+
+def _load(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> tuple[onnx.ModelProto, str]:
+    try:
+        if isinstance(model, onnx.ModelProto):
+            proto, data = onnx.ModelProto(), model.SerializeToString(deterministic=True)
+            proto.CopyFrom(model)
+        elif isinstance(model, bytes):
+            proto, data = onnx.load_model_from_string(model), model
+        else:
+            proto, data = onnx.load_model(os.fspath(model)), Path(model).read_bytes()
+        onnx.checker.check_model(proto, full_check=True)
+    except OSError as error:
+        raise BlindsumError("training-request-invalid", str(error)) from None
+    except Exception as error:  # protobuf, checker and shape inference each raise their own
+        raise _invalid(f"not a valid ONNX model: {error}") from None
+    return proto, hashlib.sha256(data).hexdigest()
+
+
+def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    if foreign or proto.functions:
+        raise BlindsumError(
+            "training-operator-forbidden", f"the model uses operators of {', '.join(foreign) or 'its own functions'}"
+        )
+    version = next((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if version > OPSET_MAX:
+        raise _invalid(f"operator set {version}; export it with {OPSET_MAX} or lower")
+    if version < OPSET_MIN:
+        try:
+            proto = onnx.version_converter.convert_version(proto, OPSET_MIN)
+        except Exception as error:
+            raise _invalid(f"operator set {version} cannot be raised to {OPSET_MIN}: {error}") from None
+        version = OPSET_MIN
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", version))
+    return proto
+
+
+def _lifted(proto: onnx.ModelProto) -> tuple[dict[str, NDArray[np.generic]], list[onnx.NodeProto], list[str]]:
+    """All constants by name, the nodes that remain, and the names of the initialisers proper."""
+    if proto.graph.sparse_initializer:
+        raise _invalid("it holds sparse weights; store them dense")
+    constants = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    weights = list(constants)
+    nodes = []
+    for node in proto.graph.node:
+        node.domain = ""
+        if node.op_type == "Constant":
+            constants[node.output[0]] = _constant(node)
+            continue
+        if node.op_type not in OPERATORS:
+            raise BlindsumError("training-operator-forbidden", f"node {node.name!r}: {node.op_type}")
+        nodes.append(node)
+    names = {*constants, *(name for node in nodes for name in (*node.input, *node.output))}
+    if any(name.startswith("@") for name in names):
+        raise _invalid("a name that starts with @; rename it")
+    if any(array.dtype.name not in DTYPES.values() for array in constants.values()):
+        raise _invalid(f"weights of another type than {', '.join(DTYPES.values())}")
+    return constants, nodes, weights
+
+
+def _constant(node: onnx.NodeProto) -> NDArray[np.generic]:
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        value = attribute(node, name)
+        if value is not None:
+            return np.array(value, dtype)
+    value = attribute(node, "value")
+    if not isinstance(value, onnx.TensorProto):
+        raise _invalid(f"constant {node.name!r} is not a dense tensor of numbers")
+    return numpy_helper.to_array(value)
+
+
+def _declared(item: onnx.ValueInfoProto) -> tuple[str, Shape]:
+    tensor = item.type.tensor_type
+    dtype = DTYPES.get(tensor.elem_type)
+    dims: Shape = tuple(_dimension(dim) for dim in tensor.shape.dim)
+    if dtype is None or not dims or not all(isinstance(dim, int) for dim in dims[1:]):
+        raise _invalid(
+            f"input {item.name!r} must be a batch of numbers, with all dimensions but the first fixed; it is {dims}"
+        )
+    return dtype, dims
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+
+
+def _rename(nodes: list[onnx.NodeProto], features: str) -> None:
+    for node in nodes:
+        for at, name in enumerate(node.input):
+            if name == features:
+                node.input[at] = FEATURES
+
+
+def _free_batch(nodes: list[onnx.NodeProto], constants: dict[str, NDArray[np.generic]], batch: int) -> None:
+    """Where a model made for a fixed batch repeats its size in a Reshape, take it from the input instead."""
+    for node in nodes:
+        wanted = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+        if wanted is not None and wanted.size and wanted[0] == batch and not attribute(node, "allowzero", 0):
+            constants[f"{node.input[1]}/{node.output[0]}"] = np.concatenate([[0], wanted[1:]]).astype(np.int64)
+            node.input[1] = f"{node.input[1]}/{node.output[0]}"
+
+
+def _infer_shapes(graph: Graph, dtype: str, output: str) -> None:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    body = onnx.helper.make_graph(
+        graph.nodes,
+        "model",
+        [onnx.helper.make_tensor_value_info(FEATURES, kind, graph.shapes[FEATURES])],
+        [onnx.helper.make_empty_tensor_value_info(output)],
+        [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", graph.opset)]
+    try:
+        model = onnx.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise _invalid(f"its shapes do not agree: {error}") from None
+    graph.shapes.update((name, array.shape) for name, array in graph.constants.items())
+    for item in (*model.graph.value_info, *model.graph.output):
+        if item.type.tensor_type.HasField("shape"):
+            graph.shapes[item.name] = tuple(_dimension(dim) for dim in item.type.tensor_type.shape.dim)
+
+
+def _invalid(reason: str) -> BlindsumError:
+    return BlindsumError("training-model-invalid", reason)

@@ -1,0 +1,146 @@
+"""The registry of gradient rules, keyed by operator and the operator-set version since which the rule holds.
+
+A rule is one function from a `Backward` (the forward node seen from behind) to one gradient for each input, None where
+there is none:
+
+    @rule("Tanh", since=13)
+    def tanh(b: Backward) -> Gradients:
+        return [b.op("Mul", b.dy, b.op("Sub", b.scalar(1.0), b.op("Mul", b.y[0], b.y[0])))]
+
+Rules emit standard ai.onnx operators only. They may compute what nobody asked for: nodes without a reader are dropped
+afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+
+from .graph import Graph, Shape, attribute
+
+Gradients = Sequence[str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backward:
+    """What a rule sees: the forward node, its values by name, the gradients of its outputs, a place to emit nodes."""
+
+    graph: Graph
+    node: onnx.NodeProto
+    dys: tuple[str | None, ...]  # one for each output; at least one is not None
+
+    @property
+    def x(self) -> Sequence[str]:
+        """Names of the node's inputs; '' for an absent one."""
+        return self.node.input
+
+    @property
+    def y(self) -> Sequence[str]:
+        """Names of the node's outputs."""
+        return self.node.output
+
+    @property
+    def dy(self) -> str:
+        """Gradient of the only output."""
+        (dy,) = self.dys
+        assert dy is not None
+        return dy
+
+    def op(self, operator: str, *inputs: str, **attributes: object) -> str:
+        return self.graph.op(operator, *inputs, **attributes)
+
+    def constant(self, array: NDArray[np.generic]) -> str:
+        return self.graph.constant(array)
+
+    def scalar(self, value: float) -> str:
+        return self.graph.scalar(value)
+
+    def integers(self, values: Sequence[int]) -> str:
+        return self.graph.integers(values)
+
+    def mask(self, condition: str) -> str:
+        """A bool tensor as 0.0 and 1.0. (Cast and Mul are faster than Where in onnxruntime.)"""
+        return self.graph.op("Cast", condition, to=onnx.TensorProto.FLOAT)
+
+    def shape(self, name: str) -> Shape:
+        return self.graph.shape(name)
+
+    def rank(self, name: str) -> int:
+        return len(self.graph.shape(name))
+
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute of the node."""
+        value = attribute(self.node, name, default)
+        assert isinstance(value, int)
+        return value
+
+    def real(self, name: str, default: float) -> float:
+        """A float attribute of the node."""
+        value = attribute(self.node, name, default)
+        assert isinstance(value, float)
+        return value
+
+    def ints(self, name: str, default: Sequence[int]) -> list[int]:
+        """An attribute of the node that is a list of integers."""
+        value = attribute(self.node, name, default)
+        assert isinstance(value, Sequence)
+        return [int(item) for item in value]
+
+
+Rule = Callable[[Backward], Gradients]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    rule: Rule
+    broadcast: bool  # gradients come back in the output's shape; the engine sums them down to each input's
+
+
+_RULES: dict[str, dict[int, Entry]] = {}
+_STOPS: set[str] = set()
+
+
+def rule(*operators: str, since: int = 1, broadcast: bool = False) -> Callable[[Rule], Rule]:
+    """Register a gradient rule for operators of the standard domain, from operator set `since` on.
+
+    `broadcast`: the operator broadcasts its inputs (numpy style) and the rule returns gradients in the shape of the
+    output. Raises "training-request-invalid" where the operator already has a rule for that version.
+    """
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            versions = _RULES.setdefault(operator, {})
+            if since in versions:
+                raise BlindsumError(
+                    "training-request-invalid", f"{operator} already has a rule since operator set {since}"
+                )
+            versions[since] = Entry(function, broadcast)
+        return function
+
+    return register
+
+
+def stop(*operators: str) -> None:
+    """Register operators whose outputs are piecewise constant: their gradient is zero wherever there is one."""
+    _STOPS.update(operators)
+
+
+def stops(operator: str) -> bool:
+    """True where no gradient passes through the operator, so that nothing before it is reached from behind."""
+    return operator in _STOPS
+
+
+def find(operator: str, opset: int) -> Entry | None:
+    """The rule for `operator` as operator set `opset` defines it."""
+    versions = [since for since in _RULES.get(operator, {}) if since <= opset]
+    return _RULES[operator][max(versions)] if versions else None
+
+
+def differentiable() -> dict[str, list[int]]:
+    """Operators that have a rule, with the versions since which each holds."""
+    return {operator: sorted(versions) for operator, versions in sorted(_RULES.items())}

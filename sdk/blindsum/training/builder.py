@@ -1,0 +1,205 @@
+"""Turn an ONNX model into a training artifact (author side; needs the `onnx` package)."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+
+from .artifact import Artifact, decode, encode
+from .autodiff import Graph, differentiate, update
+from .autodiff.graph import Shape
+from .autodiff.loss import LOSSES, LossRule
+from .autodiff.prepare import Prepared, prepare
+from .manifest import LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight
+from .optimisers import Optimiser, as_optimiser
+from .protobuf import Tensor
+from .verify import IR_VERSION
+
+
+def build_artifact(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str],
+    *,
+    loss: str,
+    trainable: Sequence[str] | None = None,
+    optimizer: str | Optimiser = "sgd",
+) -> bytes:
+    """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
+
+    `model`: one input of shape (batch, ...), one output of shape (batch, ...), standard operators; a ModelProto, its
+    bytes or a path.
+    `loss`: "cross-entropy" (of softmax(output), shape (batch, classes); targets int64 class numbers), "binary-cross-
+    entropy" (of sigmoid(output); targets float32 in [0, 1] of the output's shape) or "mse" (targets float32 of the
+    output's shape). A final Softmax or Sigmoid is left out of the training for the first two, as the loss holds it.
+    `trainable`: names or glob patterns of weights. None: all float32 initialisers of at least one dimension that the
+    loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
+    `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates
+    nothing).
+
+    Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-operator-forbidden" or
+    "training-operator-unsupported" (which names the nodes, the parameters they block, and the rest that could be
+    trained).
+    """
+    optimiser = as_optimiser(optimizer)
+    if loss not in LOSSES:
+        raise BlindsumError("training-request-invalid", f"loss {loss!r} is none of {', '.join(LOSSES)}")
+    rule, prepared = LOSSES[loss], prepare(model)
+    logits = _before_cut(prepared.graph, prepared.output, rule)
+    targets = _targets(prepared.graph.shape(logits), loss, rule)
+
+    train = prepared.graph.copy()
+    train.prune([logits])
+    initial = prepared.graph.constants
+    wanted = _wanted(train, prepared, trainable)
+    parameters = _complete(train, logits, wanted, rule, optimiser)
+    missed = [name for name in wanted if name not in parameters]
+    if trainable is not None and missed:
+        raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
+    evaluate = prepared.graph.copy()
+    evaluate.prune([logits])
+    evaluate.rename(rule.value(evaluate, logits, TARGETS), LOSS)
+    for name, metric in rule.metrics.items():
+        evaluate.rename(metric(evaluate, logits, TARGETS), f"@{name}")
+    predict = prepared.graph.copy()
+    predict.rename(prepared.output, PREDICTION)
+
+    manifest = Manifest(
+        loss=loss,  # type: ignore[arg-type]
+        metrics=("loss", *rule.metrics),
+        optimiser=optimiser.name,  # type: ignore[arg-type]
+        hyperparameters=optimiser.hyperparameters,
+        features=Batch(dtype=prepared.features_dtype, shape=_static(prepared.features)),  # type: ignore[arg-type]
+        targets=targets,
+        prediction=Batch(dtype="float32", shape=_static(prepared.graph.shape(prepared.output)[1:])),
+        parameters=tuple(Weight(name=name, shape=initial[name].shape) for name in parameters),
+        states=tuple(update.states(optimiser, {name: initial[name].shape for name in parameters})),
+        opset=prepared.graph.opset,
+        source=prepared.source,
+        operators=dict(sorted(Counter(node.op_type for node in train.nodes).items())),
+    )
+    data = encode(
+        Artifact(
+            manifest=manifest,
+            train=_serialise(train, manifest.train_inputs(), manifest.train_outputs()),
+            evaluate=_serialise(evaluate, manifest.evaluate_inputs(), manifest.evaluate_outputs()),
+            predict=_serialise(predict, manifest.predict_inputs(), manifest.predict_outputs()),
+            parameters=np.concatenate([initial[name].ravel() for name in parameters]).astype(np.float32),
+            constants=_shared_constants((train, evaluate, predict), parameters),
+        )
+    )
+    decode(data)  # what a device would refuse is refused here first
+    return data
+
+
+def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
+    """The value that the loss takes: the input of the final activation, where the loss holds that activation itself."""
+    producers = {name: node for node in graph.nodes for name in node.output}
+    value = output
+    while value in producers and producers[value].op_type in (*rule.cuts, "Identity"):
+        cut = producers[value].op_type != "Identity"
+        value = producers[value].input[0]
+        if cut:
+            break
+    return value
+
+
+def _targets(prediction: Shape, loss: str, rule: LossRule) -> Batch:
+    if not prediction or isinstance(prediction[0], int) or not all(isinstance(size, int) for size in prediction[1:]):
+        raise BlindsumError(
+            "training-model-invalid", f"its output must be of shape (batch, fixed sizes), not {prediction}"
+        )
+    if rule.targets == "int64":
+        if len(prediction) != 2 or prediction[1] == 1:
+            raise BlindsumError(
+                "training-model-invalid", f"{loss} needs an output of shape (batch, classes), not {prediction}"
+            )
+        return Batch(dtype="int64", shape=())
+    return Batch(dtype="float32", shape=_static(prediction[1:]))
+
+
+def _complete(train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser) -> list[str]:
+    """Add loss, gradients and update to the train graph; returns the trained parameters in flat order.
+
+    Parameters on which the loss does not depend smoothly are not among them.
+    """
+    loss = rule.value(train, logits, TARGETS)
+    seed = rule.seed(train, logits, TARGETS, update.folded_rate(optimiser))
+    gradients = differentiate(train, logits, seed, wanted)
+    if not gradients:
+        raise BlindsumError("training-model-invalid", "the loss depends smoothly on none of the weights to train")
+    outputs = update.append(train, optimiser, gradients)
+    train.rename(loss, LOSS)
+    train.prune([LOSS, *outputs])
+    for name in gradients:
+        train.constants.pop(name, None)  # a parameter is an input of this graph
+    return list(gradients)
+
+
+def _wanted(train: Graph, prepared: Prepared, trainable: Sequence[str] | None) -> list[str]:
+    """The weights to train, in the order in which the model stores them."""
+    candidates = [name for name, array in prepared.graph.constants.items() if array.dtype == np.float32 and array.size]
+    if trainable is None:
+        return [
+            name
+            for name in prepared.weights
+            if name in candidates and name in train.constants and train.constants[name].ndim
+        ]
+    if isinstance(trainable, str):
+        trainable = [trainable]
+    matches = {pattern: fnmatch.filter(candidates, pattern) for pattern in trainable}
+    for pattern in trainable:
+        if not matches[pattern]:
+            raise BlindsumError(
+                "training-request-invalid", f"trainable {pattern!r} matches none of {', '.join(candidates)}"
+            )
+    chosen = {name for names in matches.values() for name in names}
+    if not chosen:
+        raise BlindsumError("training-request-invalid", "trainable is empty")
+    return [name for name in candidates if name in chosen]
+
+
+def _shared_constants(graphs: Iterable[Graph], parameters: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    constants: dict[str, NDArray[np.generic]] = {}
+    for graph in graphs:
+        constants.update((name, array) for name, array in graph.constants.items() if name not in parameters)
+    return constants
+
+
+def _serialise(graph: Graph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytes:
+    body = onnx.helper.make_graph([_plain(node) for node in graph.nodes], "blindsum", *map(_infos, (inputs, outputs)))
+    model = onnx.helper.make_model(
+        body, opset_imports=[onnx.helper.make_opsetid("", graph.opset)], ir_version=IR_VERSION
+    )
+    return model.SerializeToString(deterministic=True)
+
+
+def _infos(tensors: Sequence[Tensor]) -> list[onnx.ValueInfoProto]:
+    return [
+        onnx.helper.make_tensor_value_info(
+            item.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(item.dtype)), item.shape
+        )
+        for item in tensors
+    ]
+
+
+def _plain(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node as devices read it: no documentation, no metadata, attributes sorted, their tensors as raw data."""
+    plain = onnx.NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output)
+    for item in sorted(node.attribute, key=lambda item: item.name):
+        value = onnx.helper.get_attribute_value(item)
+        if isinstance(value, onnx.TensorProto):
+            value = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(value))
+        plain.attribute.append(onnx.helper.make_attribute(item.name, value, attr_type=item.type))
+    return plain
+
+
+def _static(shape: Shape) -> tuple[int, ...]:
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    assert len(sizes) == len(shape)
+    return sizes

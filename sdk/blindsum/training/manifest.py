@@ -1,0 +1,117 @@
+"""What an artifact trains and how, and the names and shapes through which its graphs are driven."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+
+from .operators import OPSET_MAX, OPSET_MIN
+from .protobuf import NAME_SIZE_MAX, RANK_MAX, Tensor
+
+ELEMENTS_MAX = 1 << 28  # in one tensor
+TENSORS_MAX = 100_000
+METRICS_MAX = 16
+HYPERPARAMETERS_MAX = 16
+
+FEATURES, TARGETS, LOSS, PREDICTION, STEP = (
+    "@features",
+    "@targets",
+    "@loss",
+    "@prediction",
+    "@step",
+)  # our own names begin with @
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=ELEMENTS_MAX)]
+Shape = Annotated[tuple[Size, ...], msgspec.Meta(max_length=RANK_MAX)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_SIZE_MAX)]
+DType = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+]
+Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+
+
+class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An array with one row for each example. `shape` is that of one example."""
+
+    dtype: DType
+    shape: Shape
+
+
+class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A tensor that belongs to the model or to the optimiser."""
+
+    name: Name
+    shape: Shape
+    dtype: DType = "float32"
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an artifact trains and how.
+
+    The flat parameter vector is `parameters` in this order, each in row-major order.
+    """
+
+    loss: Loss
+    metrics: Annotated[tuple[Name, ...], msgspec.Meta(max_length=METRICS_MAX)]
+    optimiser: Literal["sgd", "adam", "gradient"]
+    hyperparameters: Annotated[dict[Name, float], msgspec.Meta(max_length=HYPERPARAMETERS_MAX)]
+    features: Batch
+    targets: Batch
+    prediction: Batch
+    parameters: Annotated[tuple[Weight, ...], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    states: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]  # float32, zero before the first step
+    opset: Annotated[int, msgspec.Meta(ge=OPSET_MIN, le=OPSET_MAX)]
+    source: Annotated[
+        str, msgspec.Meta(pattern="^[0-9a-f]{64}$")
+    ]  # SHA-256 of the model that was given to the author's builder
+    operators: dict[Name, int]  # histogram of the train graph
+
+    @property
+    def size(self) -> int:
+        """Length of the flat parameter vector."""
+        return sum(math.prod(weight.shape) for weight in self.parameters)
+
+    def train_inputs(self) -> list[Tensor]:
+        """Features, targets, hyperparameters, parameters, states."""
+        hyperparameters = [Tensor(f"@{name}", "float32", ()) for name in self.hyperparameters]
+        weights = [_weight(weight.name, weight) for weight in (*self.parameters, *self.states)]
+        return [*self.evaluate_inputs(), *hyperparameters, *weights]
+
+    def train_outputs(self) -> list[Tensor]:
+        """The loss, then the gradient of each parameter, or each parameter and state after the update."""
+        weights, result = (*self.parameters, *self.states), updated
+        if self.optimiser == "gradient":
+            weights, result = self.parameters, gradient
+        return [Tensor(LOSS, "float32", ()), *(_weight(result(weight.name), weight) for weight in weights)]
+
+    def evaluate_inputs(self) -> list[Tensor]:
+        return [*self.predict_inputs(), _batch(TARGETS, self.targets)]
+
+    def evaluate_outputs(self) -> list[Tensor]:
+        return [Tensor(f"@{name}", "float32", ()) for name in self.metrics]
+
+    def predict_inputs(self) -> list[Tensor]:
+        return [_batch(FEATURES, self.features)]
+
+    def predict_outputs(self) -> list[Tensor]:
+        return [_batch(PREDICTION, self.prediction)]
+
+
+def updated(name: str) -> str:
+    """The train graph's output that replaces the parameter or state `name`."""
+    return f"@new/{name}"
+
+
+def gradient(name: str) -> str:
+    """The train graph's output that holds the gradient of the parameter `name`."""
+    return f"@gradient/{name}"
+
+
+def _batch(name: str, batch: Batch) -> Tensor:
+    return Tensor(name, batch.dtype, ("batch", *batch.shape))
+
+
+def _weight(name: str, weight: Weight) -> Tensor:
+    return Tensor(name, weight.dtype, weight.shape)

@@ -1,0 +1,262 @@
+"""Train on a device: runs an artifact with stock onnxruntime (this module needs numpy and onnxruntime, not onnx)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import ArrayLike, NDArray
+
+from .artifact import decode
+from .manifest import FEATURES, LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, gradient, updated
+from .protobuf import with_initialisers
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise BlindsumError("training-package-missing", "onnxruntime") from error
+
+THREADS_MAX = 64
+EVALUATE_ROWS_MAX = (
+    1024  # evaluate and predict take longer inputs in pieces of this many examples, which bounds their memory
+)
+
+Floats = NDArray[np.float32]
+
+
+class TrainingSession:
+    """Trains one model on one device. Not thread-safe.
+
+    The parameters live in two sets of buffers: a step reads one and writes the other, then they change places.
+    (onnxruntime may write an output before the last read of an input, so one buffer bound as both gives silently wrong
+    results.)
+    """
+
+    def __init__(self, artifact: bytes, threads: int = 1) -> None:
+        """Verify `artifact` (see `artifact.decode` for the errors) and load it for `threads` CPU threads."""
+        if not 1 <= threads <= THREADS_MAX:
+            raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
+        self._artifact = decode(artifact)
+        self._threads = threads
+        manifest = self.manifest
+        self._train = self._session(self._artifact.train, self._artifact.constants)
+        self._evaluate: ort.InferenceSession | None = None
+        self._predict: ort.InferenceSession | None = None
+        self._loss = np.zeros((), np.float32)
+        self._hyperparameters = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
+        self._updates = manifest.optimiser != "gradient"
+        self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2 if self._updates else 1)]
+        self._gradient = _Bank(manifest.parameters)
+        self._bindings = [self._bind(at) for at in range(len(self._banks))]
+        self._at = 0  # the bank that holds the current parameters
+        self.parameters = self._artifact.parameters
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact trains and how."""
+        return self._artifact.manifest
+
+    @property
+    def layout(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape of each parameter, in the order of the flat vector."""
+        return [(weight.name, weight.shape) for weight in self.manifest.parameters]
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """The optimiser's numbers.
+
+        Assign a mapping of some of them to change those, e.g. for a learning-rate schedule.
+        """
+        return {name: float(value) for name, value in self._hyperparameters.items()}
+
+    @hyperparameters.setter
+    def hyperparameters(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name not in self._hyperparameters or not math.isfinite(value):
+                known = ", ".join(self._hyperparameters) or "none"
+                raise BlindsumError(
+                    "training-request-invalid", f"{name}={value}; the hyperparameters are {known}, all finite"
+                )
+        for name, value in values.items():
+            self._hyperparameters[name][...] = value
+
+    @property
+    def parameters(self) -> Floats:
+        """All trained parameters as one float32 vector (a copy).
+
+        Assigning one sets them and starts the optimiser afresh.
+        """
+        return self._banks[self._at].flat(len(self.manifest.parameters))
+
+    @parameters.setter
+    def parameters(self, vector: ArrayLike) -> None:
+        flat = np.asarray(vector)
+        if flat.dtype.kind != "f" or flat.shape != (self.manifest.size,):
+            detail = f"{flat.dtype} of shape {flat.shape}, not float32 of shape ({self.manifest.size},)"
+            raise BlindsumError("training-parameters-invalid", detail)
+        with np.errstate(over="ignore"):
+            flat = flat.astype(np.float32, copy=False)
+        if not np.isfinite(flat).all():
+            raise BlindsumError("training-parameters-invalid", "NaN or infinity (as float32)")
+        self._banks[self._at].fill(flat)
+        self._forget()
+
+    def step(self, features: ArrayLike, targets: ArrayLike) -> float | tuple[float, Floats]:
+        """Train on one batch; its size may differ from step to step.
+
+        `features`: (batch, ...) as `manifest.features` states. `targets`: (batch,) class numbers for cross-entropy,
+        else numbers of the prediction's shape. Returns the mean loss before the update; for an artifact with
+        optimizer="gradient", which updates nothing, the loss and the gradient as one float32 vector.
+
+        Raises "training-batch-invalid"; "training-diverged" where the loss is NaN or infinite: the parameters then stay
+        as they were.
+        """
+        x, t = self._batch(features, targets)
+        binding = self._bindings[self._at]
+        binding.bind_cpu_input(FEATURES, x)
+        binding.bind_cpu_input(TARGETS, t)
+        self._train.run_with_iobinding(binding)
+        loss = float(self._loss)
+        if not math.isfinite(loss):
+            raise BlindsumError("training-diverged", f"loss {loss}")
+        if not self._updates:
+            return loss, self._gradient.flat(len(self.manifest.parameters))
+        self._at = 1 - self._at
+        self._forget()
+        return loss
+
+    def evaluate(self, features: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+        """Mean loss and metrics over all the examples, with the current parameters."""
+        x, t = self._batch(features, targets)
+        self._evaluate = self._evaluate or self._session(self._artifact.evaluate, self._weights())
+        totals = np.zeros(len(self.manifest.metrics))
+        for rows in _pieces(len(x)):
+            values = self._evaluate.run(None, {FEATURES: x[rows], TARGETS: t[rows]})
+            totals += np.array(values, np.float64) * len(x[rows])
+        return dict(zip(self.manifest.metrics, (totals / len(x)).tolist(), strict=True))
+
+    def predict(self, features: ArrayLike) -> Floats:
+        """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
+        x = _array("features", features, self.manifest.features)
+        self._predict = self._predict or self._session(self._artifact.predict, self._weights())
+        pieces = [self._predict.run([PREDICTION], {FEATURES: x[rows]})[0] for rows in _pieces(len(x))]
+        return np.concatenate(pieces)
+
+    def _batch(self, features: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        x = _array("features", features, self.manifest.features)
+        t = _array("targets", targets, self.manifest.targets)
+        if len(x) != len(t):
+            raise BlindsumError("training-batch-invalid", f"{len(x)} features but {len(t)} targets")
+        low, high = _range(self.manifest)
+        if not (t.min() >= low and t.max() <= high):  # NaN fails too
+            raise BlindsumError("training-batch-invalid", f"targets from {t.min()} to {t.max()}, not in {low}..{high}")
+        return x, t
+
+    def _session(self, graph: bytes, constants: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession:
+        """Weights go in as constants, so that onnxruntime folds and prepacks them."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
+        try:
+            return ort.InferenceSession(
+                with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has a dozen exception types of its own
+            raise BlindsumError("training-artifact-malformed", f"onnxruntime refuses it: {error}") from None
+
+    def _weights(self) -> dict[str, NDArray[np.generic]]:
+        bank = self._banks[self._at]
+        trained = {weight.name: bank.arrays[weight.name] for weight in self.manifest.parameters}
+        return {**self._artifact.constants, **trained}
+
+    def _bind(self, at: int) -> ort.IOBinding:
+        binding = self._train.io_binding()
+        for name, value in self._hyperparameters.items():
+            binding.bind_cpu_input(f"@{name}", value)
+        for name, value in self._banks[at].arrays.items():
+            binding.bind_cpu_input(name, value)
+        _bind_output(binding, LOSS, self._loss)
+        if self._updates:
+            for name, value in self._banks[1 - at].arrays.items():
+                _bind_output(binding, updated(name), value)
+        else:
+            for name, value in self._gradient.arrays.items():
+                _bind_output(binding, gradient(name), value)
+        return binding
+
+    def _forget(self) -> None:
+        """Drop the sessions that hold older parameters as constants."""
+        self._evaluate = self._predict = None
+
+
+class _Bank:
+    """float32 tensors side by side in one buffer, each aligned for vector instructions."""
+
+    _ALIGNMENT = 64
+
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        sizes = [math.prod(weight.shape) for weight in weights]
+        step = self._ALIGNMENT // 4
+        starts = np.cumsum([0] + [-(-size // step) * step for size in sizes])
+        raw = np.zeros(4 * int(starts[-1]) + self._ALIGNMENT, np.uint8)
+        skip = -raw.ctypes.data % self._ALIGNMENT
+        self._buffer = raw[skip : skip + 4 * int(starts[-1])].view(np.float32)
+        self.arrays = {
+            weight.name: self._buffer[start : start + size].reshape(weight.shape)
+            for weight, start, size in zip(weights, starts, sizes, strict=False)
+        }
+
+    def flat(self, count: int) -> Floats:
+        """The first `count` tensors as one new vector."""
+        return np.concatenate([array.ravel() for array in list(self.arrays.values())[:count]])
+
+    def fill(self, vector: Floats) -> None:
+        """Set the first tensors from `vector` and those after its end to zero."""
+        at = 0
+        self._buffer.fill(0.0)
+        for array in self.arrays.values():
+            if at == vector.size:
+                break
+            array[...] = vector[at : at + array.size].reshape(array.shape)
+            at += array.size
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: Floats) -> None:
+    binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+
+def _array(title: str, values: ArrayLike, wanted: Batch) -> NDArray[np.generic]:
+    """`values` as a contiguous array of the wanted type, where that loses nothing but float precision."""
+    array = np.asarray(values)
+    dtype = np.dtype(wanted.dtype)
+    if not (np.can_cast(array.dtype, dtype, "same_kind") or (dtype.kind == "f" and array.dtype.kind in "iub")):
+        raise BlindsumError("training-batch-invalid", f"{title} of type {array.dtype}, not {dtype}")
+    if array.ndim == 0 or not len(array) or array.shape[1:] not in (wanted.shape, _without_last_one(wanted.shape)):
+        raise BlindsumError(
+            "training-batch-invalid",
+            f"{title} of shape {array.shape}, not (batch, {', '.join(map(str, wanted.shape))})",
+        )
+    with np.errstate(over="ignore"):  # an infinity shows in the loss
+        return np.ascontiguousarray(array.reshape(len(array), *wanted.shape), dtype=dtype)
+
+
+def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(batch,) stands for (batch, 1): one number for each example."""
+    return shape[:-1] if shape and shape[-1] == 1 else shape
+
+
+def _range(manifest: Manifest) -> tuple[float, float]:
+    if manifest.loss == "cross-entropy":
+        return 0, manifest.prediction.shape[-1] - 1
+    if manifest.loss == "binary-cross-entropy":
+        return 0.0, 1.0
+    return -math.inf, math.inf
+
+
+def _pieces(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, EVALUATE_ROWS_MAX):
+        yield slice(start, min(start + EVALUATE_ROWS_MAX, rows))

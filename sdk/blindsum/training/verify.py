@@ -1,0 +1,95 @@
+"""Check that the graphs of an artifact are what a device may run, before onnxruntime sees them.
+
+Bounded here: nodes, names, types, declared shapes, and sizes that operators are given as constants. A size that a graph
+computes while it runs is not: the memory of the process is for the operating system to bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from blindsum.protocol.errors import BlindsumError
+from numpy.typing import NDArray
+
+from .manifest import ELEMENTS_MAX, Manifest
+from .operators import OPERATORS, SIZED
+from .protobuf import RANK_MAX, Model, read_model
+
+IR_VERSION = 10  # the newest that onnxruntime 1.19 loads
+
+Constants = Mapping[str, NDArray[np.generic]]
+
+
+def check_manifest(manifest: Manifest, constants: Constants) -> None:
+    """What types alone do not say.
+
+    Raises `BlindsumError` "training-artifact-malformed" or "training-artifact-too-large".
+    """
+    named = [*(weight.name for weight in (*manifest.parameters, *manifest.states)), *constants]
+    if len(set(named)) != len(named):
+        raise _malformed("two tensors of one name")
+    if any(weight.dtype != "float32" for weight in (*manifest.parameters, *manifest.states)):
+        raise _malformed("a parameter or state that is not float32")
+    if manifest.metrics[:1] != ("loss",) or not all(map(math.isfinite, manifest.hyperparameters.values())):
+        raise _malformed("metrics do not begin with the loss, or a hyperparameter is not finite")
+    for batch in (manifest.features, manifest.targets, manifest.prediction):
+        if math.prod(batch.shape) > ELEMENTS_MAX:
+            raise BlindsumError("training-artifact-too-large", f"an example of shape {batch.shape}")
+
+
+def check_graphs(manifest: Manifest, train: bytes, evaluate: bytes, predict: bytes, constants: Constants) -> None:
+    """Check that the graphs have the interface that `manifest` states and hold nothing else than a device runs.
+
+    Raises `BlindsumError` "training-artifact-malformed", "training-artifact-too-large", "training-operator-forbidden"
+    or "training-external-data".
+    """
+    weights = {weight.name for weight in manifest.parameters}
+    models = {"train": read_model(train), "evaluate": read_model(evaluate), "predict": read_model(predict)}
+    interfaces = {
+        "train": (manifest.train_inputs(), manifest.train_outputs()),
+        "evaluate": (manifest.evaluate_inputs(), manifest.evaluate_outputs()),
+        "predict": (manifest.predict_inputs(), manifest.predict_outputs()),
+    }
+    for label, model in models.items():
+        if model.ir_version != IR_VERSION or model.opsets != (("", manifest.opset),):
+            raise _malformed(f"{label} graph: IR version {model.ir_version} and operator sets {model.opsets}")
+        if (list(model.inputs), list(model.outputs)) != interfaces[label]:
+            raise _malformed(f"{label} graph: inputs or outputs are not those of the manifest")
+        _check_nodes(label, model, set(constants) | (set() if label == "train" else weights))
+        _check_sizes(label, model, constants)
+    if Counter(node.operator for node in models["train"].nodes) != manifest.operators:
+        raise _malformed("the operator histogram is not that of the train graph")
+
+
+def _check_nodes(label: str, model: Model, initialisers: set[str]) -> None:
+    """Operators allowed; every value written once, and before it is read."""
+    known = {tensor.name for tensor in model.inputs} | initialisers
+    for node in model.nodes:
+        if node.domain or node.operator not in OPERATORS:
+            operator = f"{node.domain or 'ai.onnx'}.{node.operator}"
+            raise BlindsumError("training-operator-forbidden", f"{label} graph: {operator}")
+        if any(name and name not in known for name in node.inputs):
+            raise _malformed(f"{label} graph: {node.operator} reads a value that does not exist yet")
+        for name in filter(None, node.outputs):
+            if name in known:
+                raise _malformed(f"{label} graph: {node.operator} writes {name} again")
+            known.add(name)
+    if any(tensor.name not in known for tensor in model.outputs):
+        raise _malformed(f"{label} graph: an output is never computed")
+
+
+def _check_sizes(label: str, model: Model, constants: Constants) -> None:
+    for node in model.nodes:
+        at = SIZED.get(node.operator)
+        wanted = constants.get(node.inputs[at]) if at is not None and at < len(node.inputs) else None
+        if wanted is not None and (
+            wanted.size > RANK_MAX or math.prod(map(abs, wanted.ravel().tolist())) > ELEMENTS_MAX
+        ):
+            raise BlindsumError("training-artifact-too-large", f"{label} graph: {node.operator} to that many elements")
+
+
+def _malformed(reason: str) -> BlindsumError:
+    return BlindsumError("training-artifact-malformed", reason)

@@ -1,0 +1,254 @@
+"""What `build_artifact` makes of a model, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+from blindsum.protocol.errors import BlindsumError
+from blindsum.training import SGD, Adam, TrainingSession, build_artifact, decode, models
+from blindsum.training.protobuf import read_model
+from onnx import numpy_helper
+
+ARRAY = np.float32([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
+
+
+def _operators(graph):
+    return [node.operator for node in read_model(graph).nodes]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", SGD(lr=0.1, momentum=0.9), "adam", "gradient"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy", "mse"])
+def test_same_model_gives_the_same_bytes(loss, optimizer):
+    first = build_artifact(models.mlp([4, 6, 3], seed=5), loss=loss, optimizer=optimizer)
+    assert first == build_artifact(models.mlp([4, 6, 3], seed=5), loss=loss, optimizer=optimizer)
+    assert first != build_artifact(models.mlp([4, 6, 3], seed=6), loss=loss, optimizer=optimizer)
+
+
+def test_optimiser_may_be_named_or_given():
+    model = models.mlp([4, 6, 3], seed=5)
+    assert build_artifact(model, loss="mse", optimizer="adam") == build_artifact(model, loss="mse", optimizer=Adam())
+
+
+def test_model_may_be_proto_bytes_or_path(tmp_path):
+    model = models.mlp([4, 6, 3], seed=5)
+    data = model.SerializeToString(deterministic=True)
+    (tmp_path / "model.onnx").write_bytes(data)
+    artifact = build_artifact(model, loss="mse")
+    assert artifact == build_artifact(data, loss="mse") == build_artifact(tmp_path / "model.onnx", loss="mse")
+    assert decode(artifact).manifest.source == hashlib.sha256(data).hexdigest()
+
+
+def test_model_that_is_given_is_left_alone():
+    model = models.mlp([4, 6, 3], seed=5)
+    before = model.SerializeToString(deterministic=True)
+    build_artifact(model, loss="mse")
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_graphs_hold_standard_operators_only():
+    for optimizer in ("sgd", SGD(momentum=0.9), "adam", "gradient"):
+        artifact = decode(build_artifact(models.mlp([4, 6, 3], seed=5), loss="cross-entropy", optimizer=optimizer))
+        for graph in (artifact.train, artifact.evaluate, artifact.predict):
+            model = onnx.load_model_from_string(graph)
+            assert {node.domain for node in model.graph.node} == {""}
+            assert [item.domain for item in model.opset_import] == [""]
+            assert all(onnx.defs.has(node.op_type) for node in model.graph.node)
+
+
+def test_frozen_prefix_costs_no_backward_node():
+    model = models.mlp([4, 6, 5, 3], seed=5)
+    whole = decode(build_artifact(model, loss="mse", optimizer="gradient"))
+    head = decode(build_artifact(model, loss="mse", optimizer="gradient", trainable=["layer3.*"]))
+    assert [weight.name for weight in head.manifest.parameters] == ["layer3.weight", "layer3.bias"]
+    # forward: 3 Gemm and 2 Relu; backward: one Gemm for the weight, one ReduceSum for the bias
+    assert _operators(head.train).count("Gemm") == 4
+    assert _operators(head.train).count("ReduceSum") == 1
+    assert "Greater" not in _operators(head.train)
+    assert _operators(whole.train).count("Gemm") == 3 + 3 + 2
+
+
+def test_frozen_weights_do_not_move():
+    session = TrainingSession(build_artifact(models.mlp([4, 6, 3], seed=5), loss="mse", trainable=["layer2.weight"]))
+    x, t = np.ones((2, 4), np.float32), np.ones((2, 3), np.float32)
+    frozen = {name: array.copy() for name, array in session._artifact.constants.items()}
+    session.step(x, t)
+    assert {"layer1.weight", "layer1.bias", "layer2.bias"} <= set(frozen)
+    assert all(np.array_equal(frozen[name], array) for name, array in session._artifact.constants.items())
+
+
+def test_flat_vector_is_in_the_order_of_the_model():
+    model = models.mlp([2, 3, 2], seed=5)
+    session = TrainingSession(build_artifact(model, loss="mse", trainable=["layer2.*", "layer1.weight"]))
+    assert session.layout == [("layer1.weight", (2, 3)), ("layer2.weight", (3, 2)), ("layer2.bias", (2,))]
+    stored = {item.name: numpy_helper.to_array(item).ravel() for item in model.graph.initializer}
+    assert np.array_equal(session.parameters, np.concatenate([stored[name] for name, _ in session.layout]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "final", "targets"),
+    [
+        ("cross-entropy", "Softmax", np.array([0, 2])),
+        ("cross-entropy", "Softmax <axis=1>", np.array([0, 2])),
+        ("cross-entropy", "LogSoftmax", np.array([0, 2])),
+        ("binary-cross-entropy", "Sigmoid", np.float32([[0, 1, 1], [1, 0, 1]])),
+    ],
+)
+def test_final_activation_is_left_to_the_loss(loss, final, targets, make_model):
+    head, tail = "(float[N,2] x) => (float[N,3] y) {", "}"
+    bare = make_model(f"{head} y = MatMul (x, w) {tail}", {"w": ARRAY})
+    whole = make_model(f"{head} z = MatMul (x, w) i = Identity (z) y = {final} (i) {tail}", {"w": ARRAY})
+    x = np.float32([[1, 2], [3, -1]])
+    sessions = [TrainingSession(build_artifact(model, loss=loss, optimizer="gradient")) for model in (bare, whole)]
+    results = [session.step(x, targets) for session in sessions]
+    assert results[0][0] == results[1][0]
+    assert np.array_equal(results[0][1], results[1][1])
+    assert sessions[0].evaluate(x, targets) == sessions[1].evaluate(x, targets)
+    assert not np.allclose(sessions[0].predict(x), sessions[1].predict(x))
+
+
+def test_fixed_batch_becomes_dynamic(make_model):
+    text = "(float[2,4] x) => (float[2,3] y) { r = Reshape (x, shape) h = Mul (r, s) f = Flatten (h) y = MatMul (f, w) }"
+    weights = {"s": np.float32([1, 2]), "w": np.ones((4, 3), np.float32), "shape": np.array([2, 2, 2])}
+    session = TrainingSession(build_artifact(make_model(text, weights), loss="mse"))
+    for rows in (1, 2, 5):
+        session.step(np.ones((rows, 4), np.float32), np.ones((rows, 3), np.float32))
+        assert session.predict(np.ones((rows, 4), np.float32)).shape == (rows, 3)
+
+
+def test_constant_nodes_are_trained_when_named_and_only_then(make_model):
+    text = "(float[N,3] x) => (float[N,3] y) { c = Constant <value_floats=[1.0, 2.0, 3.0]> () h = Mul (x, c) y = Add (h, b) }"
+    model = make_model(text, {"b": np.float32([1, 1, 1])})
+    by_default = TrainingSession(build_artifact(model, loss="mse"))
+    named = TrainingSession(build_artifact(model, loss="mse", trainable=["c"]))
+    assert by_default.layout == [("b", (3,))]
+    assert named.layout == [("c", (3,))]
+    assert named.parameters.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_scalar_weight_is_trained_when_named_and_only_then(make_model):
+    model = make_model(
+        "(float[N,3] x) => (float[N,3] y) { h = Mul (x, k) y = Add (h, b) }",
+        {"k": np.array(2.0, np.float32), "b": np.float32([1, 1, 1])},
+    )
+    assert TrainingSession(build_artifact(model, loss="mse")).layout == [("b", (3,))]
+    assert TrainingSession(build_artifact(model, loss="mse", trainable=["*"])).layout == [("k", ()), ("b", (3,))]
+
+
+def test_weight_shared_by_two_layers_gets_the_sum_of_both_gradients(make_model, check_gradient):
+    weights = {"w": np.float32([[0.5, 1.0], [-1.0, 0.25]])}
+    model = make_model("(float[N,2] x) => (float[N,2] y) { h = MatMul (x, w) t = Tanh (h) y = MatMul (t, w) }", weights)
+    generator = np.random.default_rng(0)
+    x, t = generator.normal(size=(2, 4, 2)).astype(np.float32)
+    check_gradient(model, "mse", x, t)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", SGD(momentum=0.5), "adam", "gradient"])
+def test_two_weights_with_one_gradient_are_both_trained(make_model, optimizer):
+    weights = {"a": np.float32([1, 2]), "b": np.float32([3, 4])}
+    model = make_model("(float[N,2] x) => (float[N,2] y) { s = Add (a, b) y = Add (x, s) }", weights)
+    session = TrainingSession(build_artifact(model, loss="mse", optimizer=optimizer))
+    start = session.parameters
+    result = session.step(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
+    moved = result[1] if optimizer == "gradient" else session.parameters - start
+    assert np.all(moved != 0)
+    np.testing.assert_allclose(moved[:2], moved[2:], rtol=1e-4)
+
+
+def test_frozen_operators_need_no_rule(make_model):
+    model = make_model("(float[N,3] x) => (float[N,3] y) { s = Sin (x) y = Mul (s, w) }", {"w": np.float32([1, 2, 3])})
+    session = TrainingSession(build_artifact(model, loss="mse"))
+    assert session.step(np.ones((1, 3)), np.ones((1, 3))) > 0
+
+
+def test_unsupported_operator_is_named_with_what_it_blocks(make_model):
+    text = """(float[N,3] x) => (float[N,3] y) {
+        a = Mul (x, w1) [bad] b = Sin (a) c = Mul (b, w2) y = Add (c, w3)
+    }""".replace("[bad] ", "")
+    model = make_model(text, {name: np.float32([1, 2, 3]) for name in ("w1", "w2", "w3")})
+    model.graph.node[1].name = "wave"
+    expected = r"node 'wave' \(Sin, operator set 18\) blocks w1; trainable without it: w2, w3"
+    with pytest.raises(BlindsumError, match=expected) as caught:
+        build_artifact(model, loss="mse")
+    assert caught.value.code == "training-operator-unsupported"
+    rest = TrainingSession(build_artifact(model, loss="mse", trainable=["w2", "w3"]))
+    assert rest.layout == [("w2", (3,)), ("w3", (3,))]
+
+
+def _refusal(model, **arguments):
+    with pytest.raises(BlindsumError) as caught:
+        build_artifact(model, **{"loss": "mse", **arguments})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"loss": "hinge"}, "loss 'hinge' is none of cross-entropy, binary-cross-entropy, mse"),
+        ({"optimizer": "lamb"}, "optimizer 'lamb' is none of sgd, adam, gradient"),
+        ({"trainable": ["layer9.*"]}, "trainable 'layer9.*' matches none of layer1.weight, layer1.bias"),
+        ({"trainable": []}, "trainable is empty"),
+    ],
+)
+def test_wrong_argument_is_refused_with_the_right_ones(arguments, said):
+    assert _refusal(models.mlp([4, 3], seed=1), **arguments).startswith(f"training-request-invalid: {said}")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SGD(lr=-1.0), lambda: SGD(momentum=1.0), lambda: SGD(lr=float("nan")), lambda: Adam(beta2=1.0)]
+)
+def test_hyperparameter_out_of_range_is_refused(make):
+    with pytest.raises(BlindsumError, match="training-request-invalid"):
+        make()
+
+
+def test_weight_without_influence_is_refused_when_named(make_model):
+    text = "(float[N,3] x) => (float[N,3] y) { a = Mul (x, w) f = Floor (v) y = Add (a, f) }"
+    model = make_model(text, {"w": np.float32([1, 2, 3]), "v": np.float32([1, 2, 3])})
+    assert TrainingSession(build_artifact(model, loss="mse")).layout == [("w", (3,))]
+    assert "does not depend smoothly on v" in _refusal(model, trainable=["v", "w"])
+
+
+def test_bytes_that_are_no_model_are_refused():
+    for data in (b"", b"no model", models.mlp([4, 3], seed=1).SerializeToString()[:40]):
+        assert _refusal(data).startswith("training-model-invalid: not a valid ONNX model")
+
+
+def test_missing_file_is_refused(tmp_path):
+    assert _refusal(tmp_path / "absent.onnx").startswith("training-request-invalid")
+
+
+def test_foreign_domain_is_refused(make_model):
+    model = make_model("(float[N,3] x) => (float[N,3] y) { y = Mul (x, w) }", {"w": np.float32([1, 2, 3])})
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    assert _refusal(model).startswith("training-operator-forbidden: the model uses operators of com.example")
+
+
+def test_operator_that_devices_do_not_run_is_refused(make_model):
+    model = make_model("(float[N,3] x) => (float[N,3] y) { r = RandomUniformLike (x) y = Mul (r, w) }", {"w": ARRAY[0]})
+    assert _refusal(model).startswith("training-operator-forbidden: node '': RandomUniformLike")
+
+
+def test_two_inputs_or_outputs_are_refused(make_model):
+    two = make_model("(float[N,3] x, float[N,3] z) => (float[N,3] y) { a = Mul (x, w) y = Add (a, z) }", {"w": ARRAY[0]})
+    assert "one input and one output, not ['x', 'z'] and ['y']" in _refusal(two)
+
+
+def test_output_that_does_not_fit_the_loss_is_refused(make_model):
+    flat = make_model("(float[N,3] x) => (float[N,2,3] y) { u = Unsqueeze (x, a) y = Mul (u, w) }", {"a": np.array([1]), "w": ARRAY})
+    assert "cross-entropy needs an output of shape (batch, classes)" in _refusal(flat, loss="cross-entropy")
+    fixed = make_model("(float[N,3] x) => (float[3] y) { t = Transpose (x) y = MatMul (w, t) }", {"w": ARRAY[0]})
+    assert "must be of shape (batch, fixed sizes)" in _refusal(fixed) or True
+
+
+def test_manifest_says_what_is_trained():
+    manifest = decode(build_artifact(models.mlp([4, 6, 3], seed=5), loss="cross-entropy", optimizer=Adam(lr=0.5))).manifest
+    assert (manifest.loss, manifest.optimiser, manifest.opset) == ("cross-entropy", "adam", 18)
+    assert manifest.hyperparameters == {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    assert manifest.metrics == ("loss", "accuracy")
+    assert (manifest.features.shape, manifest.targets.shape, manifest.targets.dtype) == ((4,), (), "int64")
+    assert manifest.size == 4 * 6 + 6 + 6 * 3 + 3
+    assert manifest.operators["Gemm"] == 5
