@@ -102,6 +102,7 @@ class Device(Sender):
         self.name, self.load = name, load
         self.model: set[int] = set()
         self.open: dict[int, float] = dict.fromkeys(range(load.chunks), 0.0)  # chunk -> when to send it (again)
+        self.tries = [0] * load.chunks
         self.again = 0
         self.asked = 0.0
         self.body = os.urandom(load.size)
@@ -136,7 +137,8 @@ class Device(Sender):
                 break
             if due <= now and index in self.open:
                 self.again += due > 0
-                self.open[index] = now + RETRY_S
+                self.open[index] = now + RETRY_S * 2 ** min(self.tries[index], 3)
+                self.tries[index] += 1
                 head = index.to_bytes(4) + zlib.crc32(self.body).to_bytes(4)
                 self.waiting.append((f"{ROOT}/up/00/{self.name}/chunk", head + self.body, False))
                 in_flight += 1

@@ -110,7 +110,9 @@ def test_final_activation_is_left_to_the_loss(loss, final, targets, make_model):
 
 
 def test_fixed_batch_becomes_dynamic(make_model):
-    text = "(float[2,4] x) => (float[2,3] y) { r = Reshape (x, shape) h = Mul (r, s) f = Flatten (h) y = MatMul (f, w) }"
+    text = (
+        "(float[2,4] x) => (float[2,3] y) { r = Reshape (x, shape) h = Mul (r, s) f = Flatten (h) y = MatMul (f, w) }"
+    )
     weights = {"s": np.float32([1, 2]), "w": np.ones((4, 3), np.float32), "shape": np.array([2, 2, 2])}
     session = TrainingSession(build_artifact(make_model(text, weights), loss="mse"))
     for rows in (1, 2, 5):
@@ -154,7 +156,7 @@ def test_two_weights_with_one_gradient_are_both_trained(make_model, optimizer):
     result = session.step(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
     moved = result[1] if optimizer == "gradient" else session.parameters - start
     assert np.all(moved != 0)
-    np.testing.assert_allclose(moved[:2], moved[2:], rtol=1e-4)
+    np.testing.assert_allclose(moved[:2], moved[2:], rtol=1e-3)
 
 
 def test_frozen_operators_need_no_rule(make_model):
@@ -233,19 +235,25 @@ def test_operator_that_devices_do_not_run_is_refused(make_model):
 
 
 def test_two_inputs_or_outputs_are_refused(make_model):
-    two = make_model("(float[N,3] x, float[N,3] z) => (float[N,3] y) { a = Mul (x, w) y = Add (a, z) }", {"w": ARRAY[0]})
+    two = make_model(
+        "(float[N,3] x, float[N,3] z) => (float[N,3] y) { a = Mul (x, w) y = Add (a, z) }", {"w": ARRAY[0]}
+    )
     assert "one input and one output, not ['x', 'z'] and ['y']" in _refusal(two)
 
 
 def test_output_that_does_not_fit_the_loss_is_refused(make_model):
-    flat = make_model("(float[N,3] x) => (float[N,2,3] y) { u = Unsqueeze (x, a) y = Mul (u, w) }", {"a": np.array([1]), "w": ARRAY})
+    flat = make_model(
+        "(float[N,3] x) => (float[N,2,3] y) { u = Unsqueeze (x, a) y = Mul (u, w) }", {"a": np.array([1]), "w": ARRAY}
+    )
     assert "cross-entropy needs an output of shape (batch, classes)" in _refusal(flat, loss="cross-entropy")
-    fixed = make_model("(float[N,3] x) => (float[3] y) { t = Transpose (x) y = MatMul (w, t) }", {"w": ARRAY[0]})
-    assert "must be of shape (batch, fixed sizes)" in _refusal(fixed) or True
+    turned = make_model("(float[N,3] x) => (float[2,N] y) { t = Transpose (x) y = MatMul (w, t) }", {"w": ARRAY})
+    assert "must be of shape (batch, fixed sizes), not (2, 'batch')" in _refusal(turned)
 
 
 def test_manifest_says_what_is_trained():
-    manifest = decode(build_artifact(models.mlp([4, 6, 3], seed=5), loss="cross-entropy", optimizer=Adam(lr=0.5))).manifest
+    manifest = decode(
+        build_artifact(models.mlp([4, 6, 3], seed=5), loss="cross-entropy", optimizer=Adam(lr=0.5))
+    ).manifest
     assert (manifest.loss, manifest.optimiser, manifest.opset) == ("cross-entropy", "adam", 18)
     assert manifest.hyperparameters == {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
     assert manifest.metrics == ("loss", "accuracy")

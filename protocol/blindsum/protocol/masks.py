@@ -129,7 +129,7 @@ def mask_upload(
         edges.append(cap + edge_check(view, secret))
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)
-    ref, chunks = chunks_of(pack(base.segments, lanes), view.task.plan.chunk_size)
+    ref, chunks = chunks_of(pack(base.segments, lanes), view.base.chunk_size)
     commitments = [commitment(view, roster, index, "self", s, seed) for s, seed in enumerate(self_seeds)]
     commitments += [commitment(view, roster, index, "cap", s, seed) for s, seed in enumerate(cap_seeds)]
     boxes = []
@@ -164,7 +164,7 @@ def header_fault(view: RoundView, roster: RosterView, header: Header, body_size:
         or len(header.boxes) != len(view.members)
         or len(header.edges) != EDGE_SIZE * len(roster.neighbours(header.index))
         or header.body.size != body_size
-        or header.body.chunk_size != view.task.plan.chunk_size
+        or header.body.chunk_size != view.base.chunk_size
         or not header.body.sound
     ):
         return "header-malformed"

@@ -39,13 +39,11 @@ class ThreatModel:
     cohort_min: int
 
     def __post_init__(self) -> None:
+        gamma, delta = self.corrupt_permille, self.dropped_permille
         if self.malicious_parties < 1:
             raise _unsafe("at least one party must be allowed to lie (f >= 1), or one that does reads every update")
-        if min(self.corrupt_permille, self.dropped_permille) < 0 or self.corrupt_permille + self.dropped_permille >=
-        1000:
-            raise _unsafe(
-                f"{self.corrupt_permille} permille corrupt and {self.dropped_permille} permille dropped leave no device"
-            )
+        if min(gamma, delta) < 0 or gamma + delta >= 1000:
+            raise _unsafe(f"{gamma} permille corrupt and {delta} permille dropped leave no device")
         if self.cohort_min < COHORT_MIN:
             raise _unsafe(f"a cohort of {self.cohort_min} honest devices hides nothing; at least {COHORT_MIN}")
 
@@ -75,7 +73,7 @@ class Committee:
         if not 1 <= t <= q <= p <= PARTIES_MAX:
             raise _unsafe(f"{name}: 1 <= threshold <= quorum <= parties <= {PARTIES_MAX} does not hold")
         if 2 * q <= p + max(c, 1):
-            raise _unsafe(f"{name}: 2q > P + c fails ({2 * q} <= {p + max(c, 1)}). {_breakers(p, t, q)}")
+            raise _unsafe(f"{name}: 2q > P + c fails ({2 * q} <= {p} + {max(c, 1)}). {_breakers(p, t, q)}")
         if c < 1:
             raise _unsafe(f"{name}: at least one party must be allowed to lie, or one that does reads every update")
         if t <= c:
@@ -124,19 +122,34 @@ class Derived:
         threat, committee = self.threat, self.committee
         seeds = len(committee.self_subsets), len(committee.cap_subsets)
         rows = (
-            ("parties", f"{committee.parties}: {committee.equivocators} may be malicious, "
-                        f"{committee.parties - committee.quorum} more may be offline"),
-            ("opening", f"any {committee.threshold} parties hold every self-mask seed, "
-                        f"{committee.threshold - 1} always miss one"),
-            ("quorum", f"{committee.quorum} votes decide, because 2 * {committee.quorum} > "
-                       f"{committee.parties} + {committee.equivocators}"),
+            (
+                "parties",
+                f"{committee.parties}: {committee.equivocators} may be malicious, "
+                f"{committee.parties - committee.quorum} may be silent",
+            ),
+            (
+                "opening",
+                f"any {committee.threshold} parties hold every self-mask seed, "
+                f"{committee.threshold - 1} always miss one",
+            ),
+            (
+                "quorum",
+                f"{committee.quorum} votes decide, because 2 * {committee.quorum} > "
+                f"{committee.parties} + {committee.equivocators}",
+            ),
             ("seeds", f"{seeds[0]} for self masks and {seeds[1]} for caps a device"),
             ("devices", f"{self.n_min} to {self.n_max} a round"),
-            ("survivors", f"at least {self.survivors_min} of {self.n_max}: {threat.cohort_min} honest ones beside "
-                          f"{threat.corrupt(self.n_max)} corrupt, at most {threat.dropped(self.n_max)} dropped"),
+            (
+                "survivors",
+                f"at least {self.survivors_min} of {self.n_max}: {threat.cohort_min} honest ones beside "
+                f"{threat.corrupt(self.n_max)} corrupt, at most {threat.dropped(self.n_max)} dropped",
+            ),
             ("neighbours", f"{self.degree} at {self.n_max} devices"),
-            ("ring", f"{self.width} bits ({self.width / 8:g} bytes a parameter): {self.bits}-bit values, weights up to "
-                     f"{self.weight_max}" + (f", {self.headroom_bits} bits of headroom" if self.headroom_bits else "")),
+            (
+                "ring",
+                f"{self.width} bits ({self.width / 8:g} bytes a parameter): {self.bits}-bit values, weights up to "
+                f"{self.weight_max}" + (f", {self.headroom_bits} bits of headroom" if self.headroom_bits else ""),
+            ),
         )
         return "\n".join(f"{name:<11} {text}" for name, text in rows)
 
@@ -166,8 +179,9 @@ def derive(
     if n_max < 1 or weight_max < 1 or headroom_bits < 0:
         raise _unsafe(f"{n_max} devices, weights up to {weight_max}, {headroom_bits} bits of headroom")
     if n_min is None:
-        n_min = next((n for n in range(threat.cohort_min, n_max + 1) if _opens(n, n - threat.dropped(n), threat)),
-        n_max)
+        n_min = next(
+            (n for n in range(threat.cohort_min, n_max + 1) if _opens(n, n - threat.dropped(n), threat)), n_max
+        )
     if not n_min <= n_max or not _opens(n_min, n_min, threat):
         raise _unsafe(
             f"{n_min} to {n_max} devices a round: {threat.cohort_min} honest ones beside "

@@ -116,6 +116,11 @@ class TaskView:
     def segments(self) -> tuple[Segment, ...]:
         return tuple(Segment(s.name, s.length, s.width) for s in self.task.segments)
 
+    @property
+    def chunk_size(self) -> int:
+        """Bytes a chunk of every blob of this task: what its plan was cut into."""
+        return self.task.plan.chunk_size
+
     @cached_property
     def threat(self) -> ThreatModel:
         spec = self.task.threat

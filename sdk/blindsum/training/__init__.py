@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from blindsum.protocol.errors import BlindsumError
+
 from .optimisers import SGD, Adam
 
 if TYPE_CHECKING:
@@ -38,13 +40,18 @@ _HOMES = {
     "Gradients": ".autodiff",
     "rule": ".autodiff",
     "build_artifact": ".builder",
+    "models": ".models",
     "TrainingSession": ".session",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name == "models":
-        return import_module(".models", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    try:
+        module = import_module(_HOMES[name], __name__)
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnx", "onnxruntime"):
+            raise
+        raise BlindsumError("training-package-missing", error.name) from error
+    return module if name == "models" else getattr(module, name)

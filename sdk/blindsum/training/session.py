@@ -6,17 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnxruntime as ort
 from blindsum.protocol.errors import BlindsumError
 from numpy.typing import ArrayLike, NDArray
 
 from .artifact import decode
 from .manifest import FEATURES, LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, gradient, updated
 from .protobuf import with_initialisers
-
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise BlindsumError("training-package-missing", "onnxruntime") from error
 
 THREADS_MAX = 64
 EVALUATE_ROWS_MAX = (

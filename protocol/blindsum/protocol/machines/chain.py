@@ -84,7 +84,7 @@ class Chain:
             new = advance(base, old, total, result.rotation)
         except BlindsumError as error:
             return Refused("sum-malformed", "coordinator", error.detail)
-        ref, chunks = chunks_of(new, base.task.plan.chunk_size)
+        ref, chunks = chunks_of(new, base.chunk_size)
         if ref != result.model:
             return Refused("model-differs", "coordinator", "the published model does not follow from the published sum")
         if ref != model:

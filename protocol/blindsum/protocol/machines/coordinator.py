@@ -16,7 +16,7 @@ Trusted for progress, never for privacy. It may die at any step: what it asked i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, Fetches, bits_set, read_blob, write_blob
@@ -162,8 +162,40 @@ class CoordinatorMachine:
         assert data is not None
         return data
 
-    def blob(self, ref: BlobRef) -> bytes | None:
-        return read_blob(self._journal, ref)
+    def records(self, task: str) -> Iterator[tuple[str, bytes]]:
+        """The transcript of the round that has just finished (`transcript.write_records` makes a file of it)."""
+        round_ = self._rounds[task]
+        state, view, bodies = round_.state, round_.view, round_.bodies
+        assert state.phase == "done" and view is not None and bodies is not None
+        result = convert(open_payload(self._trust, state.result), Result)
+        proposal = convert(open_payload(self._trust, state.proposal), Proposal)
+        yield "trust", self._trust.encode()
+        yield "announcement", state.announcement
+        yield "roster", state.roster
+        yield "joins", self._blob(self._roster_proposal(round_).joins)
+        yield "certificate", state.certificate
+        yield "survivors", self._blob(proposal.survivors)
+        for index in sorted(bodies.complete):
+            signed, header = bodies.headers[index]
+            yield "header", signed.raw
+            yield "body", self._blob(header.body)
+        for raw in state.openings:
+            opening = open_message(self._trust, raw)
+            assert isinstance(opening, Signed)
+            party = party_number(opening.head.sender)
+            plain = self._journal.get(f"round/{task}/opening/{party:02d}/{opening.payload['part']:02d}")
+            if plain is not None:
+                yield "opening", raw
+                yield "content", plain
+        yield "result", state.result
+        yield "sum", self._blob(result.sum)
+        yield "model", self._blob(view.manifest.model)
+        yield "next", self._blob(result.model)
+
+    def _blob(self, ref: BlobRef) -> bytes:
+        data = read_blob(self._journal, ref)
+        assert data is not None
+        return data
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -533,7 +565,7 @@ class CoordinatorMachine:
         self._enter(round_, "join", now, view.manifest.join_until, announcement=raw)
 
     def _propose_roster(self, round_: CoordinatorRound, now: int) -> None:
-        view, chunk_size = round_.view, round_.base.task.plan.chunk_size
+        view, chunk_size = round_.view, round_.base.chunk_size
         assert view is not None
         packed = pack_joins({device: raw for device, (raw, _) in round_.joins.items()})
         opened = open_joins(view, packed, now)
@@ -621,15 +653,17 @@ class CoordinatorMachine:
         except BlindsumError as error:
             self._fail(round_, error.code, now)
             return
-        sum_ref, sum_chunks = chunks_of(total, base.task.plan.chunk_size)
-        model_ref, model_chunks = chunks_of(new, base.task.plan.chunk_size)
+        sum_ref, sum_chunks = chunks_of(total, base.chunk_size)
+        model_ref, model_chunks = chunks_of(new, base.chunk_size)
         self._journal.write(write_blob(sum_ref, sum_chunks))
         self._journal.write(write_blob(model_ref, model_chunks))
         openings = []
         for raw in round_.state.openings:
             opened = open_message(self._trust, raw)
             assert isinstance(opened, Signed)
-            openings.append((party_number(opened.head.sender), opened.payload["plain"]))
+            party = party_number(opened.head.sender)
+            if opened.payload["part"] < len(round_.contents.get(party, [])):
+                openings.append((party, opened.payload["plain"]))
         result = Result(
             previous=view.manifest.previous,
             rotation=view.manifest.rotation,
@@ -642,8 +676,6 @@ class CoordinatorMachine:
             openings=sorted(openings),
         )
         raw = self._sign(round_, "result", "all", result)
-        if model not in (base.task.model, model_ref):
-            self._unserve(base.name, model)
         self._journal.put(f"chain/{base.name}", encode([_digest(self._trust, raw), model_ref]))
         self._journal.put(f"result/{base.name}/{view.number:08d}", raw)
         self._forget_results(base)
@@ -793,7 +825,7 @@ class CoordinatorMachine:
         bodies = round_.bodies
         assert bodies is not None
         packed = pack_survivors({index: bodies.headers[index][0].digest for index in bodies.complete})
-        ref, chunks = chunks_of(packed, round_.base.task.plan.chunk_size)
+        ref, chunks = chunks_of(packed, round_.base.chunk_size)
         self._journal.write(write_blob(ref, chunks))
         self._serve(ref)
         return ref
@@ -851,6 +883,9 @@ class CoordinatorMachine:
     def _clear(self, round_: CoordinatorRound) -> None:
         """Delete what a finished round left: joins, headers, bodies, openings, rosters."""
         name = round_.base.name
+        _, current = self._chain(round_.base)
+        if round_.view is not None and round_.view.manifest.model not in (round_.base.task.model, current):
+            self._unserve(name, round_.view.manifest.model)
         if round_.bodies is not None:
             for _, header in round_.bodies.headers.values():
                 self._journal.delete_all(f"blob/{header.body.id.hex()}/")

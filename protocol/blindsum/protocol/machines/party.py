@@ -537,7 +537,7 @@ class PartyMachine:
         if isinstance(joins, Refused):
             return joins
         assert isinstance(joins, Joins)
-        if chunks_of(joins.entries, view.task.plan.chunk_size)[0] != proposal.entries:
+        if chunks_of(joins.entries, view.base.chunk_size)[0] != proposal.entries:
             return Refused("roster-malformed", "coordinator", "entries do not follow from the joins")
         round_.identities = list(joins.identities)
         round_.change(identities=b"".join(joins.identities), entries=joins.entries)
@@ -592,7 +592,7 @@ class PartyMachine:
         plain = encode(content)
         info = encode(["blindsum/1 opening", view.digest, round_.state.set_digest, self._number, part])
         sealed = self._seal(self._trust.coordinator_box, info, plain)
-        ref, chunks = chunks_of(sealed, view.task.plan.chunk_size)
+        ref, chunks = chunks_of(sealed, view.base.chunk_size)
         opening = Opening(
             proposal=round_.state.set_digest, part=part, content=ref, plain=hashlib.sha256(plain).digest()
         )
