@@ -74,7 +74,7 @@ def differences(proto: onnx.ModelProto, loss: str, x: Array, t: Array, names: li
 
 
 def run_reference(artifact: bytes, x: Array, t: Array) -> list[Array]:
-    """The outputs of the train graph as onnx.reference computes them: the loss, then each gradient or updated tensor."""
+    """The outputs of the train graph as onnx.reference computes them: the loss, then gradients or updated tensors."""
     decoded = decode(artifact)
     evaluator = ReferenceEvaluator(onnx.load_model_from_string(with_initialisers(decoded.train, decoded.constants)))
     feeds: dict[str, Array] = {FEATURES: x, TARGETS: t}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -17,6 +20,29 @@ ARRAY = np.float32([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
 
 def _operators(graph):
     return [node.operator for node in read_model(graph).nodes]
+
+
+def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
+    code = """
+import hashlib
+import os
+import subprocess
+import sys
+from blindsum.training import build_artifact, models
+artifact = build_artifact(models.mlp([4, 6, 5, 3], seed=5), loss="cross-entropy", optimizer="adam")
+print(hashlib.sha256(artifact).hexdigest())
+"""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            cwd=tmp_path,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", SGD(lr=0.1, momentum=0.9), "adam", "gradient"])
@@ -109,6 +135,15 @@ def test_final_activation_is_left_to_the_loss(loss, final, targets, make_model):
     assert not np.allclose(sessions[0].predict(x), sessions[1].predict(x))
 
 
+def test_softmax_over_the_batch_is_not_cut(make_model):
+    text = "(float[N,2] x) => (float[N,3] y) { z = MatMul (x, w) y = Softmax <axis=0> (z) }"
+    session = TrainingSession(build_artifact(make_model(text, {"w": ARRAY}), loss="cross-entropy"))
+    x = np.float32([[1, 2], [3, -1]])
+    exponent = np.exp(session.predict(x).astype(np.float64))
+    expected = -np.log(exponent[[0, 1], [0, 2]] / exponent.sum(axis=1)).mean()
+    assert session.evaluate(x, np.array([0, 2]))["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_fixed_batch_becomes_dynamic(make_model):
     text = (
         "(float[2,4] x) => (float[2,3] y) { r = Reshape (x, shape) h = Mul (r, s) f = Flatten (h) y = MatMul (f, w) }"
@@ -121,7 +156,8 @@ def test_fixed_batch_becomes_dynamic(make_model):
 
 
 def test_constant_nodes_are_trained_when_named_and_only_then(make_model):
-    text = "(float[N,3] x) => (float[N,3] y) { c = Constant <value_floats=[1.0, 2.0, 3.0]> () h = Mul (x, c) y = Add (h, b) }"
+    body = "c = Constant <value_floats=[1.0, 2.0, 3.0]> () h = Mul (x, c) y = Add (h, b)"
+    text = f"(float[N,3] x) => (float[N,3] y) {{ {body} }}"
     model = make_model(text, {"b": np.float32([1, 1, 1])})
     by_default = TrainingSession(build_artifact(model, loss="mse"))
     named = TrainingSession(build_artifact(model, loss="mse", trainable=["c"]))
@@ -220,6 +256,21 @@ def test_bytes_that_are_no_model_are_refused():
 
 def test_missing_file_is_refused(tmp_path):
     assert _refusal(tmp_path / "absent.onnx").startswith("training-request-invalid")
+
+
+def test_external_data_are_read_beside_a_path_and_nowhere_else(tmp_path):
+    model, path = models.mlp([40, 60], seed=1), tmp_path / "model.onnx"
+    expected = TrainingSession(build_artifact(model, loss="mse")).parameters
+    onnx.save_model(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    session = TrainingSession(build_artifact(path, loss="mse"))
+    assert np.array_equal(session.parameters, expected)
+    for pointer in (path.read_bytes(), onnx.load_model(path, load_external_data=False)):
+        assert _refusal(pointer).startswith("training-external-data")
+
+
+def test_output_that_is_not_float32_is_refused(make_model):
+    double = make_model("(float[N,3] x) => (double[N,3] y) { m = Mul (x, w) y = Cast <to=11> (m) }", {"w": ARRAY[0]})
+    assert "its output is not float32" in _refusal(double)
 
 
 def test_foreign_domain_is_refused(make_model):

@@ -61,7 +61,7 @@ def test_optimiser_follows_the_reference(optimiser, expected):
         session.step(x, t)
     wanted = expected(start)
     assert np.abs(wanted - start).max() > 0.1
-    np.testing.assert_allclose(session.parameters, wanted, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(session.parameters, wanted, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("optimiser", [SGD(lr=0.1), SGD(lr=0.1, momentum=0.9), Adam(lr=0.1)])

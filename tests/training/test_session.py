@@ -237,6 +237,24 @@ def test_loss_that_is_not_finite_is_an_error_and_changes_nothing(optimizer, bad)
     assert np.isfinite(trainer.parameters).all()
 
 
+def test_evaluation_that_is_not_finite_is_an_error():
+    trainer = _session()
+    with pytest.raises(BlindsumError, match="training-diverged"):
+        trainer.evaluate(np.full((1, 4), np.nan), Y[:1])
+
+
+def test_failure_inside_onnxruntime_is_an_error_and_changes_nothing(make_model):
+    text = "(float[N,3] x) => (float[M,3] y) { h = Reshape (x, halves) r = Reshape (h, rows) y = Mul (r, w) }"
+    weights = {"halves": np.array([2, -1]), "rows": np.array([-1, 3]), "w": np.float32([1, 2, 3])}
+    trainer = TrainingSession(build_artifact(make_model(text, weights), loss="mse"))
+    start = trainer.parameters
+    with pytest.raises(BlindsumError) as caught:
+        trainer.step(np.ones((1, 3)), np.ones((1, 3)))  # one row has no halves
+    assert caught.value.code == "training-runtime-failed"
+    assert np.array_equal(trainer.parameters, start)
+    assert trainer.step(np.ones((2, 3)), np.ones((2, 3))) > 0
+
+
 @pytest.mark.parametrize("values", [{"momentum": 0.5}, {"lr": float("nan")}, {"lr": 0.1, "beta1": 0.5}])
 def test_bad_hyperparameter_is_refused_and_changes_nothing(values):
     trainer = _session(optimizer=SGD(lr=0.5))

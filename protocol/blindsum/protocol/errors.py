@@ -40,7 +40,7 @@ CATALOGUE: dict[str, Entry] = {
         "pass features of shape (batch, ...) and one target per example, as the message says",
     ),
     "training-diverged": Entry(
-        "the loss became NaN or infinite; the parameters are those before the step",
+        "the loss is NaN or infinite; a step that ends so changes no parameter",
         "lower the learning rate and look for extreme values in the features",
     ),
     "training-external-data": Entry(
@@ -67,6 +67,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "training-request-invalid": Entry(
         "an argument names something that does not exist or is out of range", "use one of the values the message lists"
+    ),
+    "training-runtime-failed": Entry(
+        "onnxruntime cannot load the graph, or failed while it ran",
+        "update onnxruntime, or export the model with an older operator set; the message is onnxruntime's own",
     ),
     "update-not-finite": Entry(
         "the update holds NaN or infinity", "check the training data and lower the learning rate; nothing was sent"

@@ -26,7 +26,7 @@ BITS_MIN: Final = 4
 PRODUCT_BITS_MAX: Final = 36
 """Bits of a weighted value: with the rounding's 16 they fit the 52 of a float64, so that no sum in here is inexact."""
 ROUNDING_BITS: Final = 16
-BLOCK_LENGTH: Final = 32_768
+BLOCK_LENGTH: Final = 65_536
 """Values per pass: the float64 scratch stays in a core's second-level cache."""
 CLAMP_BITS: Final = 20
 """`rotated_range` lets any coordinate be clamped with probability at most 2^-CLAMP_BITS."""
@@ -71,8 +71,8 @@ def bits_for(width: int, n_max: int, weight_max: int, headroom_bits: int = 0) ->
         room = f" and {headroom_bits} bits of headroom" if headroom_bits else ""
         raise BlindsumError(
             "parameters-unsafe",
-            f"{n_max} devices of weight up to {weight_max}{room} leave {bits} bits a value in {width}-bit sums, and "
-            f"{BITS_MIN} are needed: take a wider ring, fewer devices or smaller weights",
+            f"{n_max} devices of weight up to {weight_max}{room} leave room for {bits}-bit values in {width}-bit sums; "
+            f"{BITS_MIN} bits are needed: take a wider ring, fewer devices or smaller weights",
         )
     return bits
 
@@ -142,8 +142,8 @@ def _clip_factor(update: Floats, clip_norm: float, scratch: np.ndarray[tuple[int
     for start in range(0, update.size, BLOCK_LENGTH):
         values = update[start : start + BLOCK_LENGTH]
         wide = scratch[: values.size]
-        np.copyto(wide, values)
-        square += float(np.dot(wide, wide))
+        np.square(values, out=wide, dtype=np.float64)
+        square += float(wide.sum())  # not np.dot: BLAS would start threads for it
     if not math.isfinite(square):  # float32 squares cannot overflow a float64
         raise BlindsumError(
             "update-not-finite", f"{int(np.count_nonzero(~np.isfinite(update)))} of {update.size} values"

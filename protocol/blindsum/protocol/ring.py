@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 WIDTHS: Final = (16, 24, 32, 64)
-BLOCK_LENGTH: Final = 65_536
-"""Values per pass: accumulator, operand and scratch stay in a core's second-level cache together."""
+BLOCK_LENGTH: Final = 262_144
+"""24-bit values taken apart or put together at a time: their scratch is 1 MiB whatever the length."""
 
 Lane: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -177,8 +177,7 @@ def _combine(segments: Sequence[Segment], lanes: Sequence[Lane], data: Data, ope
             _combine_planes(lane, data, start, operation)
         else:
             values = np.frombuffer(data, lane.dtype, lane.size, start)
-            for block in _blocks(lane.size):
-                operation(lane[block], values[block], out=lane[block])
+            operation(lane, values, out=lane)
         start += segment.packed_size
 
 

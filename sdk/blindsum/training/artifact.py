@@ -11,7 +11,6 @@ operators, wiring) before onnxruntime sees a byte of it.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +77,7 @@ def decode(data: bytes) -> Artifact:
     body = memoryview(data)[start:]
     if len(body) < 4 or not data.startswith(MAGIC):
         raise BlindsumError("training-artifact-damaged", "it does not begin like one")
-    if not hmac.compare_digest(hashlib.sha256(body).digest(), data[len(MAGIC) : start]):
+    if hashlib.sha256(body).digest() != data[len(MAGIC) : start]:
         raise BlindsumError("training-artifact-damaged", "its SHA-256 is not the one it states")
     reader = _Reader(body)
     header = _header(bytes(reader.take(int.from_bytes(reader.take(4), "big"), HEADER_SIZE_MAX, "header")))
@@ -89,6 +88,8 @@ def decode(data: bytes) -> Artifact:
     reader.end()
     if len(constants) != len(header.constants):
         raise _malformed("two constants of one name")
+    if not np.isfinite(parameters).all():
+        raise _malformed("a parameter is NaN or infinite")
     check_manifest(manifest, constants)
     check_graphs(manifest, train, evaluate, predict, constants)
     return Artifact(

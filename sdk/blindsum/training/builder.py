@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .artifact import Artifact, decode, encode
 from .autodiff import Graph, differentiate, update
-from .autodiff.graph import Shape
+from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LOSSES, LossRule
 from .autodiff.prepare import Prepared, prepare
 from .manifest import LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight
@@ -34,17 +34,18 @@ def build_artifact(
 
     `model`: one input of shape (batch, ...), one output of shape (batch, ...), standard operators; a ModelProto, its
     bytes or a path.
-    `loss`: "cross-entropy" (of softmax(output), shape (batch, classes); targets int64 class numbers), "binary-cross-
-    entropy" (of sigmoid(output); targets float32 in [0, 1] of the output's shape) or "mse" (targets float32 of the
-    output's shape). A final Softmax or Sigmoid is left out of the training for the first two, as the loss holds it.
+    `loss`: "cross-entropy" of softmax(output), shape (batch, classes), with int64 class numbers as targets;
+    "binary-cross-entropy" of sigmoid(output), with float32 targets in [0, 1] of the output's shape; or "mse", with float32
+    targets of the output's shape. The first two hold the activation, so a final Softmax or Sigmoid of the model is cut
+    for training (but not for `predict`).
     `trainable`: names or glob patterns of weights. None: all float32 initialisers of at least one dimension that the
     loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
     `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates
     nothing).
 
-    Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-operator-forbidden" or
-    "training-operator-unsupported" (which names the nodes, the parameters they block, and the rest that could be
-    trained).
+    Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
+    "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
+    nodes, the parameters they block, and the rest that could be trained.
     """
     optimiser = as_optimiser(optimizer)
     if loss not in LOSSES:
@@ -101,11 +102,11 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
     """The value that the loss takes: the input of the final activation, where the loss holds that activation itself."""
     producers = {name: node for node in graph.nodes for name in node.output}
     value = output
-    while value in producers and producers[value].op_type in (*rule.cuts, "Identity"):
-        cut = producers[value].op_type != "Identity"
+    while value in producers and producers[value].op_type == "Identity":
         value = producers[value].input[0]
-        if cut:
-            break
+    node = producers.get(value)
+    if node is not None and node.op_type in rule.cuts and attribute(node, "axis", -1) in (-1, 1):
+        return node.input[0]
     return value
 
 

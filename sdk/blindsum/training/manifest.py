@@ -15,17 +15,13 @@ TENSORS_MAX = 100_000
 METRICS_MAX = 16
 HYPERPARAMETERS_MAX = 16
 
-FEATURES, TARGETS, LOSS, PREDICTION, STEP = (
-    "@features",
-    "@targets",
-    "@loss",
-    "@prediction",
-    "@step",
-)  # our own names begin with @
+# Names of our own begin with @; those of the model never do.
+FEATURES, TARGETS, LOSS, PREDICTION, STEP = "@features", "@targets", "@loss", "@prediction", "@step"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=ELEMENTS_MAX)]
 Shape = Annotated[tuple[Size, ...], msgspec.Meta(max_length=RANK_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_SIZE_MAX)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
@@ -48,10 +44,7 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an artifact trains and how.
-
-    The flat parameter vector is `parameters` in this order, each in row-major order.
-    """
+    """What an artifact trains and how. The flat parameter vector is `parameters` in this order, each row by row."""
 
     loss: Loss
     metrics: Annotated[tuple[Name, ...], msgspec.Meta(max_length=METRICS_MAX)]
@@ -63,9 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parameters: Annotated[tuple[Weight, ...], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     states: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]  # float32, zero before the first step
     opset: Annotated[int, msgspec.Meta(ge=OPSET_MIN, le=OPSET_MAX)]
-    source: Annotated[
-        str, msgspec.Meta(pattern="^[0-9a-f]{64}$")
-    ]  # SHA-256 of the model that was given to the author's builder
+    source: Digest  # SHA-256 of the ONNX model from which the artifact was built
     operators: dict[Name, int]  # histogram of the train graph
 
     @property

@@ -211,6 +211,7 @@ def _opset(data: memoryview) -> tuple[str, int]:
 def _node(data: memoryview) -> Node:
     single, repeated = {3: _CHUNK, 4: _CHUNK, 7: _CHUNK}, {1: _CHUNK, 2: _CHUNK, 5: _CHUNK}
     message = _Message(data, "node", single=single, repeated=repeated)
+    message.text(3, "")  # the node's name, read only for its bounds
     node = Node(message.text(4), message.text(7, ""), message.texts(1), message.texts(2))
     for attribute in message.chunks(5):
         _check_attribute(attribute, f"node {node.operator}")

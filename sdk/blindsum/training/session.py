@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,9 +16,7 @@ from .manifest import FEATURES, LOSS, PREDICTION, TARGETS, Batch, Manifest, Weig
 from .protobuf import with_initialisers
 
 THREADS_MAX = 64
-EVALUATE_ROWS_MAX = (
-    1024  # evaluate and predict take longer inputs in pieces of this many examples, which bounds their memory
-)
+EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, which bounds their memory
 
 Floats = NDArray[np.float32]
 
@@ -27,11 +26,14 @@ class TrainingSession:
 
     The parameters live in two sets of buffers: a step reads one and writes the other, then they change places.
     (onnxruntime may write an output before the last read of an input, so one buffer bound as both gives silently wrong
-    results.)
+    results.) Where the step hands out the gradient, the second set receives it and they never change places.
     """
 
     def __init__(self, artifact: bytes, threads: int = 1) -> None:
-        """Verify `artifact` (see `artifact.decode` for the errors) and load it for `threads` CPU threads."""
+        """Verify `artifact` and load it for `threads` CPU threads.
+
+        Raises what `artifact.decode` raises, or "training-runtime-failed" where onnxruntime cannot load the graphs.
+        """
         if not 1 <= threads <= THREADS_MAX:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
         self._artifact = decode(artifact)
@@ -43,9 +45,8 @@ class TrainingSession:
         self._loss = np.zeros((), np.float32)
         self._hyperparameters = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self._updates = manifest.optimiser != "gradient"
-        self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2 if self._updates else 1)]
-        self._gradient = _Bank(manifest.parameters)
-        self._bindings = [self._bind(at) for at in range(len(self._banks))]
+        self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
+        self._bindings = [self._bind(at) for at in range(2)]
         self._at = 0  # the bank that holds the current parameters
         self.parameters = self._artifact.parameters
 
@@ -61,10 +62,7 @@ class TrainingSession:
 
     @property
     def hyperparameters(self) -> dict[str, float]:
-        """The optimiser's numbers.
-
-        Assign a mapping of some of them to change those, e.g. for a learning-rate schedule.
-        """
+        """The optimiser's numbers. Assign a mapping of some of them to change those, e.g. for a schedule."""
         return {name: float(value) for name, value in self._hyperparameters.items()}
 
     @hyperparameters.setter
@@ -80,10 +78,7 @@ class TrainingSession:
 
     @property
     def parameters(self) -> Floats:
-        """All trained parameters as one float32 vector (a copy).
-
-        Assigning one sets them and starts the optimiser afresh.
-        """
+        """All trained parameters as one float32 vector, a copy. Assigning sets them and starts the optimiser afresh."""
         return self._banks[self._at].flat(len(self.manifest.parameters))
 
     @parameters.setter
@@ -106,19 +101,19 @@ class TrainingSession:
         else numbers of the prediction's shape. Returns the mean loss before the update; for an artifact with
         optimizer="gradient", which updates nothing, the loss and the gradient as one float32 vector.
 
-        Raises "training-batch-invalid"; "training-diverged" where the loss is NaN or infinite: the parameters then stay
-        as they were.
+        Raises "training-batch-invalid", "training-runtime-failed" or, where the loss is NaN or infinite,
+        "training-diverged"; the parameters then stay as they were.
         """
         x, t = self._batch(features, targets)
         binding = self._bindings[self._at]
         binding.bind_cpu_input(FEATURES, x)
         binding.bind_cpu_input(TARGETS, t)
-        self._train.run_with_iobinding(binding)
+        with _runtime():
+            self._train.run_with_iobinding(binding)
         loss = float(self._loss)
-        if not math.isfinite(loss):
-            raise BlindsumError("training-diverged", f"loss {loss}")
+        _require_finite(loss)
         if not self._updates:
-            return loss, self._gradient.flat(len(self.manifest.parameters))
+            return loss, self._banks[1].flat(len(self.manifest.parameters))
         self._at = 1 - self._at
         self._forget()
         return loss
@@ -129,16 +124,19 @@ class TrainingSession:
         self._evaluate = self._evaluate or self._session(self._artifact.evaluate, self._weights())
         totals = np.zeros(len(self.manifest.metrics))
         for rows in _pieces(len(x)):
-            values = self._evaluate.run(None, {FEATURES: x[rows], TARGETS: t[rows]})
+            with _runtime():
+                values = self._evaluate.run(None, {FEATURES: x[rows], TARGETS: t[rows]})
             totals += np.array(values, np.float64) * len(x[rows])
-        return dict(zip(self.manifest.metrics, (totals / len(x)).tolist(), strict=True))
+        metrics: dict[str, float] = dict(zip(self.manifest.metrics, (totals / len(x)).tolist(), strict=True))
+        _require_finite(metrics["loss"])
+        return metrics
 
     def predict(self, features: ArrayLike) -> Floats:
         """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
         x = _array("features", features, self.manifest.features)
         self._predict = self._predict or self._session(self._artifact.predict, self._weights())
-        pieces = [self._predict.run([PREDICTION], {FEATURES: x[rows]})[0] for rows in _pieces(len(x))]
-        return np.concatenate(pieces)
+        with _runtime():
+            return np.concatenate([self._predict.run([PREDICTION], {FEATURES: x[rows]})[0] for rows in _pieces(len(x))])
 
     def _batch(self, features: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
         x = _array("features", features, self.manifest.features)
@@ -155,14 +153,12 @@ class TrainingSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come back as exceptions
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
-        try:
+        with _runtime():
             return ort.InferenceSession(
                 with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has a dozen exception types of its own
-            raise BlindsumError("training-artifact-malformed", f"onnxruntime refuses it: {error}") from None
 
     def _weights(self) -> dict[str, NDArray[np.generic]]:
         bank = self._banks[self._at]
@@ -176,12 +172,9 @@ class TrainingSession:
         for name, value in self._banks[at].arrays.items():
             binding.bind_cpu_input(name, value)
         _bind_output(binding, LOSS, self._loss)
-        if self._updates:
-            for name, value in self._banks[1 - at].arrays.items():
-                _bind_output(binding, updated(name), value)
-        else:
-            for name, value in self._gradient.arrays.items():
-                _bind_output(binding, gradient(name), value)
+        result = updated if self._updates else gradient
+        for name, value in self._banks[1 - at].arrays.items():
+            _bind_output(binding, result(name), value)
         return binding
 
     def _forget(self) -> None:
@@ -219,6 +212,20 @@ class _Bank:
                 break
             array[...] = vector[at : at + array.size].reshape(array.shape)
             at += array.size
+
+
+@contextlib.contextmanager
+def _runtime() -> Iterator[None]:
+    """onnxruntime has a dozen exception types of its own; ours names the cause and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        raise BlindsumError("training-runtime-failed", str(error)) from error
+
+
+def _require_finite(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise BlindsumError("training-diverged", f"loss {loss}")
 
 
 def _bind_output(binding: ort.IOBinding, name: str, array: Floats) -> None:

@@ -19,6 +19,7 @@ from .operators import OPERATORS, SIZED
 from .protobuf import RANK_MAX, Model, read_model
 
 IR_VERSION = 10  # the newest that onnxruntime 1.19 loads
+STATES_PER_PARAMETER_MAX = 2
 
 Constants = Mapping[str, NDArray[np.generic]]
 
@@ -35,6 +36,9 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
         raise _malformed("a parameter or state that is not float32")
     if manifest.metrics[:1] != ("loss",) or not all(map(math.isfinite, manifest.hyperparameters.values())):
         raise _malformed("metrics do not begin with the loss, or a hyperparameter is not finite")
+    kept = sum(math.prod(weight.shape) for weight in manifest.states)
+    if kept > STATES_PER_PARAMETER_MAX * manifest.size + 1:
+        raise BlindsumError("training-artifact-too-large", f"{kept} numbers kept for {manifest.size} parameters")
     for batch in (manifest.features, manifest.targets, manifest.prediction):
         if math.prod(batch.shape) > ELEMENTS_MAX:
             raise BlindsumError("training-artifact-too-large", f"an example of shape {batch.shape}")
@@ -66,7 +70,10 @@ def check_graphs(manifest: Manifest, train: bytes, evaluate: bytes, predict: byt
 
 def _check_nodes(label: str, model: Model, initialisers: set[str]) -> None:
     """Operators allowed; every value written once, and before it is read."""
-    known = {tensor.name for tensor in model.inputs} | initialisers
+    given = {tensor.name for tensor in model.inputs}
+    if len(given) != len(model.inputs) or given & initialisers:
+        raise _malformed(f"{label} graph: two inputs or constants of one name")
+    known = given | initialisers
     for node in model.nodes:
         if node.domain or node.operator not in OPERATORS:
             operator = f"{node.domain or 'ai.onnx'}.{node.operator}"

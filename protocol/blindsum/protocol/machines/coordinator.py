@@ -204,6 +204,7 @@ class CoordinatorMachine:
 
     def wake(self, now: int) -> Step:
         for round_ in self._rounds.values():
+            round_.grace_over = round_.grace_over or now >= round_.grace_until
             if round_.active:
                 self._turn(round_, now)
             if round_.active and now - round_.sent_at >= round_.wait_ms:
@@ -220,8 +221,8 @@ class CoordinatorMachine:
         for round_ in self._rounds.values():
             if round_.active:
                 times += [round_.state.phase_until, round_.sent_at + round_.wait_ms]
-                if round_.state.phase in ("offer", "check", "open") and not round_.wants:
-                    times.append(max(round_.grace_until, round_.sent_at + 50))
+                if not round_.grace_over:
+                    times.append(round_.grace_until)
         return min((time for time in times if time is not None), default=None)
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -700,7 +701,7 @@ class CoordinatorMachine:
         self._save(round_)
         facts = {"devices": devices} if devices else {}
         self._journal.event("phase", task=round_.base.name, round=round_.state.number, phase=phase, **facts)
-        round_.wait_ms, round_.sent_at = RESEND_MS, 0
+        round_.wait_ms, round_.sent_at, round_.grace_over = RESEND_MS, 0, False
         if round_.active:
             self._request(round_, now)
 
@@ -763,9 +764,10 @@ class CoordinatorMachine:
 
     def _ask(self, fetch: Fetch, now: int) -> None:
         round_ = next((r for r in self._rounds.values() if self._concerns(r, fetch.id)), None)
-        if round_ is not None:
-            raw = self._sign(round_, "ask", fetch.owner, fetch.ask(now))
-            self._journal.send("ask", fetch.owner, raw)
+        if round_ is None:
+            self._fetches.drop(fetch.id)
+        else:
+            self._journal.send("ask", fetch.owner, self._sign(round_, "ask", fetch.owner, fetch.ask(now)))
 
     def _concerns(self, round_: CoordinatorRound, blob: bytes) -> bool:
         owner = self._openings.get(blob)

@@ -56,6 +56,7 @@ class CoordinatorRound:
     wants: dict[int, list[int]] = field(default_factory=dict)
     sent_at: int = 0
     wait_ms: int = RESEND_MS
+    grace_over: bool = False
 
     @property
     def active(self) -> bool:

@@ -107,6 +107,14 @@ class _Round:
     sent_at: int = 0
     wait_ms: int = RESEND_MS
 
+    @property
+    def resend_at(self) -> int | None:
+        """When to send again what nobody has confirmed: the join while joining lasts, the header until its receipt."""
+        due = self.sent_at + self.wait_ms
+        if self.state.phase == "joined":
+            return due if not self.state.acknowledged and due < self.view.manifest.join_until else None
+        return due if self.state.phase == "uploading" else None
+
 
 class DeviceMachine:
     """One device in any number of tasks. `willing(view)` says "" or why it does not take part now (it is asked again at each
@@ -146,11 +154,9 @@ class DeviceMachine:
             manifest, state = round_.view.manifest, round_.state
             if now >= manifest.expires_at or (state.phase in ("joined", "training") and now >= manifest.upload_until):
                 self._leave(task, "round-abandoned", code="deadline")
-            elif now - round_.sent_at >= round_.wait_ms:
-                if state.phase == "joined" and not state.acknowledged and now < manifest.join_until:
-                    self._send(round_, "join", state.join, now)
-                elif state.phase == "uploading":
-                    self._send(round_, "header", state.header, now)
+            elif (due := round_.resend_at) is not None and now >= due:
+                kind = "join" if state.phase == "joined" else "header"
+                self._send(round_, kind, state.join if kind == "join" else state.header, now)
         for fetch in list(self._fetches.due(now)):
             self._ask(fetch.id, now)
         return self._journal.take()
@@ -163,8 +169,7 @@ class DeviceMachine:
             times.append(manifest.expires_at)
             if round_.state.phase in ("joined", "training"):
                 times.append(manifest.upload_until)
-            if round_.state.phase == "uploading" or (round_.state.phase == "joined" and not round_.state.acknowledged):
-                times.append(round_.sent_at + round_.wait_ms)
+            times.append(round_.resend_at)
         return min((time for time in times if time is not None), default=None)
 
     def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int) -> Step:
@@ -356,7 +361,7 @@ class DeviceMachine:
             if fetch.outstanding == 0:
                 self._ask(fetch.id, now)
             return None
-        for round_ in self._rounds.values():
+        for round_ in list(self._rounds.values()):
             self._journal.listen(round_.view.name, fetch.id, on=False)
             fault = self._advance(round_)
             if fault is not None:
@@ -455,7 +460,9 @@ class DeviceMachine:
         wanting = next(
             (r for r in self._rounds.values() if blob in (r.view.manifest.model.id, r.view.task.plan.id)), None
         ) or next((r for r in self._rounds.values() if r.entries is not None and r.entries.id == blob), None)
-        if wanting is not None:
+        if wanting is None:
+            self._fetches.drop(blob)
+        else:
             self._journal.send("ask", "coordinator", self._sign(wanting.view, "ask", fetch.ask(now)))
 
     def _sign(self, view: RoundView, kind: str, payload: Payload) -> bytes:

@@ -105,6 +105,7 @@ class Graph:
 
     def rename(self, old: str, new: str) -> None:
         """Give a value that a node computes another name."""
+        self._emitted.clear()
         for node in self.nodes:
             for names in (node.input, node.output):
                 for at, name in enumerate(names):

@@ -75,7 +75,11 @@ def _load(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> tuple[onnx
             proto, data = onnx.load_model_from_string(model), model
         else:
             proto, data = onnx.load_model(os.fspath(model)), Path(model).read_bytes()
+        if any(map(onnx.external_data_helper.uses_external_data, proto.graph.initializer)):
+            raise BlindsumError("training-external-data", "pass the model's path, or save it in one file")
         onnx.checker.check_model(proto, full_check=True)
+    except BlindsumError:
+        raise
     except OSError as error:
         raise BlindsumError("training-request-invalid", str(error)) from None
     except Exception as error:  # protobuf, checker and shape inference each raise their own
@@ -174,6 +178,7 @@ def _free_batch(nodes: list[onnx.NodeProto], constants: dict[str, NDArray[np.gen
 
 
 def _infer_shapes(graph: Graph, dtype: str, output: str) -> None:
+    """Fill in the shapes of all values."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     body = onnx.helper.make_graph(
         graph.nodes,
@@ -188,6 +193,8 @@ def _infer_shapes(graph: Graph, dtype: str, output: str) -> None:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:
         raise _invalid(f"its shapes do not agree: {error}") from None
+    if model.graph.output[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise _invalid("its output is not float32")
     graph.shapes.update((name, array.shape) for name, array in graph.constants.items())
     for item in (*model.graph.value_info, *model.graph.output):
         if item.type.tensor_type.HasField("shape"):

@@ -27,10 +27,9 @@ def states(optimiser: Optimiser, parameters: Mapping[str, tuple[int, ...]]) -> l
 
 
 def append(graph: Graph, optimiser: Optimiser, gradients: Mapping[str, str]) -> list[str]:
-    """Append the update of every parameter in `gradients` (parameter -> gradient, as `folded_rate` scales it); returns
-    the new outputs.
+    """Append the update of every parameter; returns the outputs that this makes.
 
-    Without an optimiser the outputs are the gradients themselves.
+    `gradients`: parameter -> its gradient times `folded_rate`. Without an update the outputs are the gradients.
     """
     slopes: dict[str, str] = {}  # gradient -> parameter
     for name, slope in gradients.items():
@@ -82,9 +81,12 @@ def _adam_coefficients(graph: Graph) -> tuple[str, str]:
     """Scalars of this step, in float64 because 1 - beta2 loses four digits in float32.
 
     The states hold plain decayed sums, m <- beta1 m + g and v <- beta2 v + g^2: Adam's averages without their factors
-    (1 - beta), which saves three passes over the weights. With a = (1 - beta1) / (1 - beta1^t) and b = sqrt((1 - beta2)
-    / (1 - beta2^t)) Adam's step lr a m / (b sqrt(v) + epsilon) is (lr a / b) m / (sqrt(v) + epsilon / b). Returns lr a
-    / b and epsilon / b.
+    (1 - beta), which saves three passes over the weights. With
+
+        a = (1 - beta1) / (1 - beta1^t)    b = sqrt((1 - beta2) / (1 - beta2^t))
+
+    Adam's step lr a m / (b sqrt(v) + epsilon) is (lr a / b) m / (sqrt(v) + epsilon / b).
+    Returns lr a / b and epsilon / b.
     """
     step = graph.op("Add", STEP, graph.scalar(1.0), output=updated(STEP))
     one, exponent = _double(graph, graph.scalar(1.0)), _double(graph, step)
