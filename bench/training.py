@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+
 from blindsum.training import SGD, Adam, TrainingSession, build_artifact, models
 
 SIZES = [784, 256, 128, 10]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 import pytest
-from blindsum.training import TrainingSession, build_artifact, decode
-from blindsum.training.manifest import FEATURES, TARGETS
-from blindsum.training.protobuf import with_initialisers
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from blindsum.training import TrainingSession, build_artifact, decode
+from blindsum.training.manifest import FEATURES, TARGETS
+from blindsum.training.protobuf import with_initialisers
 
 Array = NDArray[np.generic]
 STEP = 1e-5  # of the central differences, in float64

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, TrainingSession, artifact, build_artifact, decode, manifest, models, protobuf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.training import SGD, TrainingSession, artifact, build_artifact, decode, manifest, models, protobuf
 
 GOOD = build_artifact(models.mlp([4, 6, 3], seed=1), loss="cross-entropy", optimizer=SGD(momentum=0.9))
 START = len(artifact.MAGIC) + artifact.DIGEST_SIZE

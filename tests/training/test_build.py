@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from blindsum.protocol.errors import BlindsumError
 from blindsum.training import SGD, Adam, TrainingSession, build_artifact, decode, models
 from blindsum.training.protobuf import read_model
-from onnx import numpy_helper
 
 ARRAY = np.float32([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
 
@@ -144,15 +145,24 @@ def test_softmax_over_the_batch_is_not_cut(make_model):
     assert session.evaluate(x, np.array([0, 2]))["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_fixed_batch_becomes_dynamic(make_model):
-    text = (
-        "(float[2,4] x) => (float[2,3] y) { r = Reshape (x, shape) h = Mul (r, s) f = Flatten (h) y = MatMul (f, w) }"
-    )
-    weights = {"s": np.float32([1, 2]), "w": np.ones((4, 3), np.float32), "shape": np.array([2, 2, 2])}
-    session = TrainingSession(build_artifact(make_model(text, weights), loss="mse"))
+@pytest.mark.parametrize("shape", [("B", 2, 2), ("B", -1, 2), (-1, 2, 2), (0, 2, 2), ("B", 1, 2, 2)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_fixed_batch_becomes_dynamic(make_model, batch, shape):
+    # c is no batch, though it is reshaped to a head of 1 as well
+    body = "c = Reshape (s, one) r = Reshape (x, shape) h = Mul (r, c) f = Flatten (h) y = MatMul (f, w)"
+    text = f"(float[{batch},4] x) => (float[{batch},3] y) {{ {body} }}"
+    weights = {
+        "s": np.float32([2, 3]),
+        "w": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "shape": np.array([batch if size == "B" else size for size in shape]),
+        "one": np.array([1, 2]),
+    }
+    session = TrainingSession(build_artifact(make_model(text, weights), loss="mse", optimizer="gradient"))
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    np.testing.assert_allclose(session.predict(x), (x * [2, 3, 2, 3]) @ weights["w"])
     for rows in (1, 2, 5):
-        session.step(np.ones((rows, 4), np.float32), np.ones((rows, 3), np.float32))
-        assert session.predict(np.ones((rows, 4), np.float32)).shape == (rows, 3)
+        loss, _ = session.step(x[:rows], session.predict(x[:rows]) + 2)
+        assert loss == pytest.approx(4.0)
 
 
 def test_constant_nodes_are_trained_when_named_and_only_then(make_model):

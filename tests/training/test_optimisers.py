@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from blindsum.training import SGD, Adam, TrainingSession, build_artifact, models
 
 STEPS = 25

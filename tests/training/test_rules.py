@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
 from blindsum.protocol.errors import BlindsumError
 from blindsum.training import Backward, Gradients, TrainingSession, build_artifact, rule
 from blindsum.training.autodiff import differentiable, registry
@@ -34,6 +35,13 @@ CASES = {
     "flatten": ((3, 4), "h = Mul (x, w) y = Flatten (h)", {"w": (3, 4)}),
     "flatten_axis_2": ((3, 4), "h = Mul (x, w) f = Flatten <axis=2> (h) y = Reshape (f, shape)", {"w": (3, 4)}),
     "reshape": ((3, 4), "h = Mul (x, w) y = Reshape (h, shape)", {"w": (3, 4)}),
+    "reshape_then_add": (
+        (3, 4),
+        "h = Mul (x, w) r = Reshape (h, rows) s = Reshape (r, shape) y = Add (s, b)",
+        {"w": (3, 4), "b": (2, 6)},
+    ),
+    "reshape_with_zero": ((3, 4), "h = Mul (x, w) r = Reshape (h, keep) y = Mul (r, r)", {"w": (3, 4)}),
+    "flatten_then_mul": ((3, 4), "h = Mul (x, w) f = Flatten (h) y = Mul (f, v)", {"w": (3, 4), "v": (12,)}),
     "reshape_of_weight": ((6,), "f = Reshape (w, flat) y = Mul (x, f)", {"w": (2, 3)}),
     "transpose": ((3, 4), "h = Mul (x, w) y = Transpose <perm=[0, 2, 1]> (h)", {"w": (3, 4)}),
     "transpose_of_weight": ((3,), "t = Transpose (w) y = MatMul (x, t)", {"w": (4, 3)}),
@@ -85,7 +93,13 @@ def _model(make_model, name, opset=18):
     shape, body, weights = CASES[name]
     generator = np.random.default_rng(sum(map(ord, name)))
     arrays = {key: (0.3 + generator.random(size)).astype(np.float32) for key, size in weights.items()}
-    extra = {"shape": np.array([-1, 2, 6]), "flat": np.array([6]), "zero": np.array(0.0, np.float32)}
+    extra = {
+        "shape": np.array([-1, 2, 6]),
+        "rows": np.array([-1, 12]),
+        "keep": np.array([-1, 0, 2, 2]),
+        "flat": np.array([6]),
+        "zero": np.array(0.0, np.float32),
+    }
     arrays |= {key: array for key, array in extra.items() if key in body}
     sizes = ",".join(map(str, ("N", *shape)))
     proto = make_model(f"(float[{sizes}] x) => (float y) {{ {body} }}", arrays, opset)

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, Adam, TrainingSession, build_artifact, models, session
 from onnx.reference import ReferenceEvaluator
 from sklearn.datasets import load_breast_cancer, load_digits
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.training import SGD, Adam, TrainingSession, build_artifact, models, session
 
 X = np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(6, 4)
 Y = np.array([0, 1, 2, 0, 1, 2])

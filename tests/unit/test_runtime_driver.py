@@ -464,6 +464,21 @@ def test_chunk_whose_blob_is_gone_is_dropped(rig: Rig) -> None:
     until(lambda: len(rig.store.outbox()) == 2)
 
 
+def test_retained_chunk_whose_blob_is_gone_is_taken_from_the_broker(rig: Rig) -> None:
+    started(rig)
+    step = Step((), (ChunkOut("coordinator", BLOB, 7, retain=True),))
+    rig.driver.call(lambda _machine, _now: step).result(WAIT_S)
+    until(lambda: rig.link.published)
+    assert rig.link.published == [("blindsum/1/f1/px/1/coordinator/chunk", b"", True)]
+
+
+def test_empty_message_is_no_message(rig: Rig) -> None:
+    started(rig).link.arrive(b"", TOPICS.chunks("t1", BLOB).replace("+", "0"))
+    rig.settle()
+    assert rig.machine().count == 0
+    assert not rig.driver.refusals
+
+
 def test_listen_subscribes_and_leaves(rig: Rig) -> None:
     chunks = TOPICS.chunks("t1", BLOB)
     started(rig).link.arrive(b"listen on")

@@ -45,7 +45,7 @@ ROUTES = [
     (COORDINATOR, Message("proposal", "parties", b""), "pt/all/proposal", [PARTY]),
     (COORDINATOR, ChunkOut("party/2", BLOB, 3), "pt/2/chunk", [PARTY]),
     (COORDINATOR, Message("manifest", "all/t1", b"", retain=True), "bc/t1/manifest", [DEVICE, PARTY]),
-    (COORDINATOR, ChunkOut("all/t1", BLOB, 3, retain=True), "bc/t1/chunk/0001020304050607/3", [DEVICE]),
+    (COORDINATOR, ChunkOut("all/t1", BLOB, 3, retain=True), "bc/t1/chunk/0001020304050607/3", [DEVICE, PARTY]),
     (PARTY, Message("vote", "coordinator", b""), "px/2/coordinator/vote", [COORDINATOR]),
     (PARTY, Message("vote", "parties", b""), "px/2/all/vote", [COORDINATOR, PARTY]),
     (PARTY, ChunkOut("coordinator", BLOB, 0), "px/2/coordinator/chunk", [COORDINATOR]),
@@ -81,13 +81,19 @@ def test_subscriptions_are_within_what_the_access_list_lets_read() -> None:
 
 
 def test_device_reads_only_the_broadcasts_of_its_tasks() -> None:
-    assert topics(DEVICE, "t1").subscriptions == (
+    assert topics(DEVICE, "t1", "t2").subscriptions == (
         "blindsum/1/f1/dn/d7/+",
-        "blindsum/1/f1/bc/t1/manifest",
-        "blindsum/1/f1/bc/t1/roster",
-        "blindsum/1/f1/bc/t1/result",
-        "blindsum/1/f1/bc/t1/failure",
+        "blindsum/1/f1/bc/t1/+",
+        "blindsum/1/f1/bc/t2/+",
     )
+
+
+def test_chunk_broadcasts_come_only_to_who_listens() -> None:
+    topic = topics(COORDINATOR).route(ChunkOut("all/t1", BLOB, 3, retain=True))
+    for principal in (DEVICE, PARTY, COORDINATOR):
+        assert not any(matches(pattern, topic) for pattern in topics(principal, "t1").subscriptions)
+        assert matches(topics(principal, "t1").chunks("t1", BLOB), topic)
+        assert not matches(topics(principal, "t1").chunks("t1", bytes(32)), topic)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,11 @@ START_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 3.0
 EXIT_BUSY: Final = 75
 
-# MQTT 5 and 3.1.1 need a listener each; ours speak 5. Segments are the broker's memory: it keeps the last 10 of 64 MiB and lets
-# go of older messages, which is more than the windows of 200 devices leave in flight (200 MiB).
+MEMORY_MAX: Final = 1 << 30
+MEMORY_CHECK_S: Final = 2.0
+
+# MQTT 5 and 3.1.1 need a listener each; ours speak 5. Segments are the memory of one topic filter: 256 MiB, after which the
+# oldest message goes, read or not. Four chunks in flight from each of 200 devices are 200 MiB.
 _EMBEDDED_TOML: Final = """\
 id = 0
 
@@ -44,8 +47,8 @@ id = 0
 id = 0
 max_connections = {connections}
 max_outgoing_packet_count = 200
-max_segment_size = 67108864
-max_segment_count = 10
+max_segment_size = 16777216
+max_segment_count = 16
 
 [{version}.1]
 name = "{version}"
@@ -85,7 +88,7 @@ class EmbeddedBroker:
         assert self.pid is None, "it runs already"
         with _reserve(port) as reservation:
             self._port = reservation.getsockname()[1]
-            command = [sys.executable, "-m", "blindsum.backend.broker", str(self._port), mqtt]
+            command = [sys.executable, "-m", "blindsum.backend.broker", str(self._port), mqtt, str(MEMORY_MAX)]
             with tempfile.TemporaryFile() as complaints:
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=complaints)
                 self._wait_until_it_listens(self._process, complaints)
@@ -220,13 +223,14 @@ def _reserve(port: int | None) -> socket.socket:
     return reservation
 
 
-def _serve(port: int, mqtt: str) -> None:
+def _serve(port: int, mqtt: str, memory_max: int) -> None:
     """The child: be the broker until the parent is gone."""
-    from iotcore.iotcore import IotCoreBroker
+    from iotcore.iotcore import IotCoreBroker  # here, because only this process pays for it
 
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)  # it reports every packet as an error
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_begin_anew_when_large, args=(memory_max,), daemon=True).start()
     text = _EMBEDDED_TOML.format(
         version={"5": "v5", "3.1.1": "v4"}[mqtt], host=LOOPBACK, port=port, size=PACKET_SIZE_MAX, connections=CONNECTIONS_MAX
     )
@@ -234,11 +238,11 @@ def _serve(port: int, mqtt: str) -> None:
         config.write(text)
         config.flush()
         broker = IotCoreBroker(config_path=config.name)
-        try:
-            broker.check_ports()
-        except OSError:
-            sys.exit(EXIT_BUSY)
-        broker.run_forever()
+    try:
+        broker.check_ports()
+    except OSError:
+        sys.exit(EXIT_BUSY)
+    broker.run_forever()
 
 
 def _end_with_the_parent() -> None:
@@ -246,5 +250,16 @@ def _end_with_the_parent() -> None:
     os._exit(0)
 
 
+def _begin_anew_when_large(memory_max: int) -> None:
+    """The log of a topic filter stays after its last subscriber left, and every round's model has a filter of its own. So
+    replace this process by a fresh one of the same id when it has grown: links reconnect, and what was lost is sent again."""
+    status = Path("/proc/self/status")
+    while status.exists():  # elsewhere than on Linux the log only grows
+        resident = int(status.read_text().split("VmRSS:")[1].split()[0]) * 1024
+        if resident > memory_max:
+            os.execv(sys.executable, [sys.executable, "-m", "blindsum.backend.broker", *sys.argv[1:]])
+        time.sleep(MEMORY_CHECK_S)
+
+
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2])
+    _serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

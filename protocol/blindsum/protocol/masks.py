@@ -18,8 +18,8 @@ from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, digest, 
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
 from blindsum.protocol.prg import SUITES, apply
 from blindsum.protocol.ring import pack, reduce, zeros
-from blindsum.protocol.sharing import deal, xor
 from blindsum.protocol.roster import RosterView
+from blindsum.protocol.sharing import deal, xor
 from blindsum.protocol.view import RoundView
 
 __all__ = [

@@ -173,15 +173,15 @@ def _edge_secrets(
         cap = headers[mine].edges[place : place + SEED_SIZE]
         check = headers[mine].edges[place + SEED_SIZE : place + EDGE_SIZE]
         options = [sorted({given[party][at : at + SEED_SIZE] for party in given}) for given in shares]
-        secret = _first_match(view, cap, check, options)
-        if secret is None:
+        match = _first_match(view, cap, check, options)
+        if match is None:
             if len(contents) == len(view.members):
                 out.hopeless = "edge-false"
                 if len(contents) == view.base.committee.parties:
                     # every subset has an honest holder among all parties, so no share but the device's cap can be false
                     out.faults.append((f"device/{roster.devices[mine]}", "edge-false"))
             return None
-        secret, chosen = secret
+        secret, chosen = match
         for given, right in zip(shares, chosen, strict=True):
             for party, share in given.items():
                 fault = (f"party/{party}", "edge-share-differs")

@@ -33,7 +33,14 @@ from blindsum.protocol.messages import (
 from blindsum.protocol.openings import combine
 from blindsum.protocol.optimiser import advance
 from blindsum.protocol.ring import add_packed, pack, packed_size, reduce, zeros
-from blindsum.protocol.roster import Joins, RosterView, open_joins, open_roster, open_roster_announcement, read_survivors
+from blindsum.protocol.roster import (
+    Joins,
+    RosterView,
+    open_joins,
+    open_roster,
+    open_roster_announcement,
+    read_survivors,
+)
 from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.view import RoundView, TaskView, count_votes, expect, open_manifest, open_message, open_task
 

@@ -14,9 +14,11 @@ from typing import TypeVar
 from blindsum.protocol.codec import DecodeError, convert
 from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.graph import degree_for
 from blindsum.protocol.messages import (
     MESSAGE_SIZE_MAX,
     MESSAGES,
+    NEIGHBOURS_MAX,
     Manifest,
     Offer,
     Payload,
@@ -192,6 +194,8 @@ def _task_fault(task: Task, trust: Trust) -> str:
         return "cohort_min <= devices_min <= devices_max does not hold"
     if not (task.plan.sound and task.model.sound):
         return "a blob reference has the wrong number of digests"
+    if degree_for(task.devices_max, task.threat.corrupt_permille, task.threat.dropped_permille) > NEIGHBOURS_MAX:
+        return f"the shares of corrupt and dropped devices need more than {NEIGHBOURS_MAX} neighbours a device"
     if len({segment.name for segment in task.segments}) != len(task.segments):
         return "two segments share a name"
     return ""

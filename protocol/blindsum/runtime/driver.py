@@ -224,6 +224,8 @@ class Driver:
         if (who := self._topics.presence_of(inbound.topic)) is not None:
             online = inbound.body == b"online"
             return Step(events=(Event("presence", {"role": who.role, "id": who.id, "online": online}),))
+        if not inbound.body:  # a retained message is being taken away
+            return Step()
         return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
 
     def _attempt(self, act: Callable[[], Step]) -> Step | None:
@@ -346,10 +348,11 @@ class Driver:
         chunk = isinstance(out, ChunkOut)
         if isinstance(out, ChunkOut):
             data = self._store.get(chunk_key(out.blob, out.index))
-            if data is None:  # the machine has deleted the blob since
+            if data is None and not out.retain:  # the machine has deleted the blob since
                 gone.append(row.seq)
                 return True
-            body = encode_chunk(out.blob, out.index, data)
+            # an empty retained message takes the broker's copy away
+            body = b"" if data is None else encode_chunk(out.blob, out.index, data)
         else:
             body = out.body
         self._flying[row.seq] = chunk

@@ -19,6 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will, failure_of
@@ -26,11 +32,6 @@ from blindsum.runtime.logs import fields
 from blindsum.runtime.packet_limit import PacketLimit
 from blindsum.runtime.paho_client import PACKET_SIZE_MAX, PahoClient, error_logger
 from blindsum.runtime.ports import Inbound, LinkState, Outcome, Token
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode

@@ -4,8 +4,8 @@
 |---|---|---|
 | `up/<shard>/<device>/<kind>` | device | coordinator; kind `header` also by the parties |
 | `dn/<device>/<kind>` | coordinator | that device |
-| `bc/<task>/<kind>`, retained | coordinator | devices (four kinds), parties |
-| `bc/<task>/chunk/<blob16>/<index>`, retained | coordinator | devices, while their machine listens |
+| `bc/<task>/<kind>`, retained | coordinator | devices of the task, parties |
+| `bc/<task>/chunk/<blob16>/<index>`, retained | coordinator | devices and parties, while their machine listens |
 | `pt/<party>/<kind>`, `pt/all/<kind>` | coordinator | that party; all parties |
 | `px/<party>/coordinator/<kind>`, `px/<party>/all/<kind>` | party | coordinator; the second also the parties |
 | `st/<role>/<id>`, retained | everyone | coordinator |
@@ -25,18 +25,16 @@ from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Message
 
-__all__ = ["BROADCAST_KINDS", "SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of"]
+__all__ = ["SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of"]
 
 SHARDS: Final = 16
 """Number of `up/` shards, so that a cluster's coordinator workers can each subscribe to their own part."""
-
-BROADCAST_KINDS: Final = ("manifest", "roster", "result", "failure")
-"""The broadcasts that a device reads."""
 
 COORDINATOR: Final = "coordinator"
 EVERYONE: Final = "all"
 PARTY_USER_PREFIX: Final = "party-"
 BLOB_PREFIX_SIZE: Final = 8
+CHUNKS: Final = "bc/+/chunk/+/+"
 
 Role = Literal["device", "party", "coordinator"]
 Action = Literal["publish", "read"]
@@ -56,7 +54,7 @@ TABLE: Final = (
     Rule("device", "publish", "st/device/{id}"),
     Rule("device", "read", "dn/{id}/+"),
     Rule("device", "read", "bc/+/+"),
-    Rule("device", "read", "bc/+/chunk/+/+"),
+    Rule("device", "read", CHUNKS),
     Rule("party", "publish", "px/{id}/coordinator/+"),
     Rule("party", "publish", "px/{id}/all/+"),
     Rule("party", "publish", "st/party/{id}"),
@@ -65,9 +63,10 @@ TABLE: Final = (
     Rule("party", "read", "px/+/all/+"),
     Rule("party", "read", "up/+/+/header"),
     Rule("party", "read", "bc/+/+"),
+    Rule("party", "read", CHUNKS),
     Rule("coordinator", "publish", "dn/+/+"),
     Rule("coordinator", "publish", "bc/+/+"),
-    Rule("coordinator", "publish", "bc/+/chunk/+/+"),
+    Rule("coordinator", "publish", CHUNKS),
     Rule("coordinator", "publish", "pt/+/+"),
     Rule("coordinator", "publish", "st/coordinator/{id}"),
     Rule("coordinator", "read", "up/+/+/+"),
@@ -124,9 +123,10 @@ class Topics:
     def subscriptions(self) -> tuple[str, ...]:
         """What to subscribe to from the start to the end. Chunk broadcasts come and go with `chunks`."""
         if self.principal.role == "device":
-            broadcasts = [f"{self.root}/bc/{task}/{kind}" for task in self.tasks for kind in BROADCAST_KINDS]
-            return (f"{self.root}/dn/{self.principal.id}/+", *broadcasts)
-        return tuple(pattern for action, pattern in acl_for(self.fleet, self.principal) if action == "read")
+            return (f"{self.root}/dn/{self.principal.id}/+", *(f"{self.root}/bc/{task}/+" for task in self.tasks))
+        chunks = f"{self.root}/{CHUNKS}"
+        read = [pattern for action, pattern in acl_for(self.fleet, self.principal) if action == "read"]
+        return tuple(pattern for pattern in read if pattern != chunks)
 
     def chunks(self, task: str, blob: bytes) -> str:
         """The filter for the broadcast chunks of `blob` in `task`."""

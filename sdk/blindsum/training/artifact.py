@@ -19,8 +19,9 @@ from typing import Annotated
 import cbor2
 import msgspec
 import numpy as np
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, TENSORS_MAX, Manifest, Size, Weight
 from .verify import check_graphs, check_manifest

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 from .artifact import Artifact, decode, encode
 from .autodiff import Graph, differentiate, update
@@ -35,9 +36,9 @@ def build_artifact(
     `model`: one input of shape (batch, ...), one output of shape (batch, ...), standard operators; a ModelProto, its
     bytes or a path.
     `loss`: "cross-entropy" of softmax(output), shape (batch, classes), with int64 class numbers as targets;
-    "binary-cross-entropy" of sigmoid(output), with float32 targets in [0, 1] of the output's shape; or "mse", with float32
-    targets of the output's shape. The first two hold the activation, so a final Softmax or Sigmoid of the model is cut
-    for training (but not for `predict`).
+    "binary-cross-entropy" of sigmoid(output), with float32 targets in [0, 1] of the output's shape; or "mse", with
+    float32 targets of the output's shape. The first two hold the activation, so a final Softmax or Sigmoid of the model
+    is cut for training (but not for `predict`).
     `trainable`: names or glob patterns of weights. None: all float32 initialisers of at least one dimension that the
     loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
     `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates

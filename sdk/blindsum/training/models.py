@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import onnx
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from blindsum.protocol.errors import BlindsumError
 
 from .operators import OPSET_MIN
 from .verify import IR_VERSION

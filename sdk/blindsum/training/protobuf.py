@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 NAME_SIZE_MAX = 1024
 NODES_MAX = 100_000

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import ArrayLike, NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 from .artifact import decode
 from .manifest import FEATURES, LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, gradient, updated

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, Manifest
 from .operators import OPERATORS, SIZED

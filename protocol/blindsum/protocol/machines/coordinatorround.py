@@ -17,7 +17,7 @@ Phase = Literal["offer", "manifest", "join", "roster", "upload", "check", "vote"
 PHASES: tuple[Phase, ...] = ("offer", "manifest", "join", "roster", "upload", "check", "vote", "open", "done")
 
 
-class CoordinatorState(Payload):
+class CoordinatorState(Payload, frozen=True):
     """The durable state of one round; joins, headers, bodies and opened contents have rows of their own."""
 
     number: int
@@ -69,7 +69,7 @@ class CoordinatorRound:
 
     def change(self, **changes: object) -> None:
         fields = {name: getattr(self.state, name) for name in self.state.__struct_fields__}
-        self.state = CoordinatorState(**{**fields, **changes})  # type: ignore[arg-type]
+        self.state = CoordinatorState(**{**fields, **changes})
 
     def awaited(self) -> list[int]:
         """The parties whose answer this phase is waiting for."""

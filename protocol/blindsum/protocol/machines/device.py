@@ -79,7 +79,7 @@ class Floor:
     cohort_min: int = 2
 
 
-class DeviceState(Payload):
+class DeviceState(Payload, frozen=True):
     """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
 
     number: int
@@ -488,7 +488,7 @@ class DeviceMachine:
 
     def _save(self, round_: _Round, **changes: object) -> None:
         fields = {name: getattr(round_.state, name) for name in round_.state.__struct_fields__}
-        round_.state = DeviceState(**{**fields, **changes})  # type: ignore[arg-type]
+        round_.state = DeviceState(**{**fields, **changes})
         if "phase" in changes:
             round_.sent_at, round_.wait_ms = 0, RESEND_MS
         if "header" in changes:

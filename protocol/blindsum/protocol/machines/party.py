@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 __all__ = ["PartyFloor", "PartyMachine"]
 
 
-class PartyFloor(Payload):
+class PartyFloor(Payload, frozen=True):
     """The least this organisation insists on. `tasks` empty: any task the operator signed."""
 
     cohort_min: int = 2
@@ -194,9 +194,7 @@ class PartyMachine:
             chain=self._chain.head(base)[0],
         )
         raw = self._sign(task, number, "offer", offer)
-        state = PartyState(
-            number=number, since=now, box_private=box_private, beacon=beacon, offer=raw
-        )
+        state = PartyState(number=number, since=now, box_private=box_private, beacon=beacon, offer=raw)
         self._rounds[task] = PartyRound(base, state)
         self._journal.put(f"last/{task}", encode(number))
         self._save(task)
@@ -216,10 +214,14 @@ class PartyMachine:
         if round_.view is not None and round_.view.digest != view.digest:
             return self._caught(round_, "second-manifest", "coordinator", round_.state.manifest, signed.raw)
         if abs(view.manifest.issued_at - now) > CLOCK_SKEW_MAX_MS:
-            return Refused("clock-skew", detail=f"the manifest is {(view.manifest.issued_at - now) // 1000} s off this clock")
+            return Refused(
+                "clock-skew", detail=f"the manifest is {(view.manifest.issued_at - now) // 1000} s off this clock"
+            )
         chain, model = self._chain.head(view.base)
         if (view.manifest.previous, view.manifest.model.id) != (chain, model.id):
-            return Refused("chain-differs", "coordinator", "the model is not what follows from the last result seen here")
+            return Refused(
+                "chain-differs", "coordinator", "the model is not what follows from the last result seen here"
+            )
         raw = self._vote(view, "manifest", view.digest)
         round_.set_manifest(signed.raw, view)
         round_.change(manifest_vote=raw)
@@ -460,7 +462,8 @@ class PartyMachine:
     def _on_result(self, signed: Signed, now: int) -> Refused | None:
         base = self._bases[signed.head.task]
         fault = self._chain.offer(base, signed, now)
-        return fault if fault is not None else self._settle(base.name)
+        self._settle(base.name)
+        return fault
 
     def _settle(self, task: str) -> None:
         """Erase a round once its result is followed."""
@@ -489,7 +492,8 @@ class PartyMachine:
             if fault is not None:
                 return fault
         fault = self._chain.resume(self._bases[task], now)
-        return fault if fault is not None else self._settle(task)
+        self._settle(task)
+        return fault
 
     def _ask(self, task: str, fetch: Fetch, now: int) -> None:
         round_ = self._rounds.get(task)

@@ -18,7 +18,7 @@ OFFER_KEEP_MS = 3_600_000
 """An offer that never saw a manifest is erased after an hour."""
 
 
-class PartyState(Payload):
+class PartyState(Payload, frozen=True):
     """The durable state of one round. Secrets: `box_private` and `beacon`, empty once the set is opened."""
 
     number: int
@@ -77,7 +77,7 @@ class PartyRound:
 
     def change(self, **changes: object) -> None:
         fields = {name: getattr(self.state, name) for name in self.state.__struct_fields__}
-        self.state = PartyState(**{**fields, **changes})  # type: ignore[arg-type]
+        self.state = PartyState(**{**fields, **changes})
 
     def complaints(self, survivors: dict[int, bytes]) -> tuple[list[int], list[tuple[int, str]]]:
         """(indices whose header is not here, (index, code) of those refused) among a survivor set."""

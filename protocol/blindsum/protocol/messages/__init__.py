@@ -19,13 +19,14 @@ from blindsum.protocol.messages.opening import (
 )
 from blindsum.protocol.messages.roster import Join, RosterAnnouncement, RosterProposal
 from blindsum.protocol.messages.task import Algorithm, CodecSpec, SegmentSpec, Task, ThreatSpec, Training
-from blindsum.protocol.messages.upload import EDGE_SIZE, Ask, Header, Receipt
+from blindsum.protocol.messages.upload import EDGE_SIZE, NEIGHBOURS_MAX, Ask, Header, Receipt
 
 __all__ = [
     "CHUNK_MESSAGE_SIZE_MAX",
     "EDGE_SIZE",
     "MESSAGES",
     "MESSAGE_SIZE_MAX",
+    "NEIGHBOURS_MAX",
     "Algorithm",
     "Announcement",
     "Ask",

@@ -50,7 +50,7 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The base of every message body: a map of exactly the fields named."""
 
 
-class BlobRef(Payload):
+class BlobRef(Payload, frozen=True):
     """Bytes too large for a message, cut into chunks that each verify on arrival: `digests` is their SHA-256s, concatenated."""
 
     size: Annotated[int, Meta(ge=0, le=BYTES_MAX)]

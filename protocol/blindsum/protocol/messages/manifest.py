@@ -12,13 +12,13 @@ from blindsum.protocol.messages.common import PARTIES_MAX, BlobRef, Bytes32, Mil
 __all__ = ["Announcement", "Manifest", "Offer", "OfferRequest", "Vote"]
 
 
-class OfferRequest(Payload):
+class OfferRequest(Payload, frozen=True):
     """Coordinator to parties: a round of this task is about to be proposed."""
 
     task: Raw
 
 
-class Offer(Payload):
+class Offer(Payload, frozen=True):
     """A party takes part: a box key that lives for this round only, a commitment to its beacon, and the last result it has
     recomputed (zeros before the first)."""
 
@@ -27,7 +27,7 @@ class Offer(Payload):
     chain: Bytes32
 
 
-class Manifest(Payload):
+class Manifest(Payload, frozen=True):
     """What a round is. Its digest enters every key of the round. `previous` is the digest of the last result (zeros: none)."""
 
     task: Bytes32
@@ -41,7 +41,7 @@ class Manifest(Payload):
     expires_at: Millis
 
 
-class Vote(Payload):
+class Vote(Payload, frozen=True):
     """A party's one answer to one question of a round. A roster vote also reveals the party's beacon (else empty)."""
 
     decides: Literal["manifest", "roster", "set"]
@@ -49,7 +49,7 @@ class Vote(Payload):
     beacon: Annotated[bytes, Meta(max_length=32)]
 
 
-class Announcement(Payload):
+class Announcement(Payload, frozen=True):
     """The manifest with its task and a quorum of votes: all that a device needs to decide whether to join."""
 
     task: Raw

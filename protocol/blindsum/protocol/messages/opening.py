@@ -15,14 +15,14 @@ Subset = Annotated[int, Meta(ge=0, lt=512)]
 Code = Annotated[str, Meta(max_length=64)]
 
 
-class Candidate(Payload):
+class Candidate(Payload, frozen=True):
     """Coordinator to parties: these uploads are complete. `survivors` is the list of [index, header digest] in index order."""
 
     roster: Bytes32
     survivors: BlobRef
 
 
-class Check(Payload):
+class Check(Payload, frozen=True):
     """A party's complaints about a candidate, made before any vote: headers it lacks, headers it refuses and why."""
 
     survivors: Bytes32
@@ -30,21 +30,21 @@ class Check(Payload):
     bad: Annotated[list[tuple[Index, Code]], Meta(max_length=DEVICES_MAX)]
 
 
-class Proposal(Payload):
+class Proposal(Payload, frozen=True):
     """The survivor set to be voted on, once, by each party."""
 
     roster: Bytes32
     survivors: BlobRef
 
 
-class Certificate(Payload):
+class Certificate(Payload, frozen=True):
     """A proposal with a quorum of votes: the only thing that makes a party open."""
 
     proposal: Raw
     votes: Annotated[list[Raw], Meta(max_length=PARTIES_MAX)]
 
 
-class Opening(Payload):
+class Opening(Payload, frozen=True):
     """A party opens the certified set: `content` is an HPKE box for the coordinator, `plain` the SHA-256 of what is in it.
     Part 0 holds hashes, edge shares and the vectors it is designated for; later parts hold vectors asked for by `Want`."""
 
@@ -54,7 +54,7 @@ class Opening(Payload):
     plain: Bytes32
 
 
-class OpeningContent(Payload):
+class OpeningContent(Payload, frozen=True):
     """Inside the box. `hashes`: SHA-256 of every self-mask sum the party holds; `shares`: for each cap subset it holds, 32 bytes a
     dropped edge in (survivor, dropped) order; `vectors`: packed self-mask sums. First numbers are subset numbers."""
 
@@ -63,7 +63,7 @@ class OpeningContent(Payload):
     vectors: Annotated[list[tuple[Subset, bytes]], Meta(max_length=512)]
 
 
-class Want(Payload):
+class Want(Payload, frozen=True):
     """Coordinator to a party: also send the self-mask sums of these subsets, whose designated party is silent."""
 
     proposal: Bytes32
@@ -71,7 +71,7 @@ class Want(Payload):
     subsets: Annotated[list[Subset], Meta(min_length=1, max_length=512)]
 
 
-class Result(Payload):
+class Result(Payload, frozen=True):
     """The published outcome: the sum, the next model, and the digests of all that it was made from. `previous` and `rotation` are
     the manifest's, so that a party that was away can follow the chain of results."""
 
@@ -86,7 +86,7 @@ class Result(Payload):
     openings: Annotated[list[tuple[Annotated[int, Meta(ge=1, le=PARTIES_MAX)], Bytes32]], Meta(max_length=640)]
 
 
-class Failure(Payload):
+class Failure(Payload, frozen=True):
     """The round is dead and its number is never used again."""
 
     manifest: Bytes32

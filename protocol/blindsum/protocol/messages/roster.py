@@ -12,7 +12,7 @@ from blindsum.protocol.messages.common import PARTIES_MAX, BlobRef, Bytes32, Pay
 __all__ = ["Join", "RosterAnnouncement", "RosterProposal"]
 
 
-class Join(Payload):
+class Join(Payload, frozen=True):
     """A device wants to take part: its certificate and an X25519 key made for this round. No share leaves the device yet."""
 
     manifest: Bytes32
@@ -20,7 +20,7 @@ class Join(Payload):
     key: Bytes32
 
 
-class RosterProposal(Payload):
+class RosterProposal(Payload, frozen=True):
     """`joins` is the list of signed joins in the order of device id; `entries` the list of [device id, key] that they give."""
 
     manifest: Bytes32
@@ -28,7 +28,7 @@ class RosterProposal(Payload):
     entries: BlobRef
 
 
-class RosterAnnouncement(Payload):
+class RosterAnnouncement(Payload, frozen=True):
     """The roster with a quorum of votes and the beacons they reveal. It fixes the graph."""
 
     proposal: Raw

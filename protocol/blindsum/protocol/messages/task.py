@@ -23,7 +23,7 @@ Micros = Annotated[int, Meta(ge=0, le=2**53)]
 Duration = Annotated[int, Meta(ge=100, le=7 * 86_400_000)]
 
 
-class SegmentSpec(Payload):
+class SegmentSpec(Payload, frozen=True):
     """One part of the vector: model parameters ("quantised") or exact integers ("exact")."""
 
     name: Name
@@ -32,7 +32,7 @@ class SegmentSpec(Payload):
     codec: Literal["quantised", "exact"]
 
 
-class CodecSpec(Payload):
+class CodecSpec(Payload, frozen=True):
     """How an update becomes ring elements; lengths are in 10^-6 (no float travels)."""
 
     clip_micros: Annotated[int, Meta(ge=1, le=2**53)]
@@ -42,19 +42,19 @@ class CodecSpec(Payload):
     rotate: bool
 
 
-class ThreatSpec(Payload):
+class ThreatSpec(Payload, frozen=True):
     """Who may misbehave, and the committee that follows from it."""
 
     parties: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
     threshold: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
     quorum: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
-    malicious_parties: Annotated[int, Meta(ge=0, le=PARTIES_MAX)]
+    malicious_parties: Annotated[int, Meta(ge=1, le=PARTIES_MAX)]
     corrupt_permille: Annotated[int, Meta(ge=0, le=1000)]
     dropped_permille: Annotated[int, Meta(ge=0, le=1000)]
     cohort_min: Annotated[int, Meta(ge=2, le=DEVICES_MAX)]
 
 
-class Training(Payload):
+class Training(Payload, frozen=True):
     """What a device does between model and update."""
 
     epochs: Annotated[int, Meta(ge=1, le=1000)]
@@ -62,14 +62,14 @@ class Training(Payload):
     rate_micros: Micros
 
 
-class Algorithm(Payload):
+class Algorithm(Payload, frozen=True):
     """The server optimiser that turns a sum into the next model."""
 
     name: Literal["fedavg"]
     rate_micros: Micros
 
 
-class Task(Payload):
+class Task(Payload, frozen=True):
     """Everything constant over the rounds of a task. Round 1 starts from `model`."""
 
     trust: Bytes32

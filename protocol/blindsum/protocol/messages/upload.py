@@ -15,13 +15,15 @@ from blindsum.protocol.messages.common import (
     Payload,
 )
 
-__all__ = ["EDGE_SIZE", "Ask", "Header", "Receipt"]
+__all__ = ["EDGE_SIZE", "NEIGHBOURS_MAX", "Ask", "Header", "Receipt"]
 
 EDGE_SIZE = 48
 """One capped edge: cap (32) and check (16)."""
+NEIGHBOURS_MAX = 512
+"""A threat model that needs more neighbours a device is refused."""
 
 
-class Header(Payload):
+class Header(Payload, frozen=True):
     """What a device publishes beside the masked body. `commitments`: one SHA-256 a self subset, then one a cap subset; `boxes`:
     one a member party, in the order of the manifest's offers; `edges`: cap and check a neighbour, in index order."""
 
@@ -33,10 +35,10 @@ class Header(Payload):
     boxes: Annotated[
         list[Annotated[bytes, Meta(max_length=32_768)]], Meta(max_length=PARTIES_MAX)
     ]
-    edges: Annotated[bytes, Meta(max_length=EDGE_SIZE * 512)]
+    edges: Annotated[bytes, Meta(max_length=EDGE_SIZE * NEIGHBOURS_MAX)]
 
 
-class Ask(Payload):
+class Ask(Payload, frozen=True):
     """The receiver of a blob asks for what it lacks: `have` is a bitmap (bit i of byte i // 8, low bit first), `window` how many
     chunks it can take now."""
 
@@ -45,7 +47,7 @@ class Ask(Payload):
     window: Annotated[int, Meta(ge=1, le=64)]
 
 
-class Receipt(Payload):
+class Receipt(Payload, frozen=True):
     """The end-to-end answer to a join or upload: `subject` is its digest. "held": stored; "complete": the body too; "refused":
     it will not count, for the reason `code`."""
 

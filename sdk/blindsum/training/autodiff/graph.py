@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 Dimension = int | str | None
 """A static size, a symbol that stands for the same size everywhere, or unknown."""
@@ -70,10 +71,7 @@ class Graph:
         return f"@{stem}/{self._fresh[stem]}"
 
     def shape(self, name: str) -> Shape:
-        """Shape of a value of the model (not of those that gradient rules emit).
-
-        Raises where it could not be inferred.
-        """
+        """Shape of a value of the model, not of one that a gradient rule made. Raises where it is not known."""
         if name not in self.shapes:
             raise BlindsumError(
                 "training-model-invalid",
@@ -125,7 +123,7 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(node.input)
+                needed.update(filter(None, node.input))
         self.nodes = kept[::-1]
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
 

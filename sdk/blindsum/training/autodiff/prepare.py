@@ -7,21 +7,25 @@ first dimension is the symbol "batch", one output, every shape inferred.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from blindsum.protocol.errors import BlindsumError
 
 from ..manifest import FEATURES
 from ..operators import OPERATORS, OPSET_MAX, OPSET_MIN
 from ..protobuf import DTYPES
 from ..verify import IR_VERSION
 from .graph import Dimension, Graph, Shape, attribute
+from .reverse import reached
 
 BATCH = "batch"
 
@@ -50,12 +54,10 @@ def prepare(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> Prepared
     dtype, declared = _declared(given[0])
     _rename(nodes, given[0].name)
     shape: Shape = (BATCH, *declared[1:])
-    if isinstance(declared[0], int):
-        _free_batch(nodes, constants, declared[0])
     output = proto.graph.output[0].name
     graph = Graph(nodes=nodes, constants=constants, shapes={FEATURES: shape}, opset=proto.opset_import[0].version)
     graph.prune([output])
-    _infer_shapes(graph, dtype, output)
+    _follow_batch(graph, dtype, output, declared[0])
     return Prepared(
         graph=graph,
         features=shape[1:],
@@ -168,13 +170,38 @@ def _rename(nodes: list[onnx.NodeProto], features: str) -> None:
                 node.input[at] = FEATURES
 
 
-def _free_batch(nodes: list[onnx.NodeProto], constants: dict[str, NDArray[np.generic]], batch: int) -> None:
-    """Where a model made for a fixed batch repeats its size in a Reshape, take it from the input instead."""
-    for node in nodes:
-        wanted = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if wanted is not None and wanted.size and wanted[0] == batch and not attribute(node, "allowzero", 0):
-            constants[f"{node.input[1]}/{node.output[0]}"] = np.concatenate([[0], wanted[1:]]).astype(np.int64)
-            node.input[1] = f"{node.input[1]}/{node.output[0]}"
+def _follow_batch(graph: Graph, dtype: str, output: str, batch: Dimension) -> None:
+    """Infer all shapes, with Reshape targets written so that the batch dimension keeps its name through them.
+
+    A Reshape to [-1, ...] of a batch takes its head from the input instead. So does one to [2, ...] in a model that was
+    made for a `batch` fixed at 2, which this makes dynamic.
+    """
+    reshapes = [node for node in graph.nodes if node.op_type == "Reshape" and not attribute(node, "allowzero", 0)]
+    followed = reached(graph, [FEATURES])
+    changed = True
+    while changed:  # each round settles one Reshape at least
+        _infer_shapes(graph, dtype, output)
+        changed = False
+        for node in reshapes:
+            wanted, shape = graph.constants.get(node.input[1]), graph.shapes.get(node.input[0])
+            if wanted is None or node.input[0] not in followed or not wanted.size or wanted[0] not in (-1, batch):
+                continue
+            head = 0 if shape and _keeps_batch(shape, wanted.tolist()) else -1
+            if wanted[0] != head and (head == 0 or -1 not in wanted):
+                node.input[1] = graph.constant(np.concatenate([[head], wanted[1:]]))
+                changed = True
+
+
+def _keeps_batch(shape: Shape, wanted: list[int]) -> bool:
+    """True where reshaping a batch of shape `shape` to `wanted` leaves the rows whole."""
+    rest = [size if size or at >= len(shape) else shape[at] for at, size in enumerate(wanted)][1:]
+    if shape[0] != BATCH or not all(isinstance(size, int) for size in (*shape[1:], *rest)):
+        return False
+    return -1 in rest or math.prod(_sizes(rest)) == math.prod(_sizes(shape[1:]))
+
+
+def _sizes(shape: Iterable[Dimension]) -> list[int]:
+    return [size for size in shape if isinstance(size, int)]
 
 
 def _infer_shapes(graph: Graph, dtype: str, output: str) -> None:

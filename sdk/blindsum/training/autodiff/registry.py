@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from blindsum.protocol.errors import BlindsumError
 from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
 
 from .graph import Graph, Shape, attribute
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
+
 from blindsum.protocol.errors import BlindsumError
 
 from .graph import Graph
@@ -53,7 +54,7 @@ def _leading(graph: Graph, value: str) -> set[str]:
     values = {value}
     for node in reversed(graph.nodes):
         if values.intersection(node.output):
-            values.update(node.input)
+            values.update(filter(None, node.input))
     return values
 
 

@@ -1,0 +1,138 @@
+"""What every part of the coordinator works with: its journal, key, blobs it serves, and the last result (SPEC.md section 8.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from blindsum.protocol.blobs import Fetches, read_blob, write_blob
+from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.envelope import Head, Signed, seal_envelope
+from blindsum.protocol.errors import Refused
+from blindsum.protocol.machines.coordinatorround import CoordinatorRound
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.step import Store
+from blindsum.protocol.messages import BlobRef, Candidate, Payload, Receipt, Result, RosterProposal, chunks_of
+from blindsum.protocol.roster import pack_survivors
+from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import RoundView, TaskView, open_message
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["RESULTS_KEPT", "Desk"]
+
+RESULTS_KEPT: Final = 16
+"""A party that was away for more rounds than this cannot follow the chain by itself any more."""
+
+
+class Desk:
+    """Signs and keeps for the coordinator; `served` are the blobs that may be asked for, by id."""
+
+    def __init__(self, *, key: Ed25519PrivateKey, trust: Trust, store: Store, random: Callable[[int], bytes]) -> None:
+        self._key = key
+        self.trust = trust
+        self.random = random
+        self.journal = Journal(store)
+        self.fetches = Fetches(self.journal)
+        self.served: dict[bytes, BlobRef] = {}
+
+    # -- signing --------------------------------------------------------------------------------------------------
+
+    def sign(self, round_: CoordinatorRound, kind: str, to: str, payload: Payload) -> bytes:
+        head = Head(
+            type=kind,
+            fleet=self.trust.fleet,
+            task=round_.base.name,
+            round=round_.state.number,
+            sender="coordinator",
+            to=to,
+        )
+        return seal_envelope(self._key, head, payload)
+
+    def receipt(self, view: RoundView, device: str, subject: bytes, status: str, code: str) -> None:
+        receipt = convert({"subject": subject, "status": status, "code": code}, Receipt)
+        to = f"device/{device}"
+        self.journal.send("receipt", to, seal_envelope(self._key, view.head("receipt", "coordinator", to), receipt))
+
+    def fault(self, round_: CoordinatorRound, principal: str, code: str) -> None:
+        self.journal.event("fault", task=round_.base.name, round=round_.state.number, culprit=principal, code=code)
+
+    def evidence(self, round_: CoordinatorRound, code: str, culprit: str, first: bytes, second: bytes) -> Refused:
+        """Keep what two signed messages prove about `culprit` and refuse the second."""
+        task, number = round_.base.name, round_.state.number
+        self.journal.put(f"evidence/{task}/{number:08d}/{code}/{culprit}", encode([culprit, first, second]))
+        self.journal.event("evidence", task=task, round=number, culprit=culprit, code=code)
+        return Refused(code, culprit)
+
+    def signed(self, raw: bytes) -> Signed:
+        """A message that was checked when it was stored."""
+        signed = open_message(self.trust, raw)
+        assert isinstance(signed, Signed), signed
+        return signed
+
+    def digest(self, raw: bytes) -> bytes:
+        return self.signed(raw).digest
+
+    def payload(self, raw: bytes) -> object:
+        return self.signed(raw).payload
+
+    # -- blobs ----------------------------------------------------------------------------------------------------
+
+    def blob(self, ref: BlobRef) -> bytes:
+        """A blob that must be here."""
+        data = read_blob(self.journal, ref)
+        assert data is not None
+        return data
+
+    def serve(self, *refs: BlobRef) -> None:
+        for ref in refs:
+            self.served[ref.id] = ref
+
+    def broadcast(self, round_: CoordinatorRound, *refs: BlobRef) -> None:
+        for ref in refs:
+            self.serve(ref)
+            self.journal.send_chunks(f"all/{round_.base.name}", ref.id, range(ref.count), retain=True)
+
+    def unserve(self, task: str, ref: BlobRef) -> None:
+        """Delete a blob here and, by publishing its chunks empty, on the broker."""
+        self.served.pop(ref.id, None)
+        self.journal.delete_all(f"blob/{ref.id.hex()}/")
+        self.journal.send_chunks(f"all/{task}", ref.id, range(ref.count), retain=True)
+
+    def make_survivors(self, round_: CoordinatorRound) -> BlobRef:
+        bodies = round_.bodies
+        assert bodies is not None
+        packed = pack_survivors({index: bodies.headers[index][0].digest for index in bodies.complete})
+        ref, chunks = chunks_of(packed, round_.base.chunk_size)
+        self.journal.write(write_blob(ref, chunks))
+        self.serve(ref)
+        return ref
+
+    def survivors_ref(self, raw: bytes, kind: type[Candidate]) -> BlobRef:
+        return convert(self.payload(raw), kind).survivors
+
+    def roster_proposal(self, round_: CoordinatorRound) -> RosterProposal:
+        return convert(self.payload(round_.state.roster_proposal), RosterProposal)
+
+    # -- what lasts -----------------------------------------------------------------------------------------------
+
+    def chain(self, base: TaskView) -> tuple[bytes, BlobRef]:
+        value = self.journal.get(f"chain/{base.name}")
+        if value is None:
+            return bytes(32), base.task.model
+        digest, ref = decode(value)
+        return digest, convert(ref, BlobRef)
+
+    def last(self, task: str) -> int:
+        value = self.journal.get(f"last/{task}")
+        return int(decode(value)) if value else 0
+
+    def forget_results(self, base: TaskView) -> None:
+        rows = list(self.journal.scan(f"result/{base.name}/"))
+        for key, raw in rows[:-RESULTS_KEPT]:
+            self.unserve(base.name, convert(self.payload(raw), Result).sum)
+            self.journal.delete(key)
+
+    def save(self, round_: CoordinatorRound) -> None:
+        self.journal.put(f"state/{round_.base.name}", encode(round_.state))
