@@ -85,7 +85,6 @@ REFUSALS: Final[dict[str, Entry]] = {
     "openings-too-few": Entry("too few parties opened in time", "see which parties are down"),
     "edge-share-differs": Entry("a party gave a wrong share of a dropped edge", _BLAME),
     "edge-false": Entry("a device capped an edge falsely; the round cannot be opened", "revoke the device if it happens again"),
-    "sum-malformed": Entry("the published sum is not one that honest devices give", _BLAME),
     "model-differs": Entry("the published model does not follow from the published sum", _BLAME),
     "transcript-malformed": Entry("the file is not a whole transcript", "take another copy of it"),
     "upload-altered": Entry("a body in the transcript is not the one its device signed", _BLAME),

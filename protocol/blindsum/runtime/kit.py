@@ -1,0 +1,115 @@
+"""A kit: the folder with which one role runs — settings, its own keys, and the trust bundle of its fleet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from blindsum.protocol.codec import DecodeError
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import certificate_fault, public_of
+from blindsum.protocol.machines.device import DeviceIdentity
+from blindsum.protocol.trust import Trust
+from blindsum.runtime.endpoint import Credentials, Tls, Will
+from blindsum.runtime.mqtt import MqttLink
+from blindsum.runtime.settings import Settings
+from blindsum.runtime.system import now_ms
+from blindsum.runtime.topics import Topics
+
+__all__ = [
+    "BrokerSettings",
+    "load_identity",
+    "load_key",
+    "load_trust",
+    "make_link",
+    "read_file",
+    "save_key",
+    "write_private",
+]
+
+FILE_SIZE_MAX = 1 << 30
+
+
+class BrokerSettings(Settings, frozen=True):
+    """Where the broker is and how it lets this role in. Paths are relative to the kit."""
+
+    url: str
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    user: str = ""
+    password_file: str = ""
+
+
+def read_file(path: Path) -> bytes:
+    """Raises BlindsumError "kit-incomplete"."""
+    try:
+        if path.stat().st_size > FILE_SIZE_MAX:
+            raise BlindsumError("kit-incomplete", f"{path} is larger than {FILE_SIZE_MAX} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise BlindsumError("kit-incomplete", f"{path}: {error.strerror}") from None
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def load_trust(kit: Path) -> Trust:
+    """`trust.cbor` of a kit. Raises BlindsumError "kit-incomplete"."""
+    try:
+        return Trust.decode(read_file(kit / "trust.cbor"))
+    except DecodeError as error:
+        raise BlindsumError("kit-incomplete", f"{kit / 'trust.cbor'}: {error}") from None
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """An Ed25519 key in PKCS #8 PEM. Raises BlindsumError "kit-incomplete"."""
+    try:
+        key = serialization.load_pem_private_key(read_file(path), None)
+    except (ValueError, TypeError) as error:
+        raise BlindsumError("kit-incomplete", f"{path}: {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BlindsumError("kit-incomplete", f"{path} is not an Ed25519 key")
+    return key
+
+
+def save_key(path: Path, key: Ed25519PrivateKey) -> None:
+    """Write a key as PKCS #8 PEM, readable by its owner only."""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_private(path, pem)
+
+
+def load_identity(kit: Path, trust: Trust) -> DeviceIdentity:
+    """`certificate.der` and `key.pem` of a device kit, checked against each other and the fleet's CA."""
+    certificate, key = read_file(kit / "certificate.der"), load_key(kit / "key.pem")
+    fault, name, public = certificate_fault(certificate, ca=trust.ca, now=now_ms())
+    if fault:
+        raise BlindsumError("kit-certificate", f"{kit / 'certificate.der'}: {fault}")
+    if public != public_of(key):
+        raise BlindsumError("kit-incomplete", f"{kit}: certificate and key do not belong together")
+    return DeviceIdentity(name, certificate, key)
+
+
+def make_link(kit: Path, broker: BrokerSettings, topics: Topics) -> MqttLink:
+    """The link of a role to its broker, with presence as last will."""
+    tls = None
+    if broker.ca:
+        certificate = kit / broker.certificate if broker.certificate else None
+        tls = Tls(kit / broker.ca, certificate, kit / broker.key if broker.key else None)
+    credentials = None
+    if broker.user:
+        password = read_file(kit / broker.password_file).decode().strip() if broker.password_file else ""
+        credentials = Credentials(broker.user, password)
+    return MqttLink(
+        broker.url, topics.principal.user, will=Will(topics.presence), credentials=credentials, tls=tls
+    )
