@@ -187,7 +187,10 @@ def local_mosquitto_config(folder: Path, *, port: int) -> Path:
 
 
 def mosquitto_acl(fleet: str, parties: Sequence[str]) -> str:
-    """The access list of a fleet: one pattern for all devices, a section for each party and one for the coordinator."""
+    """The access list of a fleet: one pattern for all devices, a section for each party and one for the coordinator.
+
+    Mosquitto applies a pattern to every user, so these others may do what a device of their name may; there is none.
+    """
     words = {"publish": "write", "read": "read"}
     lines = ["# Everything that is not named here is denied. %u is the common name of the client's certificate."]
     lines += [

@@ -1,7 +1,8 @@
-"""Deterministic CBOR in and out (RFC 8949 section 4.2; SPEC.md section 3).
+"""Deterministic CBOR in and out (RFC 8949 section 4.2; SPEC.md section 3.1).
 
-`decode` accepts exactly the bytes that `encode` makes: a value that re-encodes to other bytes (duplicate keys, long
-integers, indefinite lengths, trailing bytes, unknown tags) is refused, so one value has one encoding and one hash.
+`decode` accepts exactly the bytes that `encode` makes of integers, byte and text strings, booleans, null, lists and maps:
+duplicate keys, long integers, indefinite lengths, trailing bytes, floats and tags are refused, so one value has one
+encoding and one hash.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """The value whose encoding is `data`, tags as `cbor2.CBORTag`. Raises `DecodeError` and nothing else."""
+    """The value whose encoding is `data`. Raises `DecodeError` and nothing else."""
     try:
         value = cbor2.loads(
             data, max_depth=DEPTH_MAX, allow_indefinite=False, allow_duplicate_keys=False, strict_hashable_types=False
@@ -42,6 +43,8 @@ def decode(data: bytes) -> Any:
         raise DecodeError(f"not CBOR: {type(error).__name__}") from None
     if not same:
         raise DecodeError("not the deterministic encoding of one value")
+    if not _is_plain(value):
+        raise DecodeError("a float, tag or other type that no message has")
     return value
 
 
@@ -74,6 +77,22 @@ def decode_chunk(data: bytes) -> tuple[bytes, int, bytes]:
     if index >= CHUNK_INDEX_MAX or data[:start] != _chunk_head(blob, index, len(body)):
         raise DecodeError("not a chunk")
     return blob, index, body
+
+
+_ATOMS = frozenset({bytes, str, bool, type(None)})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether only the types of SPEC.md section 3.1 occur. cbor2 makes sets, decimals, patterns and more out of tags, and
+    such a value must not get as far as `convert`, which takes a set for a list."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is int:
+        return -(1 << 64) <= value < 1 << 64  # beyond are bignums, which are tags
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind is dict and all(type(key) in (int, str) and _is_plain(key) and _is_plain(value[key]) for key in value)
 
 
 _CHUNK_HEAD = bytes([0x84, CHUNK_VERSION, 0x58, 32])

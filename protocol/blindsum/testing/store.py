@@ -10,10 +10,10 @@ __all__ = ["DictStore"]
 
 
 class DictStore:
-    """A `Store` over a dict."""
+    """A `Store` over a dict. `DictStore(other.rows)` is a backup of the other."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, bytes] = {}
+    def __init__(self, rows: dict[str, bytes] | None = None) -> None:
+        self.rows: dict[str, bytes] = dict(rows or {})
 
     def get(self, key: str) -> bytes | None:
         return self.rows.get(key)
@@ -27,3 +27,7 @@ class DictStore:
                 self.rows.pop(write.key, None)
             else:
                 self.rows[write.key] = write.value
+
+    def holds(self, secret: bytes) -> bool:
+        """Whether these bytes lie anywhere in a row."""
+        return any(secret in value for value in self.rows.values())

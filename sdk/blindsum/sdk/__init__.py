@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from blindsum.sdk.device import Context, Device, DeviceEvent, State
+from blindsum.sdk.device import Context, Device, DeviceEvent, Inspection, State
 from blindsum.sdk.policy import Policy
 
-__all__ = ["Context", "Device", "DeviceEvent", "Policy", "State"]
+__all__ = ["Context", "Device", "DeviceEvent", "Inspection", "Policy", "State"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal
@@ -23,6 +24,7 @@ from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_identity, load_trust, make_link
 from blindsum.runtime.logs import fields
+from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import random_bytes
@@ -30,7 +32,7 @@ from blindsum.runtime.topics import Principal, Topics
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.trainer import Aborted, train
 
-__all__ = ["Context", "Device", "DeviceEvent", "DeviceSettings", "State"]
+__all__ = ["Context", "Device", "DeviceEvent", "DeviceSettings", "Inspection", "State"]
 
 log = logging.getLogger("blindsum.sdk")
 
@@ -78,8 +80,19 @@ class DeviceEvent:
     data: dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is about to be masked, shown to the app in its own process: the update and weight, and the exact ring elements."""
+
+    task: str
+    round: int
+    update: NDArray[np.float32] = field(repr=False)
+    weight: int
+    lanes: list[np.ndarray] = field(repr=False)
+
+
 Examples = Callable[[Context], Iterable[tuple[ArrayLike, ArrayLike]]]
-Inspect = Callable[[str, int, list[np.ndarray]], None]
+Inspect = Callable[[Inspection], None]
 
 
 class Device:
@@ -121,8 +134,8 @@ class Device:
         on_event: Callable[[DeviceEvent], None] | None = None,
         inspect: Inspect | None = None,
     ) -> Device:
-        """The device whose kit is in folder `kit`. `on_event` is called on a thread of its own. `inspect(task, round, lanes)` is shown,
-        in this process only, the exact ring elements of each update before they are masked. Raises BlindsumError."""
+        """The device whose kit is in folder `kit`. `on_event` is called on a thread of its own. `inspect` is shown, in this process
+        only, each update before it is masked. Raises BlindsumError."""
         return cls(Path(kit), policy or Policy(), on_event=on_event, inspect=inspect)
 
     @property
@@ -139,8 +152,8 @@ class Device:
         return self._reason
 
     def task(self, name: str) -> Callable[[Examples], Examples]:
-        """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called once an
-        epoch, on a background thread, and only while the policy's conditions hold."""
+        """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called once
+        an epoch, on a background thread, and only while the policy's conditions hold."""
 
         def register(examples: Examples) -> Examples:
             if self._driver is not None:
@@ -157,7 +170,7 @@ class Device:
             raise BlindsumError("device-running", self.name)
         topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
         store = SqliteStore(self._kit / "device.db")
-        link = make_link(self._kit, self._settings.broker, topics)
+        link = self._link(topics)
         self._stopping.clear()
         self._store = store
         self._driver = Driver(lambda: self._machine(store), store, link, topics, on_event=self._event)
@@ -192,6 +205,9 @@ class Device:
     def __exit__(self, *_error: object) -> None:
         self.stop()
 
+    def _link(self, topics: Topics) -> Link:
+        return make_link(self._kit, self._settings.broker, topics)
+
     # -- on the machine's thread ----------------------------------------------------------------------------------
 
     def _machine(self, store: SqliteStore) -> Machine:
@@ -203,8 +219,12 @@ class Device:
             random=random_bytes,
             seal=box_seal,
             floor=Floor(cohort_min=self._policy.min_cohort),
-            willing=lambda _view: self._policy.obstacle(),
+            willing=self._willing,
         )
+
+    def _willing(self, view: RoundView) -> str:
+        """"" to take part in the round, else why not."""
+        return self._policy.obstacle()
 
     def _event(self, event: Event) -> None:
         data = dict(event.data)
@@ -256,16 +276,18 @@ class Device:
             lambda epoch: self._examples[task](Context(task, number, epoch)),
             should_abort=lambda: self._stopping.is_set() or bool(self._policy.obstacle()),
         )
+        weight = min(trained.examples, view.task.codec.weight_max)
         lanes = encode_update(
             view.base,
             trained.update,
-            weight=min(trained.examples, view.task.codec.weight_max),
+            weight=weight,
             statistics=[trained.examples, round(trained.loss * trained.examples * 1e6)],
             rotation=view.manifest.rotation,
             key=random_bytes(32),
         )
         if self._inspect is not None:
-            self._inspect(task, number, [lane.copy() for lane in lanes])
+            copies = [lane.copy() for lane in lanes]
+            self._inspect(Inspection(task, number, trained.update, weight, copies))
         self._put(
             DeviceEvent(
                 "trained", {"task": task, "round": number, "examples": trained.examples, "loss": trained.loss}
@@ -274,7 +296,11 @@ class Device:
 
         def upload(machine: Machine, now: int) -> Step:
             assert isinstance(machine, DeviceMachine)
-            return machine.upload(task, number, lanes, now)
+            began = time.perf_counter()
+            step = machine.upload(task, number, lanes, now)
+            took_ms = 1000 * (time.perf_counter() - began)
+            self._put(DeviceEvent("masked", {"task": task, "round": number, "ms": took_ms}))
+            return step
 
         self._call(upload)
 

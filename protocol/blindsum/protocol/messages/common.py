@@ -41,7 +41,7 @@ Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Millis = Annotated[int, Meta(ge=0, le=2**53)]
-Name = Annotated[str, Meta(pattern="^[a-z0-9-]{1,64}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
 Raw = Annotated[bytes, Meta(min_length=1, max_length=65_536)]
 """A signed message inside another."""
 

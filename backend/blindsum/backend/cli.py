@@ -1,0 +1,308 @@
+"""`blindsum`: one command a job. Every command has --json, and every error a code, a cause, a remedy and an exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from blindsum.protocol.errors import BlindsumError
+
+__all__ = ["EXIT_ERROR", "EXIT_INVALID", "app", "fail", "main", "show"]
+
+EXIT_INVALID = 1
+"""The answer is no: a transcript that does not verify."""
+EXIT_ERROR = 2
+"""The job could not be done; the error says why and what to do."""
+
+app = typer.Typer(
+    name="blindsum",
+    help="Train one AI model from data that never leaves its owner: devices mask, parties unmask only the sum.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+model_app = typer.Typer(help="Training artifacts.", no_args_is_help=True)
+task_app = typer.Typer(help="Tasks of a fleet.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(task_app, name="task")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+Kit = Annotated[Path, typer.Argument(help="Folder of the role's kit.")]
+
+
+def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:
+    """Print figures as one JSON object or as a table."""
+    if as_json:
+        print(json.dumps(figures, default=str))
+        return
+    table = Table(title=title or None, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+def fail(error: BlindsumError, *, as_json: bool) -> None:
+    """Print an error the way every command does."""
+    if as_json:
+        print(
+            json.dumps(
+                {"error": {"code": error.code, "detail": error.detail, "cause": error.cause, "remedy": error.remedy}}
+            )
+        )
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]error[/] {error.code}: {error.detail or error.cause}", soft_wrap=True)
+    if error.detail:
+        console.print(f"  cause:  {error.cause}", soft_wrap=True)
+    console.print(f"  remedy: {error.remedy}", soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        print(version("blindsum"))
+        raise typer.Exit
+
+
+@app.command(epilog="Example: blindsum init my-fleet --fleet hospitals --broker mqtt://broker.example:1883")
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder for the fleet.")],
+    fleet: Annotated[str, typer.Option(help="Name of the fleet: a-z, 0-9, '-'.")] = "fleet",
+    malicious_parties: Annotated[
+        int, typer.Option("--malicious-parties", "-f", help="How many parties may be malicious; there will be 3f + 1.")
+    ] = 1,
+    broker: Annotated[str, typer.Option(help="URL of the MQTT broker.")] = "mqtt://127.0.0.1:1883",
+    as_json: Json = False,
+) -> None:
+    """Make keys, trust bundle and one kit per organisation."""
+    from blindsum.backend.provision import create_fleet
+
+    made = create_fleet(folder, fleet=fleet, malicious_parties=malicious_parties, broker=broker)
+    figures: dict[str, Any] = {
+        "operator": str(made.operator),
+        "coordinator": str(made.coordinator),
+        "parties": [str(party) for party in made.parties],
+    }
+    show(figures, as_json=as_json, title="Kits: give each folder to its organisation and to nobody else")
+
+
+@app.command(epilog="Example: blindsum enrol my-fleet --count 100 --prefix phone")
+def enrol(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Device ids.")] = None,
+    count: Annotated[int, typer.Option(help="Instead of names: how many devices.")] = 0,
+    prefix: Annotated[str, typer.Option(help="With --count: what the ids begin with.")] = "device",
+    broker: Annotated[str, typer.Option(help="URL of the MQTT broker.")] = "mqtt://127.0.0.1:1883",
+    as_json: Json = False,
+) -> None:
+    """Make a kit with a certificate for each new device."""
+    from blindsum.backend.provision import FleetFolder
+    from blindsum.backend.provision import enrol as enrol_devices
+
+    wanted = list(names or []) + [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
+    kits = enrol_devices(FleetFolder(folder), wanted, broker=broker)
+    show({"enrolled": len(kits), "kits": str(folder / "devices")}, as_json=as_json)
+
+
+@app.command(epilog="Example: blindsum coordinator my-fleet/coordinator")
+def coordinator(kit: Kit) -> None:
+    """Run the coordinator; one JSON line an event on stdout, until SIGTERM."""
+    from blindsum.backend.coordinator import run_coordinator
+
+    _serve(lambda: run_coordinator(kit))
+
+
+@app.command(epilog="Example: blindsum party my-fleet/party-1")
+def party(kit: Kit) -> None:
+    """Run one MPC party; one JSON line an event on stdout, until SIGTERM."""
+    from blindsum.backend.party import run_party
+
+    _serve(lambda: run_party(kit))
+
+
+@app.command(epilog="Example: blindsum broker --port 1883")
+def broker(
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0 takes a free one.")] = 1883,
+    as_json: Json = False,
+) -> None:
+    """Run the embedded broker on this machine (for trying things out), until SIGTERM."""
+    import signal
+    import threading
+
+    from blindsum.backend.broker import EmbeddedBroker
+
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    with EmbeddedBroker() as running:
+        url = running.start(port or None)
+        print(json.dumps({"url": url}) if as_json else url, flush=True)
+        while not stopped.wait(0.5):
+            if running.pid is None:
+                raise BlindsumError("broker-failed", url)
+
+
+@task_app.command("create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20")
+def task_create(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
+    name: Annotated[str, typer.Argument(help="Name of the task.")],
+    artifact: Annotated[Path, typer.Argument(help="Training artifact ('blindsum model build').")],
+    devices_max: Annotated[int, typer.Option(help="Most devices in a round.")],
+    devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
+    cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update among.")] = 5,
+    malicious_parties: Annotated[int, typer.Option("--malicious-parties", "-f")] = 1,
+    corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
+    dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
+    rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Local epochs a round.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    rate: Annotated[float, typer.Option(help="Learning rate on the device.")] = 0.1,
+    clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of an update.")] = 1.0,
+    weight_max: Annotated[int, typer.Option(help="Largest weight of one device, in examples.")] = 64,
+    join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
+    upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
+    decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
+    from blindsum.backend.provision import FleetFolder
+    from blindsum.backend.tasks import Plan, create_task, save_task
+    from blindsum.protocol.params import ThreatModel
+    from blindsum.runtime.kit import read_file
+
+    threat = ThreatModel(
+        malicious_parties=malicious_parties,
+        corrupt_permille=round(corrupt * 1000),
+        dropped_permille=round(dropped * 1000),
+        cohort_min=cohort_min,
+    )
+    plan = Plan(
+        name=name,
+        threat=threat,
+        devices_min=devices_min,
+        devices_max=devices_max,
+        rounds=rounds,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=rate,
+        clip_norm=clip_norm,
+        weight_max=weight_max,
+        join_s=join_s,
+        upload_s=upload_s,
+        decide_s=decide_s,
+    )
+    made = FleetFolder(folder)
+    files, derived = create_task(made.operator, read_file(artifact), plan)
+    place = save_task(files, made.coordinator)
+    if as_json:
+        show({"task": name, "folder": str(place), "bits": derived.bits, "degree": derived.degree}, as_json=True)
+    else:
+        print(derived.describe())
+        print(f"task {name} is in {place}; a coordinator that is running takes it up at its next start")
+
+
+@model_app.command("build", epilog="Example: blindsum model build net.onnx net.bsa --loss cross-entropy")
+def model_build(
+    model: Annotated[Path, typer.Argument(help="ONNX model.")],
+    artifact: Annotated[Path, typer.Argument(help="Training artifact to write.")],
+    loss: Annotated[str, typer.Option(help="cross-entropy, binary-cross-entropy or mse.")] = "cross-entropy",
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    trainable: Annotated[list[str] | None, typer.Option(help="Names or patterns of what to train; default: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn an ONNX model into a training artifact for stock onnxruntime."""
+    from blindsum.runtime.kit import read_file
+    from blindsum.training import TrainingSession, build_artifact
+
+    data = build_artifact(read_file(model), loss=loss, trainable=trainable, optimizer=optimizer)
+    artifact.write_bytes(data)
+    layout = TrainingSession(data).layout
+    parameters = sum(_product(shape) for _, shape in layout)
+    figures = {"artifact": str(artifact), "bytes": len(data), "parameters": parameters, "tensors": [n for n, _ in layout]}
+    show(figures, as_json=as_json)
+
+
+@app.command(epilog="Example: blindsum verify blindsum-demo/transcript.blindsum --json")
+def verify(
+    transcript: Annotated[Path, typer.Argument(help="Transcript of a round.")],
+    trust: Annotated[
+        Path | None, typer.Option(help="trust.cbor of a kit to hold it to; else only its own consistency is checked.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute a round from its transcript: votes, roster, survivor set, openings, sum, model. Says who lied."""
+    from blindsum.protocol.codec import DecodeError
+    from blindsum.protocol.refusals import REFUSALS
+    from blindsum.protocol.transcript import verify as verify_transcript
+    from blindsum.protocol.trust import Trust
+    from blindsum.runtime.kit import read_file
+
+    try:
+        pinned = Trust.decode(read_file(trust)) if trust is not None else None
+    except DecodeError as error:
+        raise BlindsumError("kit-incomplete", f"{trust}: {error}") from None
+    report = verify_transcript(read_file(transcript), trust=pinned)
+    faults = [{"role": f.role, "id": f.id, "code": f.code, "detail": f.detail} for f in report.faults]
+    if as_json:
+        print(json.dumps({"valid": report.valid, "faults": faults, "trust_pinned": trust is not None, **report.facts}))
+    else:
+        console = Console(highlight=False)
+        for name, value in report.facts.items():
+            console.print(f"  {name.replace('_', ' '):16} {value}")
+        for fault in report.faults:
+            cause = REFUSALS[fault.code].cause if fault.code in REFUSALS else ""
+            console.print(f"[bold red]fault[/] {fault.principal}: {fault.code} {fault.detail}")
+            console.print(f"      {cause}")
+        console.print("[bold green]valid[/]" if report.valid else "[bold red]NOT valid[/]")
+        if report.valid and trust is None:
+            console.print("consistent with the keys inside it; give --trust to hold it to a fleet's own")
+    if not report.valid:
+        raise typer.Exit(EXIT_INVALID)
+
+
+def main() -> None:
+    """The entry point: load commands of other packages, run, and turn errors into words and an exit status."""
+    for point in sorted(entry_points(group="blindsum.commands"), key=lambda point: point.name):
+        try:
+            command = point.load()
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("blindsum"):
+                raise
+            continue  # its extra is not installed
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=point.name)
+        else:
+            app.command(point.name, epilog=getattr(command, "epilog", None))(command)
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=True)
+    except BlindsumError as error:
+        fail(error, as_json=as_json)
+        sys.exit(EXIT_ERROR)
+
+
+def _serve(run: Any) -> None:
+    from blindsum.runtime.logs import configure_logs
+
+    configure_logs(stream=sys.stderr)
+    raise typer.Exit(run())
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+if __name__ == "__main__":
+    main()

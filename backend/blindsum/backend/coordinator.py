@@ -1,0 +1,142 @@
+"""The coordinator as a process: one round after another of every task in its kit, and a transcript of each."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from blindsum.backend.service import Reporter, run_until_stopped
+from blindsum.backend.tasks import TaskFiles, load_task
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import public_of
+from blindsum.protocol.machines.coordinator import CoordinatorMachine
+from blindsum.protocol.machines.step import Event, Machine
+from blindsum.protocol.transcript import write_records
+from blindsum.runtime.driver import Driver
+from blindsum.runtime.kit import BrokerSettings, load_key, load_trust, make_link, read_file
+from blindsum.runtime.settings import Settings, load_settings
+from blindsum.runtime.sqlite import SqliteStore
+from blindsum.runtime.system import random_bytes
+from blindsum.runtime.topics import Principal, Topics
+
+__all__ = ["CoordinatorSettings", "run_coordinator", "transcript_path"]
+
+CALL_TIMEOUT_S: Final = 60.0
+TRANSCRIPTS_KEPT: Final = 1000
+
+
+class CoordinatorSettings(Settings, frozen=True):
+    """`coordinator.toml`."""
+
+    fleet: str
+    broker: BrokerSettings
+
+
+def transcript_path(kit: Path, task: str, number: int) -> Path:
+    return kit / "transcripts" / f"{task}-{number:06d}.blindsum"
+
+
+def run_coordinator(kit: Path) -> int:
+    """Run the coordinator of `kit` until SIGTERM. Raises BlindsumError for a kit, task or database that cannot be used."""
+    settings = load_settings(kit / "coordinator.toml", CoordinatorSettings)
+    trust, key = load_trust(kit), load_key(kit / "key.pem")
+    if settings.fleet != trust.fleet or trust.coordinator != public_of(key):
+        raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
+    box_private = read_file(kit / "box.key")
+    tasks = [load_task(place.parent) for place in sorted((kit / "tasks").glob("*/task.cose"))]
+    store = SqliteStore(kit / "coordinator.db")
+    topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
+    reporter = Reporter("coordinator")
+    happened: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def machine() -> Machine:
+        return CoordinatorMachine(
+            key=key,
+            box_private=box_private,
+            trust=trust,
+            store=store,
+            random=random_bytes,
+            threads=os.cpu_count() or 1,
+        )
+
+    def on_event(event: Event) -> None:
+        reporter.event(event)
+        happened.put(event)
+
+    link = make_link(kit, settings.broker, topics)
+    driver = Driver(machine, store, link, topics, on_event=on_event, on_refused=reporter.refused)
+    rounds = _Rounds(kit, driver, tasks, happened, reporter)
+    try:
+        return run_until_stopped(driver, rounds.turn)
+    finally:
+        store.close()
+
+
+class _Rounds:
+    """Keeps every task going: writes the transcript of a finished round, then begins the next."""
+
+    def __init__(
+        self,
+        kit: Path,
+        driver: Driver,
+        tasks: list[TaskFiles],
+        happened: queue.SimpleQueue[Event],
+        reporter: Reporter,
+    ) -> None:
+        self._kit, self._driver, self._tasks = kit, driver, tasks
+        self._happened, self._reporter = happened, reporter
+        self._known = False
+        self._running: set[str] = set()
+
+    def turn(self) -> None:
+        if not self._known:
+            for files in self._tasks:
+                self._call(lambda machine, _now, f=files: machine.add_task(f.record, plan=f.plan, model=f.model))
+                self._running.add(files.name)
+            self._known = True
+        while not self._happened.empty():
+            self._happened.get()
+        for task in sorted(self._running):
+            self._advance(task)
+
+    def _advance(self, task: str) -> None:
+        state = self._call(lambda machine, _now: _state(machine, task))
+        if state is not None:
+            number, phase = state
+            if phase not in ("done", "failed"):
+                return
+            if phase == "done" and not transcript_path(self._kit, task, number).exists():
+                self._write_transcript(task, number)
+        try:
+            self._call(lambda machine, now: machine.start(task, now))
+        except BlindsumError as error:
+            if error.code != "task-finished":
+                raise
+            self._running.discard(task)
+            self._reporter.line("task-finished", task=task)
+
+    def _write_transcript(self, task: str, number: int) -> None:
+        records = self._call(lambda machine, _now: list(machine.records(task)))
+        path = transcript_path(self._kit, task, number)
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            for piece in write_records(records):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        for old in sorted(path.parent.glob(f"{task}-*.blindsum"))[:-TRANSCRIPTS_KEPT]:
+            old.unlink()
+        self._reporter.line("transcript", task=task, round=number, path=str(path))
+
+    def _call(self, fn: Callable[[Any, int], Any]) -> Any:
+        return self._driver.call(fn).result(CALL_TIMEOUT_S)
+
+
+def _state(machine: CoordinatorMachine, task: str) -> tuple[int, str] | None:
+    round_ = machine.round(task)
+    return None if round_ is None else (round_.state.number, round_.state.phase)

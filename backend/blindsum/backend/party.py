@@ -1,0 +1,60 @@
+"""A party as an organisation runs it: from its own kit, with its own database, by outbound MQTT only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from blindsum.backend.service import Reporter, run_until_stopped
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import box_seal, public_of
+from blindsum.protocol.machines.party import PartyFloor, PartyMachine
+from blindsum.protocol.machines.step import Machine
+from blindsum.runtime.driver import Driver
+from blindsum.runtime.kit import BrokerSettings, load_key, load_trust, make_link
+from blindsum.runtime.settings import Settings, load_settings
+from blindsum.runtime.sqlite import SqliteStore
+from blindsum.runtime.system import random_bytes
+from blindsum.runtime.topics import Principal, Topics
+
+__all__ = ["PartySettings", "run_party"]
+
+
+class PartySettings(Settings, frozen=True):
+    """`party.toml`. `cohort_min` and `tasks` are this organisation's floor; no task list means every task the operator signed."""
+
+    fleet: str
+    party: int
+    broker: BrokerSettings
+    cohort_min: int = 2
+    tasks: list[str] = []
+
+
+def run_party(kit: Path) -> int:
+    """Run the party of `kit` until SIGTERM. Raises BlindsumError for a kit or database that cannot be used."""
+    settings = load_settings(kit / "party.toml", PartySettings)
+    trust, key = load_trust(kit), load_key(kit / "key.pem")
+    if settings.fleet != trust.fleet or trust.key_of(f"party/{settings.party}") != public_of(key):
+        raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle")
+    store = SqliteStore(kit / "party.db")
+    topics = Topics(trust.fleet, Principal("party", str(settings.party)))
+    reporter = Reporter(f"party/{settings.party}")
+
+    def machine() -> Machine:
+        return PartyMachine(
+            number=settings.party,
+            key=key,
+            trust=trust,
+            store=store,
+            random=random_bytes,
+            seal=box_seal,
+            floor=PartyFloor(cohort_min=settings.cohort_min, tasks=tuple(settings.tasks)),
+            threads=os.cpu_count() or 1,
+        )
+
+    link = make_link(kit, settings.broker, topics)
+    driver = Driver(machine, store, link, topics, on_event=reporter.event, on_refused=reporter.refused)
+    try:
+        return run_until_stopped(driver)
+    finally:
+        store.close()

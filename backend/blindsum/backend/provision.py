@@ -1,0 +1,120 @@
+"""Making a fleet: keys, trust bundle and one kit per organisation and device. Nobody makes a certificate by hand."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from blindsum.protocol.envelope import is_name
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, certificate_issue, public_of
+from blindsum.protocol.params import Committee
+from blindsum.protocol.trust import Trust
+from blindsum.runtime.kit import load_key, load_trust, save_key, write_private
+from blindsum.runtime.system import now_ms, random_bytes
+
+__all__ = ["ENROL_MAX", "FleetFolder", "create_fleet", "enrol"]
+
+CA_DAYS = 3650
+DEVICE_DAYS = 365
+ENROL_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFolder:
+    """Where `create_fleet` put what: `operator` stays with whoever signs tasks and enrols devices; `coordinator` and each of
+    `parties` go to the organisation that runs that role, and to nobody else."""
+
+    root: Path
+
+    @property
+    def operator(self) -> Path:
+        return self.root / "operator"
+
+    @property
+    def coordinator(self) -> Path:
+        return self.root / "coordinator"
+
+    @property
+    def parties(self) -> list[Path]:
+        return sorted(self.root.glob("party-*"))
+
+    def device(self, name: str) -> Path:
+        return self.root / "devices" / name
+
+
+def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str) -> FleetFolder:
+    """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Raises BlindsumError "folder-not-empty", "name-unusable"
+    or "parameters-unsafe"."""
+    committee = Committee.for_f(malicious_parties)
+    if not is_name(fleet):
+        raise BlindsumError("name-unusable", repr(fleet))
+    if root.exists() and any(root.iterdir()):
+        raise BlindsumError("folder-not-empty", str(root))
+    ca, operator, coordinator = (Ed25519PrivateKey.generate() for _ in range(3))
+    parties = [Ed25519PrivateKey.generate() for _ in range(committee.parties)]
+    box_private, box_public = box_keypair(random_bytes(BOX_PRIVATE_SIZE))
+    certificate = certificate_issue(
+        name=fleet, public=public_of(ca), issuer=fleet, issuer_key=ca, serial=1, now=now_ms(), days=CA_DAYS, ca=True
+    )
+    trust = Trust(
+        fleet,
+        certificate,
+        public_of(operator),
+        public_of(coordinator),
+        box_public,
+        tuple(public_of(key) for key in parties),
+    )
+    folder = FleetFolder(root)
+    save_key(folder.operator / "ca.pem", ca)
+    save_key(folder.operator / "operator.pem", operator)
+    _settings(folder.operator / "operator.toml", fleet, "", broker)
+    save_key(folder.coordinator / "key.pem", coordinator)
+    write_private(folder.coordinator / "box.key", box_private)
+    _settings(folder.coordinator / "coordinator.toml", fleet, "", broker)
+    for number, key in enumerate(parties, 1):
+        kit = root / f"party-{number}"
+        save_key(kit / "key.pem", key)
+        _settings(kit / "party.toml", fleet, f"party = {number}\ncohort_min = 2\n", broker)
+    for kit in (folder.operator, folder.coordinator, *folder.parties):
+        (kit / "trust.cbor").write_bytes(trust.encode())
+    return folder
+
+
+def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
+    """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable
+    or already has a kit; then none is made."""
+    if len(names) > ENROL_MAX:
+        raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
+    for name in names:
+        if not is_name(name):
+            raise BlindsumError("name-unusable", repr(name))
+        if folder.device(name).exists():
+            raise BlindsumError("folder-not-empty", str(folder.device(name)))
+    trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
+    kits = []
+    for name in names:
+        key, kit = Ed25519PrivateKey.generate(), folder.device(name)
+        certificate = certificate_issue(
+            name=name,
+            public=public_of(key),
+            issuer=trust.fleet,
+            issuer_key=ca,
+            serial=secrets.randbits(127) + 1,
+            now=now_ms(),
+            days=DEVICE_DAYS,
+        )
+        save_key(kit / "key.pem", key)
+        (kit / "certificate.der").write_bytes(certificate)
+        (kit / "trust.cbor").write_bytes(trust.encode())
+        _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', broker)
+        kits.append(kit)
+    return kits
+
+
+def _settings(path: Path, fleet: str, own: str, broker: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'fleet = "{fleet}"\n{own}\n[broker]\nurl = "{broker}"\n', "utf-8")

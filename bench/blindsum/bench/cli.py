@@ -1,0 +1,51 @@
+"""`blindsum bench NAME`: a table of ours, the physical limit and the peer, measured in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["BENCHES", "bench"]
+
+
+def _masks() -> list[dict[str, Any]]:
+    from blindsum.bench.masks import rows
+
+    return rows()
+
+
+def _training() -> list[dict[str, Any]]:
+    from blindsum.bench.training import rows
+
+    return rows()
+
+
+BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {"masks": _masks, "training": _training}
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")] = False,
+) -> None:
+    """Measure one part beside the physical limit and the peer. Example: blindsum bench masks"""
+    if name not in BENCHES:
+        raise typer.BadParameter(f"{name!r} is not one of: {', '.join(BENCHES)}", param_hint="NAME")
+    found = BENCHES[name]()
+    if as_json:
+        print(json.dumps({"name": name, "rows": found}))
+        return
+    table = Table(title=name)
+    for column in ("name", "ours", "limit", "peer", "unit", "ratio"):
+        table.add_column(column, justify="left" if column in ("name", "unit") else "right")
+    for row in found:
+        table.add_row(*(_cell(row[column]) for column in ("name", "ours", "limit", "peer", "unit", "ratio")))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)

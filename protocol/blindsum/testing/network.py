@@ -1,0 +1,68 @@
+"""A broker that cannot be relied on: it delivers late, twice, out of order, damaged or never, as one seed decides."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from blindsum.testing.faults import Faults
+
+__all__ = ["Delivery", "Network", "Tap"]
+
+Tap = Callable[[str, str, bytes], bytes | None]
+"""tap(source, target, body) -> what is delivered instead, or None for nothing: a broker with a will of its own."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Delivery:
+    """`body` reaches `target` at `at` ms."""
+
+    at: int
+    sequence: int
+    target: str = field(compare=False)
+    body: bytes = field(compare=False, repr=False)
+
+
+class Network:
+    """Messages on their way, in a heap by time of arrival, and the chunks that the broker retains, by blob and index."""
+
+    def __init__(self, faults: Faults, dice: random.Random, *, ends_at: int) -> None:
+        self.retained: dict[bytes, dict[int, bytes]] = {}
+        self.tap: Tap | None = None
+        self._faults = faults
+        self._dice = dice
+        self._ends_at = ends_at
+        self._heap: list[Delivery] = []
+        self._sequence = 0
+
+    @property
+    def next_at(self) -> int | None:
+        """When the next message arrives, in ms."""
+        return self._heap[0].at if self._heap else None
+
+    def pop(self) -> Delivery:
+        return heapq.heappop(self._heap)
+
+    def send(self, source: str, target: str, body: bytes, now: int) -> None:
+        """Take a message to deliver, with whatever happens to it on the way."""
+        tapped = body if self.tap is None else self.tap(source, target, body)
+        if tapped is None:
+            return
+        body = tapped
+        faults, dice = self._faults, self._dice
+        if now < self._ends_at:
+            if dice.random() < faults.loss:
+                return
+            if body and dice.random() < faults.flip:
+                at = dice.randrange(len(body))
+                body = body[:at] + bytes([body[at] ^ (1 << dice.randrange(8))]) + body[at + 1 :]
+            if dice.random() < faults.duplicate:
+                self.push(target, body, now + dice.randint(*faults.delay_ms))
+        self.push(target, body, now + dice.randint(*faults.delay_ms))
+
+    def push(self, target: str, body: bytes, at: int) -> None:
+        """Deliver exactly this, then."""
+        self._sequence += 1
+        heapq.heappush(self._heap, Delivery(at, self._sequence, target, body))
