@@ -25,6 +25,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -84,14 +85,15 @@ class Sender:
 
     def pump(self) -> None:
         while self.waiting and self.link.room:
-            topic, body, retain = self.waiting[0]
-            if not self.link.publish(topic, body, retain=retain, done=lambda outcome: self._done(outcome, topic, body, retain)):
+            message = self.waiting[0]
+            topic, body, retain = message
+            if not self.link.publish(topic, body, retain=retain, done=partial(self._done, message)):
                 return
             self.waiting.popleft()
 
-    def _done(self, outcome: Outcome, topic: str, body: bytes, retain: bool) -> None:
+    def _done(self, message: tuple[str, bytes, bool], outcome: Outcome) -> None:
         if outcome is Outcome.LOST:
-            self.waiting.append((topic, body, retain))
+            self.waiting.append(message)
 
 
 class Device(Sender):

@@ -14,6 +14,7 @@ from blindsum.protocol.quantize import Codec, bits_for, dequantise, quantise, ro
 from blindsum.protocol.ring import (
     WIDTHS,
     Lane,
+    PackedSum,
     Segment,
     add_packed,
     equal,
@@ -258,3 +259,19 @@ def test_double_masked_uploads_open_to_the_sum_of_the_survivors_and_nothing_less
         apply(segments, sums, ((secret(1, u, i), 1) for u in survivors), suite=suite)
         subtract_packed(segments, opened, pack(segments, sums))
     assert equal(segments, opened, expected)
+
+
+@given(st.sampled_from(WIDTHS), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_a_packed_sum_equals_adding_lanes_and_taking_out_again(width: int, count: int, seed: int) -> None:
+    segments = [Segment("a", 70_001 if width == 24 else 33, width), Segment("b", 5, 64)]
+    dice = np.random.default_rng(seed)
+    uploads = [dice.bytes(packed_size(segments)) for _ in range(count)]
+    running, lanes = PackedSum(segments), zeros(segments)
+    for upload in uploads:
+        running.add(upload)
+        add_packed(segments, lanes, upload)
+    reduce(segments, lanes)
+    assert pack(segments, running.lanes()) == pack(segments, lanes)
+    for upload in uploads[1:]:
+        running.subtract(upload)
+    assert pack(segments, running.lanes()) == uploads[0]

@@ -1,4 +1,4 @@
-"""The neighbour graph and its degree: SPEC.md section 4.5."""
+"""The neighbour graph and its degree: SPEC.md section 2.4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threat models and committees: SPEC.md section 4.1."""
+"""Threat models and committees: SPEC.md section 11."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def test_two_of_three_without_votes_is_refused_and_explained() -> None:
         ((4, 3, 2, 1), "threshold <= quorum"),
         ((4, 2, 5, 1), "quorum <= parties"),
         ((4, 0, 3, 1), "1 <= threshold"),
+        ((4, 3, 4, 2), "q >= 2t - 1 fails: 4 parties may hold a sum 2 times, and 3 must vouch"),
         ((13, 5, 9, 4), f"parties <= {PARTIES_MAX}"),
     ],
 )
@@ -68,11 +69,12 @@ def splits(parties: int, quorum: int, liars: set[int]) -> bool:
 
 
 @pytest.mark.parametrize("parties", range(2, 7))
-def test_accepted_committees_are_exactly_those_that_no_liars_can_split(parties: int) -> None:
+def test_accepted_committees_are_exactly_those_that_can_open_and_no_liars_can_split(parties: int) -> None:
     for quorum in range(1, parties + 1):
         for threshold in range(1, quorum + 1):
             for liars in range(1, parties + 1):
                 safe = liars < threshold and not splits(parties, quorum, set(range(1, liars + 1)))
+                safe = safe and quorum - (threshold - 1) >= threshold
                 try:
                     Committee.custom(parties, threshold, quorum, liars)
                 except BlindsumError:

@@ -1,4 +1,4 @@
-"""Keystreams: SPEC.md section 4.3."""
+"""Keystreams: SPEC.md section 2.2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantisation and rotation: SPEC.md sections 2.2 and 2.3."""
+"""Quantisation and rotation: SPEC.md sections 9.1 and 9.2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes and their wire form: SPEC.md section 2."""
+"""Lanes and their wire form: SPEC.md section 2.1."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from blindsum.protocol.codec import decode_chunk
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step, Store, Write
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX, chunk_key
-from blindsum.runtime.driver import CALLS_MAX, CHUNK_WINDOW_MAX, GROUP_MAX, INBOX_MAX, Driver
+from blindsum.runtime.courier import CHUNK_WINDOW_MAX
+from blindsum.runtime.driver import CALLS_MAX, GROUP_MAX, INBOX_MAX, Driver
 from blindsum.runtime.ports import Inbound, LinkState, Outcome, Token
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.topics import Principal, Topics
@@ -82,7 +83,7 @@ class ScriptedLink:
 
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         if len(body) > self.max_packet_size:
-            raise BlindsumError("message-too-large", str(len(body)))
+            raise BlindsumError("packet-too-large", str(len(body)))
         if self.room <= 0:
             return False
         self.journal.append("publish")
@@ -420,7 +421,7 @@ def test_message_too_large_for_the_broker_is_told_and_does_not_block_others(rig:
     rig.settle()
     until(lambda: len(rig.store.outbox()) == 1)
     assert [body for _, body, _ in rig.link.published] == [b"small"]
-    undeliverable = Event("undeliverable", {"code": "message-too-large", "kind": "vote", "to": "parties"})
+    undeliverable = Event("undeliverable", {"code": "packet-too-large", "kind": "vote", "to": "parties"})
     assert undeliverable in rig.events
 
 

@@ -243,6 +243,19 @@ def test_erased_secret_is_in_no_file(tmp_path: Path) -> None:
     store.close()
 
 
+def test_secret_is_erased_also_after_chunks_were_deleted_in_the_same_step(tmp_path: Path) -> None:
+    """Chunks are deleted without being overwritten; that must not carry over to what comes next."""
+    secrets = [os.urandom(6000) for _ in range(4)]
+    store = SqliteStore(tmp_path / "r.sqlite")
+    store.commit([put(f"seed/{number}", secret) for number, secret in enumerate(secrets)])
+    store.commit([put(f"blob/x/{number}", os.urandom(6000)) for number in range(4)])
+    last = [Write("blob/x/0", None), put("seed/0", b"short"), Write("blob/x/1", None), Write("seed/1", None)]
+    store.commit([*last, Write("blob/x/2", None), Write("seed/2", None), Write("seed/3", None), Write("blob/x/3", None)])
+    left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert not any(secret[at : at + 16] in left for secret in secrets for at in range(0, 6000, 1000))
+    store.close()
+
+
 def test_second_process_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     store = SqliteStore(path)

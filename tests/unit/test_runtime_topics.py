@@ -111,7 +111,7 @@ def test_chunk_broadcasts_come_only_to_who_listens() -> None:
     ],
 )
 def test_message_without_a_topic_is_not_routed(sender: Principal, out: Message) -> None:
-    with pytest.raises(ValueError, match="not a kind|not an address|has no topic"):
+    with pytest.raises(ValueError, match=r"not a kind|not an address|has no topic"):
         topics(sender).route(out)
 
 

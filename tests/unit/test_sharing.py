@@ -1,4 +1,4 @@
-"""Replicated sharing: SPEC.md section 4.4."""
+"""Replicated sharing: SPEC.md section 2.3."""
 
 from __future__ import annotations
 

@@ -170,6 +170,7 @@ allow_anonymous false
 acl_file {acl}
 {_LIMITS}persistence true
 persistence_location {folder}/
+# not autosave_on_changes: it writes the whole store again after each few messages, and uploads come to a halt
 autosave_interval 60
 persistent_client_expiration 2d
 # watch $SYS/broker/publish/messages/dropped: it should stay 0

@@ -143,12 +143,15 @@ def broker(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    with EmbeddedBroker() as running:
-        url = running.start(port or None)
+    running = EmbeddedBroker()
+    url = running.start(port or None)
+    try:
         print(json.dumps({"url": url}) if as_json else url, flush=True)
         while not stopped.wait(0.5):
             if running.pid is None:
                 raise BlindsumError("broker-failed", url)
+    finally:
+        running.stop()
 
 
 @task_app.command("create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20")

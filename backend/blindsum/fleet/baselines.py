@@ -18,15 +18,13 @@ Floats = NDArray[np.float32]
 
 
 def evaluate(artifact: bytes, parameters: Floats, data: Dataset) -> dict[str, float]:
-    """"loss" and the artifact's other metrics ("accuracy" in 0..1 for cross-entropy) of `parameters` on `data`."""
+    """ "loss" and the artifact's other metrics ("accuracy" in 0..1 for cross-entropy) of `parameters` on `data`."""
     session = TrainingSession(artifact)
     session.parameters = parameters
     return session.evaluate(data.features, data.targets)
 
 
-def centralised(
-    artifact: bytes, train: Dataset, *, epochs: int, batch_size: int, rate: float, seed: int
-) -> Floats:
+def centralised(artifact: bytes, train: Dataset, *, epochs: int, batch_size: int, rate: float, seed: int) -> Floats:
     """The parameters after training on all of `train` in one place, from the artifact's initial ones.
 
     To be fair to the fleet, `epochs` is its number of rounds times its local epochs. Each epoch takes the examples in a new
@@ -35,9 +33,7 @@ def centralised(
     return _trained(artifact, train, epochs=epochs, batch_size=batch_size, rate=rate, seed=seed)
 
 
-def alone(
-    artifact: bytes, owned: Dataset, *, epochs: int, batch_size: int, rate: float, seed: int
-) -> Floats:
+def alone(artifact: bytes, owned: Dataset, *, epochs: int, batch_size: int, rate: float, seed: int) -> Floats:
     """The parameters one owner gets from `owned` only, as `centralised` trains: what it can do without the fleet."""
     return _trained(artifact, owned, epochs=epochs, batch_size=batch_size, rate=rate, seed=seed)
 
@@ -69,10 +65,9 @@ def plain_ring_sum(segments: Sequence[Segment], uploads: Sequence[Sequence[Lane]
 def _trained(artifact: bytes, data: Dataset, *, epochs: int, batch_size: int, rate: float, seed: int) -> Floats:
     session = TrainingSession(artifact)
     session.hyperparameters = {"lr": rate}
-    generator = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = generator.permutation(len(data))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            session.step(data.features[rows], data.targets[rows])
+    for epoch in range(epochs):
+        shuffled = data.shuffled(seed, epoch)
+        for start in range(0, len(data), batch_size):
+            rows = slice(start, start + batch_size)
+            session.step(shuffled.features[rows], shuffled.targets[rows])
     return session.parameters

@@ -32,19 +32,23 @@ class Dataset:
         """The examples at `indices`, in that order: what one owner holds."""
         return Dataset(self.name, self.features[indices], self.targets[indices], self.classes)
 
+    def shuffled(self, *seed: int) -> Dataset:
+        """All examples in an order that follows from `seed` (numbers >= 0, for example run, device, round, epoch)."""
+        return self.take(np.random.default_rng(seed).permutation(len(self)))
+
 
 def digits() -> tuple[Dataset, Dataset]:
     """1797 handwritten digits of 43 people, 8x8 pixels scaled to 0..1: (1347 to train, 450 held out).
 
     The split keeps each class's share and is always the same. Source: E. Alpaydin and C. Kaynak, "Optical Recognition of
     Handwritten Digits" (the test set of it), UCI Machine Learning Repository 1998, doi 10.24432/C50P49, licence
-    CC BY 4.0; the copy is the one inside scikit-learn (BSD 3-clause). Raises "data-package-missing".
+    CC BY 4.0; the copy is the one inside scikit-learn (BSD 3-clause). Raises "fleet-package-missing".
     """
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as error:
-        raise BlindsumError("data-package-missing", f"digits needs scikit-learn ({error})") from error
+        raise BlindsumError("fleet-package-missing", f"digits needs scikit-learn ({error})") from error
     pixels, labels = load_digits(return_X_y=True)
     parts = train_test_split(
         (pixels / 16).astype(np.float32),

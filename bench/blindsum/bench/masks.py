@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from blindsum.protocol.prg import PAGE_SIZE, Stream, apply
 from blindsum.protocol.quantize import Codec, quantise, rotated_range
-from blindsum.protocol.ring import WIDTHS, Segment, add_packed, lane_dtype, pack, packed_size, zeros
+from blindsum.protocol.ring import WIDTHS, PackedSum, Segment, lane_dtype, pack, packed_size, zeros
 from blindsum.protocol.rotation import rotate
 
 LENGTH = 1_000_000
@@ -101,13 +101,13 @@ def _jobs() -> dict[tuple[str, str], Job]:
 
 def _add_jobs(width: int) -> dict[tuple[str, str], Job]:
     segments = [Segment("model", LENGTH, width)]
-    sums = zeros(segments)
+    sums, running = zeros(segments), PackedSum(segments)
     values = [np.full(LENGTH, i, lane_dtype(width)) for i in range(UPLOADS)]
     uploads = [pack(segments, [lane]) for lane in values]
 
     def ours() -> None:
         for upload in uploads:
-            add_packed(segments, sums, upload)
+            running.add(upload)
 
     def limit() -> None:
         for lane in values:

@@ -89,7 +89,7 @@ def _is_plain(value: Any) -> bool:
     if kind in _ATOMS:
         return True
     if kind is int:
-        return -(1 << 64) <= value < 1 << 64  # beyond are bignums, which are tags
+        return bool(-(1 << 64) <= value < 1 << 64)  # beyond are bignums, which are tags
     if kind is list:
         return all(map(_is_plain, value))
     return kind is dict and all(type(key) in (int, str) and _is_plain(key) and _is_plain(value[key]) for key in value)

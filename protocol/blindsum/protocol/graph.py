@@ -1,4 +1,4 @@
-"""Who masks with whom: the neighbour graph of a round and its degree (SPEC.md section 4.5).
+"""Who masks with whom: the neighbour graph of a round and its degree (SPEC.md section 2.4).
 
 The graph is a union of random Hamiltonian cycles on the devices 0..n - 1. Cycle c visits them in the order of a
 stable argsort of n little-endian uint64 from the PRG, keyed by the graph seed and c. Cycles are added until every

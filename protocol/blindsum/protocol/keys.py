@@ -34,12 +34,14 @@ __all__ = [
     "box_keypair",
     "box_open",
     "box_seal",
+    "box_usable",
     "certificate_fault",
     "certificate_issue",
     "derive",
     "digest",
     "edge_keypair",
     "equal",
+    "key_usable",
     "public_of",
     "sign_verify",
 ]
@@ -53,6 +55,7 @@ MLKEM_PUBLIC_SIZE: Final = 1184
 BOX_OVERHEAD: Final = 1136
 CERTIFICATE_SIZE_MAX: Final = 1024
 LABEL: Final = "blindsum/1 "
+_PROBE: Final = bytes(31) + b"\x40"
 
 _BOX = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 
@@ -95,6 +98,11 @@ def agree(private: bytes, public: bytes) -> bytes | None:
         return None
 
 
+def key_usable(public: bytes) -> bool:
+    """Whether an X25519 public key agrees with others on anything but zeros (any private key tells)."""
+    return agree(_PROBE, public) is not None
+
+
 # -- boxes ------------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +120,17 @@ def box_seal(public: bytes, info: bytes, plaintext: bytes) -> bytes:
     mlkem, x25519 = public[:MLKEM_PUBLIC_SIZE], public[MLKEM_PUBLIC_SIZE:]
     key = MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519))
     return _BOX.encrypt(plaintext, key, info)
+
+
+def box_usable(public: bytes) -> bool:
+    """Whether `box_seal` takes this public key."""
+    if len(public) != BOX_PUBLIC_SIZE:
+        return False
+    try:
+        MLKEM768PublicKey.from_public_bytes(public[:MLKEM_PUBLIC_SIZE])
+    except ValueError:
+        return False
+    return key_usable(public[MLKEM_PUBLIC_SIZE:])
 
 
 def box_open(private: bytes, info: bytes, sealed: bytes) -> bytes | None:

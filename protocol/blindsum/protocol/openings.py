@@ -1,4 +1,4 @@
-"""What parties open for a certified survivor set, and how the coordinator puts the openings together (SPEC.md section 7.4).
+"""What parties open for a certified survivor set, and how the coordinator puts the openings together (SPEC.md sections 7.4 and 7.5).
 
 A party gives sums over exactly the survivors, never a seed. Every sum has t or more holders, so a sum is taken only when t
 equal hashes vouch for it: with at most t - 1 bad parties one of them is honest. Everybody else is named.
@@ -10,14 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, combinations
 
 from blindsum.protocol.keys import SEED_SIZE, equal
 from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, pad, self_sum, unmask_edges
 from blindsum.protocol.messages import EDGE_SIZE, Header, OpeningContent
 from blindsum.protocol.ring import packed_size, reduce, subtract_packed
 from blindsum.protocol.roster import RosterView
-from blindsum.protocol.sharing import xor
+from blindsum.protocol.sharing import combine as combine_pads
 from blindsum.protocol.view import RoundView
 
 __all__ = ["Combined", "combine", "designated", "holders", "make_content"]
@@ -138,11 +138,14 @@ def _self_sums(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]]
         )
         if vector is not None:
             found.append(vector)
-        elif designated(view, subset) in vouching:
-            out.faults.append((f"party/{designated(view, subset)}", "opening-malformed"))
-            out.wants.setdefault(vouching[0], []).append(subset)
-        else:
-            out.wants.setdefault(vouching[0], []).append(subset)
+            continue
+        keeper = designated(view, subset)
+        others = [party for party in vouching if party != keeper]
+        if len(others) < len(vouching):
+            out.faults.append((f"party/{keeper}", "opening-malformed"))
+        # so many that one of them is honest and gives what it vouches for
+        for party in others[: view.base.committee.threshold]:
+            out.wants.setdefault(party, []).append(subset)
     return found if len(found) == len(view.base.self_subsets) else None
 
 
@@ -155,50 +158,62 @@ def _edge_secrets(
     out: Combined,
 ) -> list[bytes] | None:
     """s_uv of every dropped edge, each proven by its check; None while shares are missing."""
-    shares: list[dict[int, bytes]] = []
-    for subset, outside in enumerate(view.base.cap_subsets):
-        given: dict[int, bytes] = {}
-        for party, parts in contents.items():
-            if party not in outside:
-                place = sum(party not in other for other in view.base.cap_subsets[:subset])
-                start = SEED_SIZE * len(edges) * place
-                given[party] = parts[0].shares[start : start + SEED_SIZE * len(edges)]
-        if edges and not given:
-            return None
-        shares.append(given)
+    shares = _shares(view, contents, len(edges))
+    if edges and not all(shares):
+        return None
+    committee = view.base.committee
+    liars: frozenset[int] = frozenset()  # who was disregarded for the edge before
     secrets: list[bytes] = []
     for number, (mine, theirs) in enumerate(edges):
-        at = SEED_SIZE * number
         place = EDGE_SIZE * roster.neighbours(mine).index(theirs)
         cap = headers[mine].edges[place : place + SEED_SIZE]
         check = headers[mine].edges[place + SEED_SIZE : place + EDGE_SIZE]
-        options = [sorted({given[party][at : at + SEED_SIZE] for party in given}) for given in shares]
-        match = _first_match(view, cap, check, options)
+        at = slice(SEED_SIZE * number, SEED_SIZE * (number + 1))
+        given = [{party: row[at] for party, row in rows.items()} for rows in shares]
+        match = _first_match(view, cap, check, given, liars)
         if match is None:
             if len(contents) == len(view.members):
                 out.hopeless = "edge-false"
-                if len(contents) == view.base.committee.parties:
+                if len(contents) == committee.parties >= committee.quorum + committee.equivocators:
                     # every subset has an honest holder among all parties, so no share but the device's cap can be false
                     out.faults.append((f"device/{roster.devices[mine]}", "edge-false"))
             return None
-        secret, chosen = match
-        for given, right in zip(shares, chosen, strict=True):
-            for party, share in given.items():
+        secret, right, liars = match
+        for row, share in zip(given, right, strict=True):
+            for party, other in row.items():
                 fault = (f"party/{party}", "edge-share-differs")
-                if share[at : at + SEED_SIZE] != right and fault not in out.faults:
+                if other != share and fault not in out.faults:
                     out.faults.append(fault)
         secrets.append(secret)
     return secrets
 
 
+def _shares(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]], edges: int) -> list[dict[int, bytes]]:
+    """For each cap subset the shares of all edges, by the party that gave them."""
+    out: list[dict[int, bytes]] = [{} for _ in view.base.cap_subsets]
+    for party, parts in contents.items():
+        held = [subset for subset, outside in enumerate(view.base.cap_subsets) if party not in outside]
+        for place, subset in enumerate(held):
+            out[subset][party] = parts[0].shares[SEED_SIZE * edges * place : SEED_SIZE * edges * (place + 1)]
+    return out
+
+
 def _first_match(
-    view: RoundView, cap: bytes, check: bytes, options: Sequence[Sequence[bytes]]
-) -> tuple[bytes, tuple[bytes, ...]] | None:
-    """The secret whose check holds, and the shares that give it. Parties that agree leave one combination to try."""
-    for chosen in product(*options):
-        secret = cap
-        for share in chosen:
-            secret = xor(secret, share)
-        if equal(edge_check(view, secret), check):
-            return secret, chosen
+    view: RoundView, cap: bytes, check: bytes, given: Sequence[Mapping[int, bytes]], liars: frozenset[int]
+) -> tuple[bytes, list[bytes], frozenset[int]] | None:
+    """(the secret whose check holds, the shares that give it, the parties disregarded), `liars` being tried first.
+
+    At most c parties lie: for some set of so many all others agree on every share. (To try combinations of shares instead
+    would let one liar among 7 parties make 2^15 of them.)
+    """
+    parties = sorted({party for row in given for party in row})
+    sizes = range(view.base.committee.equivocators + 1)
+    others = (frozenset(chosen) for size in sizes for chosen in combinations(parties, size))
+    for suspects in chain((liars,), others):
+        values = [{share for party, share in row.items() if party not in suspects} for row in given]
+        if all(len(shares) == 1 for shares in values):
+            right = [share for shares in values for share in shares]
+            secret = combine_pads(cap, right)
+            if equal(edge_check(view, secret), check):
+                return secret, right, suspects
     return None

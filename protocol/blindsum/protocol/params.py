@@ -1,4 +1,4 @@
-"""From a threat model to every number of a round, and the refusal of unsafe ones (SPEC.md section 4.1).
+"""From a threat model to every number of a round, and the refusal of unsafe ones (SPEC.md section 11).
 
 An operator states who may misbehave: f parties, a share of the devices that is corrupt, a share that may drop, and the
 smallest number of honest devices a sum may hide in. Everything else follows. Other committees are taken only where two
@@ -6,7 +6,8 @@ facts hold, with P parties, t that open layer 1, q whose votes decide, c that ma
 
 * 2 q > P + c: two quorums share at least one party that signs once, so no two survivor sets of a round are both
 decided;
-* t > c: the parties that lie do not hold every seed.
+* t > c: the parties that lie do not hold every seed;
+* q >= 2 t - 1: of any q parties that take part, t hold each self-mask sum and can vouch for it; else rounds could not open.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class ThreatModel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committee:
     """`parties` P, of which `threshold` t open layer 1, `quorum` q decide, and `equivocators` c may sign two
-    different things. Made by `for_f` or `custom`; raises "parameters-unsafe" with the reason where 2q > P + c or t >
-    c fails."""
+    different things. Made by `for_f` or `custom`; raises "parameters-unsafe" with the reason where 2q > P + c, t > c or
+    q >= 2t - 1 fails."""
 
     parties: int
     threshold: int
@@ -78,6 +79,9 @@ class Committee:
             raise _unsafe(f"{name}: at least one party must be allowed to lie, or one that does reads every update")
         if t <= c:
             raise _unsafe(f"{name}: t > c fails: {c} lying parties hold every seed")
+        if q < 2 * t - 1:
+            short = f"{q} parties may hold a sum {q - t + 1} times, and {t} must vouch for it"
+            raise _unsafe(f"{name}: q >= 2t - 1 fails: {short}")
 
     @classmethod
     def for_f(cls, f: int) -> Committee:

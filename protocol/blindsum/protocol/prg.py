@@ -1,4 +1,4 @@
-"""The one pseudo-random generator: seekable keystreams and their sums into a vector (SPEC.md section 4.3).
+"""The one pseudo-random generator: seekable keystreams and their sums into a vector (SPEC.md section 2.2).
 
 A stream is cut into pages of `PAGE_SIZE` bytes, and page j has the nonce `salt8 || uint32_be(j)` (12 bytes):
 

@@ -1,4 +1,4 @@
-"""Float updates to ring elements and back (SPEC.md section 2.2).
+"""Float updates to ring elements and back (SPEC.md section 9.1).
 
 Clip to an L2 norm, optionally rotate (`rotation`), scale so that `value_range` becomes the largest b-bit integer,
 multiply by the integer example weight, round stochastically so that the expectation is kept, and take two's

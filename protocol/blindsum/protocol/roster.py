@@ -10,13 +10,10 @@ from blindsum.protocol.codec import DecodeError, decode, encode
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.graph import Graph, adjacency, degree_for
-from blindsum.protocol.keys import agree, certificate_fault, digest
+from blindsum.protocol.keys import certificate_fault, digest, key_usable
 from blindsum.protocol.messages import Join, RosterProposal
 from blindsum.protocol.params import survivors_min
 from blindsum.protocol.view import RoundView, count_votes, expect, open_message, payload_of
-
-_PROBE = bytes(31) + b"\x40"
-"""Any X25519 private key shows whether a public one has small order."""
 
 __all__ = [
     "Joins",
@@ -54,8 +51,9 @@ class RosterView:
         return self.graph.neighbours(index)
 
 
-def open_join(view: RoundView, raw: bytes, now: int) -> tuple[str, bytes, Join, bytes] | Refused:
-    """(device, identity key, join, digest) of a genuine join to this round: certificate of the fleet CA, signature by its key."""
+def open_join(view: RoundView, raw: bytes) -> tuple[str, bytes, Join, bytes] | Refused:
+    """(device, identity key, join, digest) of a genuine join to this round: certificate of the fleet CA, signature by its key.
+    The certificate must be valid when the manifest was issued: one moment for all, so that all come to one verdict."""
     opened = open_message(view.trust, raw)
     if isinstance(opened, Refused):
         return opened
@@ -65,13 +63,15 @@ def open_join(view: RoundView, raw: bytes, now: int) -> tuple[str, bytes, Join, 
     join = payload_of(opened, Join)
     if isinstance(join, Refused):
         return join
-    fault, device, key = certificate_fault(join.certificate, ca=view.trust.ca, now=now)
+    fault, device, key = certificate_fault(join.certificate, ca=view.trust.ca, now=view.manifest.issued_at)
     if fault:
         return Refused(fault, detail=device)
     if head.sender != f"device/{device}" or not opened.valid(key):
         return Refused("signature-invalid", detail=head.sender)
     if join.manifest != view.digest:
         return Refused("manifest-differs", head.sender)
+    if not key_usable(join.key):
+        return Refused("join-malformed", head.sender, "a key of small order")
     return device, key, join, opened.digest
 
 
@@ -89,7 +89,7 @@ def pack_joins(raws: dict[str, bytes]) -> bytes:
     return encode([raws[device] for device in sorted(raws)])
 
 
-def open_joins(view: RoundView, data: bytes, now: int) -> Joins | Refused:
+def open_joins(view: RoundView, data: bytes) -> Joins | Refused:
     """Verify every join of a packed list: certificate, signature, this manifest, distinct devices in order, usable keys."""
     try:
         raws = decode(data)
@@ -99,12 +99,10 @@ def open_joins(view: RoundView, data: bytes, now: int) -> Joins | Refused:
         return Refused("roster-malformed", "coordinator", "not devices_min..devices_max joins")
     devices, identities, entries = [], [], []
     for raw in raws:
-        opened = open_join(view, raw, now) if isinstance(raw, bytes) else Refused("message-malformed")
+        opened = open_join(view, raw) if isinstance(raw, bytes) else Refused("message-malformed")
         if isinstance(opened, Refused):
             return Refused("roster-malformed", "coordinator", f"a join: {opened.code}")
         device, identity, join, _ = opened
-        if agree(_PROBE, join.key) is None:
-            return Refused("roster-malformed", "coordinator", f"{device} has an unusable key")
         devices.append(device)
         identities.append(identity)
         entries.append([device, join.key])
@@ -138,15 +136,17 @@ def open_roster(view: RoundView, entries: bytes, roster: bytes) -> RosterView | 
             return Refused("roster-malformed", "coordinator")
     devices = tuple(entry[0] for entry in value)
     keys = tuple(entry[1] for entry in value)
-    if list(devices) != sorted(set(devices)) or len(set(keys)) != len(keys):
-        return Refused("roster-malformed", "coordinator", "devices or keys are not distinct and in order")
+    if list(devices) != sorted(set(devices)):
+        return Refused("roster-malformed", "coordinator", "devices are not distinct and in order")
     threat = view.base.threat
     size = len(devices)
     degree = degree_for(size, threat.corrupt_permille, threat.dropped_permille)
     return RosterView(roster, devices, keys, survivors_min(size, threat), degree)
 
 
-def open_roster_announcement(view: RoundView, proposal_raw: bytes, vote_raws: Sequence[bytes]) -> tuple[RosterProposal, bytes, bytes] | Refused:
+def open_roster_announcement(
+    view: RoundView, proposal_raw: bytes, vote_raws: Sequence[bytes]
+) -> tuple[RosterProposal, bytes, bytes] | Refused:
     """(proposal, its digest, roster hash) where a quorum of members voted for it and revealed the beacons they committed to."""
     opened = expect(view.trust, proposal_raw, "roster-proposal", RosterProposal, task=view.name, number=view.number)
     if isinstance(opened, Refused):
@@ -158,7 +158,9 @@ def open_roster_announcement(view: RoundView, proposal_raw: bytes, vote_raws: Se
     beacons: dict[int, bytes] = {}
     for party, (_, vote) in votes.items():
         member = view.member(party)
-        if member is None or beacon_commitment(vote.beacon, view.name, view.number, party) != member.beacon_commitment:
+        if member is None:
+            return Refused("votes-too-few", "coordinator", f"party/{party} has no part in this round")
+        if beacon_commitment(vote.beacon, view.name, view.number, party) != member.beacon_commitment:
             return Refused("beacon-differs", f"party/{party}")
         beacons[party] = vote.beacon
     if len(beacons) < view.base.committee.quorum or len(votes) != len(vote_raws):

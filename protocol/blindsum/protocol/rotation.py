@@ -1,4 +1,4 @@
-"""A public random rotation that spreads an update evenly over its coordinates (SPEC.md section 2.3).
+"""A public random rotation that spreads an update evenly over its coordinates (SPEC.md section 9.2).
 
 The randomised Hadamard transform (Ailon and Chazelle 2006), H D / sqrt(size) with D a random diagonal of signs and H
 the Walsh-Hadamard matrix in natural order, takes a power of two of coordinates. For any other length it is applied

@@ -1,4 +1,4 @@
-"""Replicated secret sharing among the parties (SPEC.md section 4.4).
+"""Replicated secret sharing among the parties (SPEC.md section 2.3).
 
 CNF_s sharing (Ito, Saito, Nishizeki 1987; as PRSS in Cramer, Damgard, Ishai 2005): one independent seed for every
 subset T of s parties, given to every party outside T. Any s parties miss the seed of the subset that holds them all;

@@ -7,12 +7,9 @@ digest that a signature covers, or the recomputation, so an altered byte always 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
-
-import cbor2
 
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.envelope import Signed
@@ -32,7 +29,7 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.openings import combine
 from blindsum.protocol.optimiser import advance
-from blindsum.protocol.ring import add_packed, pack, packed_size, reduce, zeros
+from blindsum.protocol.ring import PackedSum, pack, packed_size
 from blindsum.protocol.roster import (
     Joins,
     RosterView,
@@ -50,7 +47,16 @@ MAGIC: Final = b"blindsum transcript 1\n"
 KEEPER: Final = "coordinator"
 """Whom an unsound record is laid at: the role that kept the transcript."""
 _ONCE: Final = (
-    "trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next"
+    "trust",
+    "announcement",
+    "roster",
+    "joins",
+    "certificate",
+    "survivors",
+    "result",
+    "sum",
+    "model",
+    "next",
 )
 _MANY: Final = ("header", "body", "opening", "content")
 
@@ -101,18 +107,14 @@ def read_records(data: bytes) -> dict[str, list[bytes]]:
     if not data.startswith(MAGIC):
         raise DecodeError("not a transcript: the first line is not the magic")
     records: dict[str, list[bytes]] = {name: [] for name in (*_ONCE, *_MANY)}
-    stream = io.BytesIO(data[len(MAGIC) :])
-    size = len(data) - len(MAGIC)
-    while (start := stream.tell()) < size:
-        try:
-            cbor2.load(stream)
-        except Exception:
-            raise DecodeError(f"record at byte {start} is not CBOR") from None
-        end = stream.tell()
-        record = decode(stream.getvalue()[start:end])
-        if not (isinstance(record, list) and len(record) == 2 and record[0] in records and isinstance(record[1], bytes)):
+    start = len(MAGIC)
+    while start < len(data):
+        end = _record_end(data, start)
+        record = decode(data[start:end])
+        if not (isinstance(record, list) and [type(part) for part in record] == [str, bytes] and record[0] in records):
             raise DecodeError(f"record at byte {start} is of no known kind")
         records[record[0]].append(record[1])
+        start = end
     for name in _ONCE:
         if len(records[name]) != 1:
             raise DecodeError(f"{len(records[name])} records {name!r} where one belongs")
@@ -139,6 +141,14 @@ def verify(data: bytes, *, trust: Trust | None = None) -> Report:
     except (BlindsumError, DecodeError) as error:
         report.blame(KEEPER, "transcript-malformed", str(error))
     return report
+
+
+def _record_end(data: bytes, start: int) -> int:
+    """Where a record ends by the lengths that its name and its bytes state; whether it is one, `decode` says."""
+    at = start + 2 + (data[start + 1] & 0x1F if start + 1 < len(data) else 0)
+    first = data[at] & 0x1F if at < len(data) else 0
+    width = {24: 1, 25: 2, 26: 4, 27: 8}.get(first, 0)
+    return at + 1 + width + (int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else first)
 
 
 class _Stop(Exception):
@@ -180,7 +190,7 @@ class _Verifier:
         assert isinstance(opened, tuple)
         proposal, _, digest = opened
         data = self._blob("joins", proposal.joins)
-        joins = self._take(open_joins(view, data, view.manifest.issued_at))
+        joins = self._take(open_joins(view, data))
         assert isinstance(joins, Joins)
         if chunks_of(joins.entries, view.base.chunk_size)[0] != proposal.entries:
             self._stop(KEEPER, "roster-malformed", "entries do not follow from the joins")
@@ -191,9 +201,7 @@ class _Verifier:
 
     def _certificate(self, view: RoundView, roster: RosterView) -> tuple[Signed, dict[int, bytes]]:
         certificate = convert(self._own("certificate", "certificate", view).payload, Certificate)
-        opened = expect(
-            self._trust, certificate.proposal, "proposal", Proposal, task=view.name, number=view.number
-        )
+        opened = expect(self._trust, certificate.proposal, "proposal", Proposal, task=view.name, number=view.number)
         if isinstance(opened, Refused):
             self._stop(opened.culprit or KEEPER, opened.code, "proposal")
         signed, proposal = opened
@@ -267,10 +275,10 @@ class _Verifier:
         contents: dict[int, list[OpeningContent]],
     ) -> None:
         segments = view.base.segments
-        lanes = zeros(segments)
+        total = PackedSum(segments)
         for body in bodies:
-            add_packed(segments, lanes, body)
-        reduce(segments, lanes)
+            total.add(body)
+        lanes = total.lanes()
         combined = combine(view, roster, lanes, headers=headers, contents=contents)
         for principal, code in combined.faults:
             self._report.blame(principal, code)

@@ -15,6 +15,7 @@ from blindsum.protocol.codec import DecodeError, convert
 from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.graph import degree_for
+from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, box_usable
 from blindsum.protocol.messages import (
     MESSAGE_SIZE_MAX,
     MESSAGES,
@@ -25,9 +26,10 @@ from blindsum.protocol.messages import (
     Task,
     Vote,
 )
+from blindsum.protocol.messages.common import BLOB_CHUNKS_MAX
 from blindsum.protocol.params import Committee, ThreatModel
 from blindsum.protocol.quantize import Codec, bits_for
-from blindsum.protocol.ring import Segment
+from blindsum.protocol.ring import Segment, packed_size
 from blindsum.protocol.sharing import subsets
 from blindsum.protocol.trust import Trust, party_number
 
@@ -44,6 +46,11 @@ __all__ = [
     "payload_of",
 ]
 
+ROTATION_SIZE = 16
+LOST_PERMILLE_MAX = 900
+"""Up to here, and not far above, every device of every round has at most `NEIGHBOURS_MAX` neighbours."""
+DECISIONS_MAX = 8
+"""A round expires at most this many `decide_ms` after uploading ends: secrets do not lie about for longer."""
 CLOCK_SKEW_MAX_MS = 300_000
 """A manifest issued further in the future than this means that this clock, or the coordinator's, is wrong."""
 
@@ -82,11 +89,12 @@ def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
 
 
 def payload_of(signed: Signed, kind: type[P]) -> P | Refused:
-    """The typed body, or the sender's fault."""
+    """The typed body, or the sender's fault (not a device's: its signature is not checked yet)."""
     try:
         return convert(signed.payload, kind)
     except DecodeError as error:
-        return Refused("message-malformed", signed.head.sender, str(error))
+        sender = signed.head.sender
+        return Refused("message-malformed", "" if sender.startswith("device/") else sender, f"{sender}: {error}")
 
 
 def expect(trust: Trust, raw: bytes, name: str, kind: type[P], *, task: str, number: int) -> tuple[Signed, P] | Refused:
@@ -95,7 +103,8 @@ def expect(trust: Trust, raw: bytes, name: str, kind: type[P], *, task: str, num
     if isinstance(signed, Refused):
         return signed
     if (signed.head.type, signed.head.task, signed.head.round) != (name, task, number):
-        return Refused("message-misplaced", signed.head.sender, f"{signed.head.type} where {name} belongs")
+        # whoever put it here is at fault, not who signed it for another place
+        return Refused("message-misplaced", detail=f"{signed.head.type} where {name} belongs")
     payload = payload_of(signed, kind)
     return payload if isinstance(payload, Refused) else (signed, payload)
 
@@ -160,7 +169,7 @@ def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
     if isinstance(signed, Refused):
         return signed
     if signed.head.type != "task":
-        return Refused("message-misplaced", signed.head.sender, signed.head.type)
+        return Refused("message-misplaced", detail=signed.head.type)
     task = payload_of(signed, Task)
     if isinstance(task, Refused):
         return task
@@ -179,26 +188,48 @@ def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
                         "parameters-unsafe",
                         f"{task.codec.bits} bits a value wrap in {segment.width} bits; at most {best} fit {task.devices_max} devices",
                     )
+        base = TaskView(trust, signed.head.task, task, signed.digest, raw, committee)
+        # what a threat model or a codec refuses is refused here, not in the middle of a round
+        _, _ = base.threat, base.codec(bytes(ROTATION_SIZE) if task.codec.rotate else b"")
     except BlindsumError as error:
         return Refused("parameters-unsafe", "operator", error.detail)
-    fault = _task_fault(task, trust)
-    if fault:
-        return Refused("parameters-unsafe", "operator", fault)
-    return TaskView(trust, signed.head.task, task, signed.digest, raw, committee)
+    fault = _task_fault(base)
+    return Refused("parameters-unsafe", "operator", fault) if fault else base
 
 
-def _task_fault(task: Task, trust: Trust) -> str:
-    if task.threat.parties != len(trust.parties):
-        return f"the task names {task.threat.parties} parties, the trust bundle {len(trust.parties)}"
+def _task_fault(base: TaskView) -> str:
+    task = base.task
+    exact = [segment for segment in task.segments if segment.codec == "exact"]
+    quantised = [segment for segment in task.segments if segment.codec == "quantised"]
+    if task.threat.parties != len(base.trust.parties):
+        return f"the task names {task.threat.parties} parties, the trust bundle {len(base.trust.parties)}"
     if not task.threat.cohort_min <= task.devices_min <= task.devices_max:
         return "cohort_min <= devices_min <= devices_max does not hold"
+    if task.threat.corrupt_permille + task.threat.dropped_permille > LOST_PERMILLE_MAX:
+        return (
+            f"with over {LOST_PERMILLE_MAX} permille corrupt or dropped a device needs over {NEIGHBOURS_MAX} neighbours"
+        )
     if not (task.plan.sound and task.model.sound):
         return "a blob reference has the wrong number of digests"
-    if degree_for(task.devices_max, task.threat.corrupt_permille, task.threat.dropped_permille) > NEIGHBOURS_MAX:
-        return f"the shares of corrupt and dropped devices need more than {NEIGHBOURS_MAX} neighbours a device"
     if len({segment.name for segment in task.segments}) != len(task.segments):
         return "two segments share a name"
-    return ""
+    if len(quantised) > 1 or len(exact) != 1 or exact[0].width != 64:
+        return "the segments are not one exact of 64 bits and at most one quantised"
+    if task.model.size != 4 * sum(segment.length for segment in quantised):
+        return "the model is not one float32 a quantised value"
+    opening, room = _opening_size(base), BLOB_CHUNKS_MAX * base.chunk_size
+    return f"an opening may have {opening} bytes, {BLOB_CHUNKS_MAX} chunks only {room}" if opening > room else ""
+
+
+def _opening_size(base: TaskView) -> int:
+    """What a party may have to open at once: every self-mask sum it holds, and its shares of the edges of as many dropped
+    devices as the threat model allows (a device has up to a quarter more neighbours than the graph's least)."""
+    task, threat = base.task, base.threat
+    sums = sum(1 not in outside for outside in base.self_subsets)
+    shares = sum(1 not in outside for outside in base.cap_subsets)
+    degree = degree_for(task.devices_max, threat.corrupt_permille, threat.dropped_permille)
+    edges = threat.dropped(task.devices_max) * degree * 5 // 4
+    return sums * (packed_size(base.segments) + 2 * HASH_SIZE) + shares * edges * SEED_SIZE + 4096
 
 
 # -- manifests --------------------------------------------------------------------------------------------------------
@@ -251,7 +282,7 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
         return opened
     number = opened.head.round
     if opened.head.type != "manifest" or opened.head.task != base.name or number < 1:
-        return Refused("message-misplaced", opened.head.sender, opened.head.type)
+        return Refused("message-misplaced", detail=opened.head.type)
     manifest = payload_of(opened, Manifest)
     if isinstance(manifest, Refused):
         return manifest
@@ -259,8 +290,10 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
     for raw_offer in manifest.offers:
         offer = expect(base.trust, raw_offer, "offer", Offer, task=base.name, number=number)
         if isinstance(offer, Refused):
-            return offer
+            return Refused("offer-malformed", "coordinator", offer.code)
         signed, body = offer
+        if not box_usable(body.box_key):
+            return Refused("offer-malformed", "coordinator", f"{signed.head.sender} offers an unusable box key")
         members.append(Member(party_number(signed.head.sender), body.box_key, body.beacon_commitment, body.chain))
     parties = [member.party for member in members]
     if parties != sorted(set(parties)) or len(parties) < base.committee.quorum:
@@ -269,12 +302,14 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
     durations = (
         manifest.join_until - manifest.issued_at <= base.task.join_ms
         and manifest.upload_until - manifest.join_until <= base.task.upload_ms
+        and manifest.expires_at - manifest.upload_until <= DECISIONS_MAX * base.task.decide_ms
     )
     if (
         manifest.task != base.digest
         or not manifest.model.sound
+        or manifest.model.size != base.task.model.size
         or not (ordered and durations)
-        or len(manifest.rotation) != (16 if base.task.codec.rotate else 0)
+        or len(manifest.rotation) != (ROTATION_SIZE if base.task.codec.rotate else 0)
         or (manifest.previous == bytes(32) and manifest.model != base.task.model)
     ):
         return Refused("manifest-differs", "coordinator", "task, model, times or rotation are not what the task states")

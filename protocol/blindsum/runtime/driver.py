@@ -15,25 +15,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from blindsum.protocol.codec import encode_chunk
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Machine, Step
-from blindsum.protocol.messages import MESSAGE_SIZE_MAX, chunk_key
+from blindsum.protocol.machines.step import Event, Listen, Machine, Step
+from blindsum.protocol.messages import MESSAGE_SIZE_MAX
+from blindsum.runtime.courier import Courier
 from blindsum.runtime.logs import fields
-from blindsum.runtime.ports import DurableStore, Inbound, Link, LinkState, OutboxRow, Outcome
+from blindsum.runtime.ports import DurableStore, Inbound, Link, LinkState
 from blindsum.runtime.sqlite import STORE_CODES
 from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import Topics
 
-__all__ = ["CHUNK_WINDOW_MAX", "Driver"]
+__all__ = ["Driver"]
 
 log = logging.getLogger("blindsum.runtime.driver")
 
 GROUP_MAX: Final = 64
 INBOX_MAX: Final = 128
 CALLS_MAX: Final = 64
-CHUNK_WINDOW_MAX: Final = 4
-"""Chunks in flight on one link; the rest of its window is for messages, which overtake."""
 IDLE_MAX_S: Final = 5.0
 """Look at the clock this often: it may have been set, and the host may have slept."""
 WAKE_MIN_MS: Final = 20
@@ -74,18 +72,15 @@ class Driver:
         self.refusals: Counter[str] = Counter()
         """How often each code was refused since the start."""
         self.failure: BlindsumError | None = None
-        self._changed = threading.Condition()  # guards the next five
+        self._changed = threading.Condition()  # guards the next four, and what the courier is told
+        self._courier = Courier(store, link, topics, self._changed, self._undeliverable)
         self._inbox: deque[Inbound] = deque()
         self._calls: deque[_Call] = deque()
-        self._outcomes: deque[tuple[int, Outcome]] = deque()  # bounded by the link's window
         self._states: deque[LinkState] = deque(maxlen=16)
         self._stopping = False
         self._thread: threading.Thread | None = None
         # what follows belongs to the machine's thread
         self._machine: Machine
-        self._connected = False
-        self._flying: dict[int, bool] = {}  # seq -> is a chunk
-        self._cursor = {True: 0, False: 0}  # the last row looked at, of chunks and of messages
         self._restored = True  # a machine that is new from the store is woken, whatever its deadline
         self._wake_after = 0
         self._dropped = 0
@@ -157,20 +152,19 @@ class Driver:
         finally:
             self._end()
 
-    def _wait(self) -> tuple[list[Inbound], list[_Call], list[tuple[int, Outcome]], list[LinkState]]:
+    def _wait(self) -> tuple[list[Inbound], list[_Call], list[LinkState]]:
         """Everything there is to do, as soon as there is something or the machine wants to be woken."""
         with self._changed:
-            if not (self._stopping or self._inbox or self._calls or self._outcomes or self._states):
+            if not (self._stopping or self._inbox or self._calls or self._courier.landed or self._states):
                 self._changed.wait(self._patience_s())
             was_full = len(self._inbox) >= INBOX_MAX
             group = [self._inbox.popleft() for _ in range(min(GROUP_MAX, len(self._inbox)))]
-            calls, outcomes, states = list(self._calls), list(self._outcomes), list(self._states)
+            calls, states = list(self._calls), list(self._states)
             self._calls.clear()
-            self._outcomes.clear()
             self._states.clear()
         if was_full:
             self._link.resume()
-        return group, calls, outcomes, states
+        return group, calls, states
 
     def _patience_s(self) -> float:
         due = self._due()
@@ -182,16 +176,10 @@ class Driver:
         deadline = self._machine.deadline
         return None if deadline is None else max(deadline, self._wake_after)
 
-    def _turn(
-        self,
-        group: list[Inbound],
-        calls: list[_Call],
-        outcomes: list[tuple[int, Outcome]],
-        states: list[LinkState],
-    ) -> None:
+    def _turn(self, group: list[Inbound], calls: list[_Call], states: list[LinkState]) -> None:
         for state in states:
             self._tell_state(state)
-        self._settle(outcomes)
+        self._courier.settle()
         for call in calls:
             self._do_call(call)
         if group:
@@ -199,7 +187,7 @@ class Driver:
         due = self._due()
         if due is not None and due <= self._clock():
             self._wake_machine()
-        self._pump()
+        self._courier.pump()
 
     def _do_group(self, group: list[Inbound]) -> None:
         steps: list[Step] = []
@@ -306,81 +294,13 @@ class Driver:
         self._restored = True
         self._wake_after = self._clock() + FAULT_PAUSE_MS
 
-    # -- the outbox ------------------------------------------------------------------------------------------------------
-
-    def _settle(self, outcomes: list[tuple[int, Outcome]]) -> None:
-        gone: list[int] = []
-        for seq, outcome in outcomes:
-            chunk = self._flying.pop(seq)
-            if outcome is Outcome.LOST:
-                self._cursor[chunk] = min(self._cursor[chunk], seq - 1)
-                continue
-            gone.append(seq)
-            if outcome is Outcome.REFUSED:
-                self._undeliverable("publish-refused", "chunk" if chunk else "message", "")
-        if gone:
-            self._store.sent(gone)
-
-    def _pump(self) -> None:
-        """Hand the link what it has room for: messages first, then chunks."""
-        gone: list[int] = []
-        for chunk in (False, True):
-            while self._connected and (room := self._room(chunk)) > 0:
-                rows = self._store.outbox(after=self._cursor[chunk], chunks=chunk, limit=room)
-                for row in rows:
-                    if row.seq not in self._flying and not self._send(row, gone):
-                        break
-                    self._cursor[chunk] = row.seq
-                else:
-                    if len(rows) == room:
-                        continue
-                break
-        if gone:
-            self._store.sent(gone)
-
-    def _room(self, chunk: bool) -> int:
-        room = self._link.room
-        return min(room, CHUNK_WINDOW_MAX - sum(self._flying.values())) if chunk else room
-
-    def _send(self, row: OutboxRow, gone: list[int]) -> bool:
-        """False where the link takes no more now. A row that cannot ever go is added to `gone`."""
-        out = row.out
-        chunk = isinstance(out, ChunkOut)
-        if isinstance(out, ChunkOut):
-            data = self._store.get(chunk_key(out.blob, out.index))
-            if data is None and not out.retain:  # the machine has deleted the blob since
-                gone.append(row.seq)
-                return True
-            # an empty retained message takes the broker's copy away
-            body = b"" if data is None else encode_chunk(out.blob, out.index, data)
-        else:
-            body = out.body
-        self._flying[row.seq] = chunk
-        try:
-            taken = self._link.publish(
-                self._topics.route(out), body, retain=out.retain, done=lambda outcome: self._landed(row.seq, outcome)
-            )
-        except BlindsumError as error:
-            self._undeliverable(error.code, "chunk" if isinstance(out, ChunkOut) else out.kind, out.to)
-            gone.append(row.seq)
-            taken = None
-        if not taken:
-            del self._flying[row.seq]
-        return taken is not False
-
-    def _landed(self, seq: int, outcome: Outcome) -> None:
-        with self._changed:
-            self._outcomes.append((seq, outcome))
-            self._changed.notify()
+    # -- telling ---------------------------------------------------------------------------------------------------------
 
     def _undeliverable(self, code: str, kind: str, to: str) -> None:
         self._count(Refused(code, detail=f"{kind} to {to}"))
         self._tell(Event("undeliverable", {"code": code, "kind": kind, "to": to}))
 
-    # -- telling ---------------------------------------------------------------------------------------------------------
-
     def _tell_state(self, state: LinkState) -> None:
-        self._connected = state.connected
         if state.connected:
             self._tell(Event("connected"))
         else:

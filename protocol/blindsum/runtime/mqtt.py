@@ -10,28 +10,24 @@ from __future__ import annotations
 import logging
 import random
 import selectors
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will, failure_of
 from blindsum.runtime.logs import fields
 from blindsum.runtime.packet_limit import PacketLimit
-from blindsum.runtime.paho_client import PACKET_SIZE_MAX, PahoClient, error_logger
+from blindsum.runtime.paho_client import PACKET_OVERHEAD_SIZE, PACKET_SIZE_MAX, RECEIVE_MAX, PahoClient, error_logger
 from blindsum.runtime.ports import Inbound, LinkState, Outcome, Token
+from blindsum.runtime.subscriptions import Subscriptions, subscribe
+from blindsum.runtime.wake import Bell
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -42,16 +38,8 @@ log = logging.getLogger("blindsum.runtime.mqtt")
 
 WINDOW_MAX: Final = 20
 """Publishes in flight on one link; fewer where CONNACK says so."""
-RECEIVE_MAX: Final = 64
-"""Deliveries that the broker may leave unacknowledged towards us (MQTT 5)."""
-PACKET_OVERHEAD_SIZE: Final = 1024
-"""More than topic, properties and headers add to the body of any packet here."""
-SUBSCRIPTIONS_MAX: Final = 1024
-SUBSCRIBE_BATCH: Final = 8  # filters per packet, AWS IoT Core's limit
-KEEPALIVE_S: Final = 60
 CONNECT_TIMEOUT_S: Final = 10.0
 GOODBYE_TIMEOUT_S: Final = 1.0
-SESSION_EXPIRY_S: Final = 86_400
 BACKOFF_MIN_S: Final = 0.25
 BACKOFF_MAX_S: Final = 30.0
 STABLE_S: Final = 5.0
@@ -94,22 +82,18 @@ class MqttLink:
         self._context = tls.context() if tls else None
         self._changed = threading.Condition()  # guards what the next block names
         self._state = LinkState(connected=False)
-        self._filters: dict[str, None] = {}
-        self._left: dict[str, None] = {}  # filters that a session at the broker may still hold
+        self._subscriptions = Subscriptions()
         self._commands: deque[_Publish | Callable[[paho.Client], object]] = deque()  # as many as the windows allow
         self._connection = 0  # tokens of another number are void
         self._reserved = 0  # publishes taken and not done
         self._window = WINDOW_MAX
         self._limit = PacketLimit()
-        self._wake_r, self._wake_w = socket.socketpair()
-        for end in (self._wake_r, self._wake_w):
-            end.setblocking(False)
+        self._bell = Bell()
         self._closing = False
         self._thread: threading.Thread | None = None
         # what follows belongs to the network thread
         self._version = MQTTProtocolVersion.MQTTv5
         self._version_known = False
-        self._subscribed_once = False
         self._silent_closes = 0
         self._asked = False  # CONNECT is on its way
         self._held: deque[Inbound] = deque()  # at most one loop_read of paho: WINDOW_MAX packets
@@ -144,7 +128,7 @@ class MqttLink:
         on_state: Callable[[LinkState], None],
     ) -> None:
         assert self._thread is None, "a link opens once"
-        self._filters.update(dict.fromkeys(subscriptions))
+        self._subscriptions.add(subscriptions)
         self._on_message, self._on_state = on_message, on_state
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{self.client_id}", daemon=True)
         self._thread.start()
@@ -159,48 +143,41 @@ class MqttLink:
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         size = len(topic) + len(body) + 16  # fixed header, two lengths, packet id, no properties
         if size > self.max_packet_size:
-            raise BlindsumError("message-too-large", f"{size} bytes, the broker takes {self.max_packet_size}")
+            raise BlindsumError("packet-too-large", f"{size} bytes, the broker takes {self.max_packet_size}")
         with self._changed:
             if not self._state.connected or self._reserved >= self._window:
                 return False
             self._reserved += 1
             self._commands.append(_Publish(topic, body, size, retain, done))
-        self._wake()
+        self._bell.ring()
         return True
 
     def subscribe(self, topic_filter: str) -> None:
         with self._changed:
-            assert len(self._filters) < SUBSCRIPTIONS_MAX
-            if topic_filter in self._filters:
-                return
-            self._filters[topic_filter] = None
-            self._left.pop(topic_filter, None)
-            self._commands.append(lambda client: self._subscribe(client, [topic_filter], wait=False))
-        self._wake()
+            if new := self._subscriptions.add([topic_filter]):
+                self._commands.append(lambda client: subscribe(client, new))
+        self._bell.ring()
 
     def unsubscribe(self, topic_filter: str) -> None:
         with self._changed:
-            if topic_filter not in self._filters:
-                return
-            del self._filters[topic_filter]
-            self._left[topic_filter] = None
-            self._commands.append(lambda client: client.unsubscribe(topic_filter))
-        self._wake()
+            if self._subscriptions.remove(topic_filter):
+                self._commands.append(lambda client: client.unsubscribe(topic_filter))
+        self._bell.ring()
 
     def ack(self, token: Token) -> None:
         with self._changed:
             if token.connection != self._connection:
                 return  # the broker delivers it again
             self._commands.append(lambda client: client.ack(token.mid, token.qos))
-        self._wake()
+        self._bell.ring()
 
     def resume(self) -> None:
-        self._wake()
+        self._bell.ring()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Say goodbye where there is a connection and end the thread. What is in flight comes back as LOST."""
         self._closing = True
-        self._wake()
+        self._bell.ring()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)  # a connect under way may take longer; it then finds `_closing` and ends
 
@@ -224,19 +201,19 @@ class MqttLink:
             self._lost()
             failures = 0 if time.monotonic() - started >= STABLE_S else failures + 1
             backoff_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(max(failures - 1, 0), 16))
-            self._rest(backoff_s * random.SystemRandom().uniform(0.5, 1.0))
-        self._wake_r.close()
-        self._wake_w.close()
+            self._bell.rest(backoff_s * random.SystemRandom().uniform(0.5, 1.0), lambda: self._closing)
+        self._bell.close()
 
     def _serve(self) -> None:
         """One connection from CONNECT to its end."""
         client = self._client()
         patience = time.monotonic() + CONNECT_TIMEOUT_S
         try:
-            self._connect(client)
+            client.begin(self._endpoint, CONNECT_TIMEOUT_S)
+            self._asked = True
             sock: Any = client.socket()
             with selectors.DefaultSelector() as selector:
-                selector.register(self._wake_r, selectors.EVENT_READ)
+                selector.register(self._bell.socket, selectors.EVENT_READ)
                 while self._turn(client, selector, sock):
                     if not self._state.connected and time.monotonic() > patience:
                         self._reason = LinkState(connected=False, code="broker-unreachable", detail="no CONNACK or SUBACK")
@@ -266,8 +243,8 @@ class MqttLink:
         if known is None and interest:
             selector.register(sock, interest)
         ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else 1.0)}
-        if self._wake_r in ready:
-            self._drain_wakes()
+        if self._bell.socket in ready:
+            self._bell.hush()
         if (pending or ready.get(sock, 0) & selectors.EVENT_READ) and client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
         client.loop_misc()
@@ -286,47 +263,21 @@ class MqttLink:
                 command(client)
 
     def _client(self) -> PahoClient:
-        client = PahoClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=self.client_id,
-            clean_session=None if self._version == MQTTProtocolVersion.MQTTv5 else False,
-            protocol=self._version,
-            transport="websockets" if self._endpoint.websocket else "tcp",
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(WINDOW_MAX)
-        client.ws_set_options(path=self._endpoint.path)
+        client = PahoClient.make(self._endpoint, self.client_id, self._version)
         if self._context is not None:
             client.tls_set_context(self._context)
         if self._credentials is not None:
             client.username_pw_set(self._credentials.user, self._credentials.password)
         if self._will is not None:
             client.will_set(self._will.topic, self._will.gone, qos=1, retain=True)
+        client.max_inflight_messages_set(WINDOW_MAX)
         client.enable_logger(error_logger(self._explain))
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         client.on_message = self._on_arrival
-        client.on_socket_register_write = lambda *_: None  # without one, paho writes from inside publish()
         return client
-
-    def _connect(self, client: PahoClient) -> None:
-        host, port = self._endpoint.host, self._endpoint.port
-        if self._version == MQTTProtocolVersion.MQTTv5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
-            properties.ReceiveMaximum = RECEIVE_MAX
-            properties.MaximumPacketSize = client.inbound_size_max = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
-            client.connect(host, port, KEEPALIVE_S, clean_start=False, properties=properties)
-        else:
-            client.connect(host, port, KEEPALIVE_S)
-        self._asked = True
-        sock = client.socket()
-        if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, props: Any) -> None:
         if reason.is_failure:
@@ -338,23 +289,8 @@ class MqttLink:
         self._limit.announced = getattr(props, "MaximumPacketSize", PACKET_SIZE_MAX)
         with self._changed:
             self._window = min(WINDOW_MAX, getattr(props, "ReceiveMaximum", WINDOW_MAX))
-            filters, left = list(self._filters), list(self._left)
-            self._left.clear()
-        if flags.session_present and left:
-            client.unsubscribe(left)
-        # A session of this process knows our filters; one of an earlier process may know others.
-        if not (flags.session_present and self._subscribed_once):
-            for at in range(0, len(filters), SUBSCRIBE_BATCH):
-                self._subscribe(client, filters[at : at + SUBSCRIBE_BATCH], wait=True)
+            self._awaited = self._subscriptions.renew(client, session_present=flags.session_present)
         self._settle(client)
-
-    def _subscribe(self, client: paho.Client, filters: list[str], *, wait: bool) -> None:
-        if self._version == MQTTProtocolVersion.MQTTv5:
-            _, mid = client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
-        else:
-            _, mid = client.subscribe([(name, 1) for name in filters])
-        if wait and mid is not None:
-            self._awaited.add(mid)
 
     def _on_subscribe(self, client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _props: Any) -> None:
         if any(reason.is_failure for reason in reasons):
@@ -366,7 +302,7 @@ class MqttLink:
         """Connected, once every subscription has its answer: what is asked from now on cannot miss its reply."""
         if self._awaited or self._state.connected:
             return
-        self._subscribed_once = True
+        self._subscriptions.settled()
         if self._will is not None:
             with self._changed:
                 self._reserved += 1
@@ -390,7 +326,7 @@ class MqttLink:
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _props: Any) -> None:
         if flags.is_disconnect_packet_from_server:
-            codes = {"Packet too large": "message-too-large", "Session taken over": "session-taken-over"}
+            codes = {"Packet too large": "packet-too-large", "Session taken over": "session-taken-over"}
             self._reason = LinkState(connected=False, code=codes.get(str(reason), "broker-unreachable"), detail=str(reason))
 
     def _explain(self, text: str) -> None:
@@ -406,7 +342,7 @@ class MqttLink:
                 self._try_other_version()
         if not self._closing:
             largest = max((size for size, _ in self._flying.values()), default=0)
-            self._limit.lost(largest, certain=self._reason.code == "message-too-large")
+            self._limit.lost(largest, certain=self._reason.code == "packet-too-large")
         with self._changed:
             self._connection += 1
         self._tell(self._reason)
@@ -425,18 +361,10 @@ class MqttLink:
         self._version = v311 if self._version == v5 else v5
         self._silent_closes = 0
 
-    def _goodbye(self, client: paho.Client) -> None:
+    def _goodbye(self, client: PahoClient) -> None:
         if self._will is not None:
             client.publish(self._will.topic, self._will.gone, qos=1, retain=True)
-        client.disconnect()
-        end = time.monotonic() + GOODBYE_TIMEOUT_S
-        with selectors.DefaultSelector() as selector:
-            while (sock := client.socket()) is not None and (left := end - time.monotonic()) > 0:
-                if client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS or client.socket() is None:
-                    return
-                if sock not in selector.get_map():
-                    selector.register(sock, selectors.EVENT_WRITE)
-                selector.select(left)
+        client.leave(GOODBYE_TIMEOUT_S)
 
     def _tell(self, state: LinkState) -> None:
         with self._changed:
@@ -453,18 +381,3 @@ class MqttLink:
             self._reserved -= 1
         done(outcome)
 
-    def _wake(self) -> None:
-        with suppress(OSError):  # full: a wake is on its way already; closed: the link is too
-            self._wake_w.send(b"\0")
-
-    def _drain_wakes(self) -> None:
-        with suppress(BlockingIOError):
-            self._wake_r.recv(4096)
-
-    def _rest(self, delay_s: float) -> None:
-        end = time.monotonic() + delay_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_r, selectors.EVENT_READ)
-            while not self._closing and (left := end - time.monotonic()) > 0:
-                if selector.select(left):
-                    self._drain_wakes()

@@ -3,24 +3,82 @@
 from __future__ import annotations
 
 import logging
+import selectors
+import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
 from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-__all__ = ["PACKET_SIZE_MAX", "PahoClient", "error_logger"]
+from blindsum.protocol.messages import MESSAGE_SIZE_MAX
+from blindsum.runtime.endpoint import Endpoint
 
+__all__ = ["PACKET_OVERHEAD_SIZE", "PACKET_SIZE_MAX", "RECEIVE_MAX", "PahoClient", "error_logger"]
+
+RECEIVE_MAX: Final = 64
+"""Deliveries that the broker may leave unacknowledged towards us (MQTT 5)."""
+PACKET_OVERHEAD_SIZE: Final = 1024
+"""More than topic, properties and headers add to the body of any packet here."""
 PACKET_SIZE_MAX: Final = 268_435_460
 """MQTT's own limit on a packet."""
+KEEPALIVE_S: Final = 60
+SESSION_EXPIRY_S: Final = 86_400
 
 
 class PahoClient(paho.Client):
-    """A client that gives up a connection whose peer starts a packet of more than `inbound_size_max` bytes."""
+    """A client for one connection, driven by `loop_read`, `loop_write` and `loop_misc` from one thread."""
 
     inbound_size_max = PACKET_SIZE_MAX
 
+    @classmethod
+    def make(cls, endpoint: Endpoint, client_id: str, version: MQTTProtocolVersion) -> PahoClient:
+        """A client that keeps its session, acknowledges only by `ack`, and never reconnects or writes by itself."""
+        client = cls(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if version == MQTTProtocolVersion.MQTTv5 else False,
+            protocol=version,
+            transport="websockets" if endpoint.websocket else "tcp",
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.ws_set_options(path=endpoint.path)
+        client.on_socket_register_write = lambda *_: None  # without one, paho writes from inside publish()
+        return client
+
+    def begin(self, endpoint: Endpoint, timeout_s: float) -> None:
+        """Connect the socket and queue CONNECT. Raises OSError, or ValueError for a host name that is none."""
+        self.connect_timeout = timeout_s
+        if self.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            properties.ReceiveMaximum = RECEIVE_MAX
+            properties.MaximumPacketSize = self.inbound_size_max = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
+            self.connect(endpoint.host, endpoint.port, KEEPALIVE_S, clean_start=False, properties=properties)
+        else:
+            self.connect(endpoint.host, endpoint.port, KEEPALIVE_S)
+        sock = self.socket()
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def leave(self, timeout_s: float) -> None:
+        """Send what is queued and DISCONNECT."""
+        self.disconnect()
+        end = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            while (sock := self.socket()) is not None and (left := end - time.monotonic()) > 0:
+                if self.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS or self.socket() is None:
+                    return
+                if sock not in selector.get_map():
+                    selector.register(sock, selectors.EVENT_WRITE)
+                selector.select(left)
+
     def _sock_recv(self, bufsize: int) -> bytes:
-        # paho asks for all that is left of a packet and keeps it in memory
+        # paho asks for all that is left of a packet and keeps it in memory: end a connection whose peer sends too much
         if bufsize > self.inbound_size_max:
             raise ConnectionError(f"a packet of {bufsize} bytes, more than was announced")
         return super()._sock_recv(bufsize)

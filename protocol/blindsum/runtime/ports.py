@@ -110,7 +110,7 @@ class Link(Protocol):
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         """Whether it was taken; if so `done` is called exactly once. False: not connected or the window is full.
 
-        Raises BlindsumError "message-too-large" for what the broker would cut the connection for.
+        Raises BlindsumError "packet-too-large" for what the broker would cut the connection for.
         """
         ...
 

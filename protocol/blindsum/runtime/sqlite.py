@@ -2,7 +2,8 @@
 
 WAL with synchronous=FULL: a commit that returned survives power loss. secure_delete overwrites what is deleted and a commit
 that deletes rows also empties the write-ahead log, so an erased seed is not left in either file (a copy that the file system
-or the flash controller made is out of reach). One process at a time owns the file.
+or the flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as it
+is. One process at a time owns the file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ STORE_CODES: Final = frozenset(
 APPLICATION_ID: Final = 0x626C7331  # "bls1"
 SCHEMA_VERSION: Final = 1
 SCAN_PAGE: Final = 32
+WIRE_PREFIX: Final = "blob/"  # of rows that hold chunks as they are sent
 WAL_SIZE_MAX: Final = 16 << 20
 
 _SCHEMA: Final = """
@@ -66,7 +68,8 @@ class SqliteStore:
         self.path = Path(path)
         self.dropped = 0
         self._pending = 0  # rows in the outbox
-        self._deleted = False  # whether the open transaction deletes rows of kv
+        self._erased = False  # whether the open transaction erases rows
+        self._overwrites = False
         self._lock = threading.RLock()
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -105,13 +108,7 @@ class SqliteStore:
             if not self._db.in_transaction:
                 self._db.execute("BEGIN IMMEDIATE")
             for write in writes:
-                if write.value is None:
-                    self._deleted |= self._db.execute("DELETE FROM kv WHERE key = ?", (write.key,)).rowcount > 0
-                else:
-                    self._db.execute(
-                        "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                        (write.key, write.value),
-                    )
+                self._write(write.key, write.value)
             for out in messages:
                 self._enqueue(out)
 
@@ -119,16 +116,16 @@ class SqliteStore:
         with self._guard():
             self.stage(writes, messages)
             self._db.execute("COMMIT")
-            if self._deleted:
+            if self._erased:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                self._deleted = False
+                self._erased = False
 
     def rollback(self) -> None:
         with self._guard():
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self._pending = self._count()
-            self._deleted = False
+            self._erased = False
 
     def outbox(self, *, after: int = 0, chunks: bool | None = None, limit: int = 64) -> list[OutboxRow]:
         where = "" if chunks is None else f"chunk = {int(chunks)} AND"
@@ -163,7 +160,7 @@ class SqliteStore:
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise BlindsumError("database-unwritable", f"{self.path}: this file system cannot hold a write-ahead log")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA secure_delete = ON")
+        self._overwrite(True)
         db.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_MAX}")
         db.execute("BEGIN IMMEDIATE")  # takes the lock that the exclusive mode then keeps
         application = db.execute("PRAGMA application_id").fetchone()[0]
@@ -182,6 +179,21 @@ class SqliteStore:
         if found != "ok":
             raise BlindsumError("database-corrupted", f"{self.path}: {found}")
         self._pending = self._count()
+
+    def _write(self, key: str, value: bytes | None) -> None:
+        # What goes through the broker is no secret, and there can be hundreds of megabytes of it.
+        secret = not key.startswith(WIRE_PREFIX)
+        if secret != self._overwrites:
+            self._overwrite(secret)
+        if value is not None:
+            upsert = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+            self._db.execute(upsert, (key, value))
+        elif self._db.execute("DELETE FROM kv WHERE key = ?", (key,)).rowcount > 0:
+            self._erased |= secret
+
+    def _overwrite(self, on: bool) -> None:
+        self._db.execute(f"PRAGMA secure_delete = {int(on)}")
+        self._overwrites = on
 
     def _enqueue(self, out: Outgoing) -> None:
         match out:

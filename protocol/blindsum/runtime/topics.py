@@ -10,7 +10,7 @@
 | `px/<party>/coordinator/<kind>`, `px/<party>/all/<kind>` | party | coordinator; the second also the parties |
 | `st/<role>/<id>`, retained | everyone | coordinator |
 
-A topic only says where bytes go; who said something, to whom and in which round is inside the signature (SPEC.md section 4).
+A topic only says where bytes go; who said something, to whom and in which round is inside the signature (SPEC.md section 12).
 Ids are 1 to 64 of a-z, 0-9 and "-": a `+`, `#` or `/` in one could widen an access rule. At most seven slashes (a limit of
 AWS IoT Core).
 """

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Faults"]
+__all__ = ["QUIET_MS", "Faults"]
+
+QUIET_MS = (1, 20)
+"""How long a message takes when nothing goes wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
     """Probabilities per message or step, times in ms. All of it stops `until` ms after the world began.
 
-    Messages: `loss`, `duplicate`, `flip` (one bit), `delay_ms` (least and most; a wide range reorders). Roles: a crash before the
-    step is stored (as if nothing had happened) or after it is stored and before anything is sent. Devices drop out before they
-    join, after the roster, or in the middle of their upload, for the rest of the round. `away` keeps a party down for a whole round, at most
-    P - q of them; `skew_ms` is how far a party's or device's clock may be off.
+    Messages: `loss`, `duplicate`, `flip` (one bit), `delay_ms` (least and most; a wide range reorders). Roles: a crash
+    before the step is stored (as if nothing had happened) or after it is stored and before anything is sent. Devices drop
+    out before they join, after the roster, or in the middle of their upload, for the rest of the round. `away` keeps a
+    party down for a whole round, at most P - q of them; `skew_ms` is how far a party's or device's clock may be off.
     """
 
     loss: float = 0.0
     duplicate: float = 0.0
-    delay_ms: tuple[int, int] = (1, 20)
+    delay_ms: tuple[int, int] = QUIET_MS
     flip: float = 0.0
     crash_before_commit: float = 0.0
     crash_after_commit: float = 0.0

@@ -120,7 +120,7 @@ def make_task(
     codec = CodecSpec(
         clip_micros=1_000_000,
         range_micros=1_000_000,
-        bits=bits_for(width, devices_max, weight_max),
+        bits=min(32, bits_for(width, devices_max, weight_max)),
         weight_max=weight_max,
         rotate=rotate,
     )

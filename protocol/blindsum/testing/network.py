@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from blindsum.testing.faults import Faults
+from blindsum.testing.faults import QUIET_MS, Faults
 
 __all__ = ["Delivery", "Network", "Tap"]
 
@@ -33,7 +33,7 @@ class Network:
         self.tap: Tap | None = None
         self._faults = faults
         self._dice = dice
-        self._ends_at = ends_at
+        self.ends_at = ends_at
         self._heap: list[Delivery] = []
         self._sequence = 0
 
@@ -52,15 +52,17 @@ class Network:
             return
         body = tapped
         faults, dice = self._faults, self._dice
-        if now < self._ends_at:
+        delay_ms = QUIET_MS
+        if now < self.ends_at:
+            delay_ms = faults.delay_ms
             if dice.random() < faults.loss:
                 return
             if body and dice.random() < faults.flip:
                 at = dice.randrange(len(body))
                 body = body[:at] + bytes([body[at] ^ (1 << dice.randrange(8))]) + body[at + 1 :]
             if dice.random() < faults.duplicate:
-                self.push(target, body, now + dice.randint(*faults.delay_ms))
-        self.push(target, body, now + dice.randint(*faults.delay_ms))
+                self.push(target, body, now + dice.randint(*delay_ms))
+        self.push(target, body, now + dice.randint(*delay_ms))
 
     def push(self, target: str, body: bytes, at: int) -> None:
         """Deliver exactly this, then."""

@@ -1,71 +1,69 @@
 """The virtual world: production machines on a seeded discrete-event network with named faults.
 
 Time is virtual, every delivery is an event in a heap, and one seed gives one history. Devices add random updates that the world
-remembers, so `World.check` can compare each published sum with the plain ring sum over exactly its survivor set.
+remembers, so that its checkers can compare every published sum with the plain ring sum over exactly its survivors.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from blindsum.protocol.blobs import read_blob
 from blindsum.protocol.codec import convert, encode_chunk
-from blindsum.protocol.keys import box_seal
+from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
-from blindsum.protocol.machines.device import DeviceMachine, Floor
-from blindsum.protocol.machines.party import PartyFloor, PartyMachine
-from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Machine, Message, Step
-from blindsum.protocol.messages import Result, chunk_key
+from blindsum.protocol.machines.coordinatorround import CoordinatorRound
+from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Machine, Message, Outgoing, Step
+from blindsum.protocol.messages import Payload, Result, chunk_key
 from blindsum.protocol.params import Committee
-from blindsum.protocol.ring import add_packed, pack, reduce, zeros
+from blindsum.protocol.ring import Segment, pack
+from blindsum.protocol.roster import RosterView
+from blindsum.protocol.transcript import write_records
 from blindsum.protocol.update import encode_update
-from blindsum.protocol.view import open_message
+from blindsum.protocol.view import RoundView, TaskView
+from blindsum.testing.actor import Actor, make_machine
+from blindsum.testing.behaviours import Behaviour
+from blindsum.testing.checkers import CHECKERS, Checker
 from blindsum.testing.entropy import Entropy
+from blindsum.testing.faults import Faults
 from blindsum.testing.fleet import START, TestFleet, make_fleet, make_task
+from blindsum.testing.network import Network
 from blindsum.testing.store import DictStore
 
-__all__ = ["Faults", "World"]
+__all__ = ["TASK", "Finished", "World"]
 
+TASK = "sum"
 EVENTS_MAX = 300_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """What goes wrong, as probabilities per message or step, and times in ms. All of it stops at `until`."""
-
-    loss: float = 0.0
-    duplicate: float = 0.0
-    delay_ms: tuple[int, int] = (1, 20)
-    crash_before_commit: float = 0.0
-    crash_after_commit: float = 0.0
-    flip: float = 0.0
-    drop_join: float = 0.0
-    drop_roster: float = 0.0
-    drop_upload: float = 0.0
-    until: int = 10**15
+"""More than this in one world means that machines keep each other busy for nothing."""
+STARTS_MAX = 100
+REST_MS = 2 * 3_600_000
+"""Longer than any round or offer lasts."""
 
 
 @dataclass(slots=True)
-class Actor:
-    """One role: its store, and how to make its machine from it."""
+class Finished:
+    """A round with a result: who is in the sum, and its packed bytes. The transcript is taken when the next round begins."""
 
-    name: str
-    make: Callable[[DictStore], Machine]
-    store: DictStore
-    machine: Machine
-    alive: bool = True
-    listening: set[bytes] = field(default_factory=set)
-    refusals: Counter[str] = field(default_factory=Counter)
+    number: int
+    count: int
+    survivors: tuple[str, ...]
+    total: bytes = field(repr=False)
+    segments: tuple[Segment, ...] = field(repr=False)
+    transcript: bytes = field(default=b"", repr=False)
 
 
 class World:
-    """A fleet in one process. `run(rounds)` plays rounds of the task until they are finished or have failed."""
+    """A fleet in one process.
+
+    `behaviours` makes roles malicious by name, `faulty` names others that the test itself will speak for; `ballots` lets
+    every device add 1 in an exact coordinate of its own; `**task` goes to `make_task`. `run` plays rounds, `check` holds
+    them to the rules; for a closer look there are `start`, `until`, `give` and `finish`.
+    """
 
     def __init__(
         self,
@@ -74,300 +72,376 @@ class World:
         devices: int = 8,
         committee: Committee | None = None,
         faults: Faults | None = None,
+        behaviours: Mapping[str, Behaviour] | None = None,
+        faulty: Iterable[str] = (),
+        checkers: Iterable[type[Checker]] = CHECKERS,
         updates: Callable[[str, int], np.ndarray] | None = None,
+        ballots: bool = False,
         **task: object,
     ) -> None:
         self.seed = seed
-        self.faults = faults or Faults()
-        self.dice = random.Random(seed)
         self.now = START
-        self.events: list[tuple[str, Event]] = []
-        self.truth: dict[tuple[int, str], bytes] = {}
+        self.number = 0
+        self.faults = faults or Faults()
+        self.faulty = frozenset(faulty) | frozenset(behaviours or {})
+        self.ballots = ballots
         self.committee = committee or Committee.for_f(1)
         self.fleet: TestFleet = make_fleet(seed, parties=self.committee.parties, devices=devices)
-        settings: dict[str, object] = {"committee": self.committee, "devices_max": devices, **task}
-        self.task_raw, self.plan, self.model = make_task(self.fleet, **settings)  # type: ignore[arg-type]
-        self.results: list[tuple[Result, bytes]] = []
-        self.sets: dict[int, list[int]] = {}
-        self.tap: Callable[[str, str, bytes], bytes | None] | None = None
-        self._updates = updates
-        self._heap: list[tuple[int, int, str, bytes]] = []
-        self._sequence = 0
-        self._retained: dict[bytes, dict[int, bytes]] = {}
-        self._wakes: dict[str, int] = {}
+        self.devices = [identity.name for identity in self.fleet.devices]
+        self.checkers = [kind() for kind in checkers]
+        self.events: list[tuple[str, Event]] = []
+        self.truth: dict[tuple[int, str], bytes] = {}
+        self.results: list[Finished] = []
+        self.rosters: dict[int, tuple[str, ...]] = {}
         self.actors: dict[str, Actor] = {}
-        self._build()
+        self.drawn: dict[str, list[bytes]] = {}
+        self._dice = random.Random(seed)
+        self._faults_end = START + self.faults.until
+        self.network = Network(self.faults, self._dice, ends_at=self._faults_end)
+        self._updates = updates
+        self._played = 0
+        self._wakes: dict[str, int] = {}
+        settings: dict[str, object] = {"committee": self.committee, "devices_max": devices, **task}
+        if ballots:
+            settings["statistics"] = devices
+        self.task_raw, self.plan, self.model = make_task(self.fleet, name=TASK, **settings)  # type: ignore[arg-type]
+        parties = [f"party/{number}" for number in range(1, self.committee.parties + 1)]
+        for name in ["coordinator", *parties, *(f"device/{name}" for name in self.devices)]:
+            self._add(name, (behaviours or {}).get(name, Behaviour()))
+        self._command(lambda: self.coordinator.add_task(self.task_raw, plan=self.plan, model=self.model))
 
-    # -- running --------------------------------------------------------------------------------------------------
+    # -- looking ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def coordinator(self) -> CoordinatorMachine:
+        machine = self.actors["coordinator"].machine
+        assert isinstance(machine, CoordinatorMachine)
+        return machine
+
+    @property
+    def base(self) -> TaskView:
+        base = self.coordinator.base(TASK)
+        assert base is not None
+        return base
+
+    @property
+    def round(self) -> CoordinatorRound:
+        """The coordinator's current or last round."""
+        round_ = self.coordinator.round(TASK)
+        assert round_ is not None, "no round has begun"
+        return round_
+
+    @property
+    def view(self) -> RoundView:
+        assert self.round.view is not None, "no manifest yet"
+        return self.round.view
+
+    @property
+    def roster(self) -> RosterView:
+        assert self.round.roster is not None, "no roster yet"
+        return self.round.roster
+
+    @property
+    def phase(self) -> str:
+        return self.round.state.phase
+
+    @property
+    def failure(self) -> str:
+        """The code that the last round failed with, or ""."""
+        return self.round.state.code
+
+    def happened(self, name: str, role: str = "") -> list[Event]:
+        """All events of this name (by one role, or anybody)."""
+        return [event for who, event in self.events if event.name == name and role in ("", who)]
+
+    def refused(self, code: str) -> int:
+        """How often anybody refused a message with this code."""
+        return sum(actor.refusals[code] for actor in self.actors.values())
+
+    # -- playing ----------------------------------------------------------------------------------------------------------
 
     def run(self, rounds: int = 1, *, limit_ms: int = 3_600_000) -> None:
-        """Play `rounds` rounds. Raises AssertionError where they do not end within `limit_ms` of virtual time."""
+        """Play `rounds` rounds. AssertionError where one does not end within `limit_ms` of virtual time."""
         for _ in range(rounds):
-            for actor in self.actors.values():
-                if not actor.alive:
-                    actor.alive = True
-                    self.crash(actor.name)
-            coordinator = self.actors["coordinator"]
-            self._apply(coordinator, coordinator.machine.start("sum", self.now))  # type: ignore[attr-defined]
-            until = self.now + limit_ms
-            while not self._over():
-                assert self.step(), "nothing left to happen"
-                assert self.now < until, f"round not over after {limit_ms} ms: {self.phase()}"
+            self.start()
+            self.finish(limit_ms=limit_ms)
+
+    def start(self) -> None:
+        """Begin the next round; everybody who was down is up again, but for the parties that `Faults.away` keeps away."""
+        self._file()
+        for name, actor in self.actors.items():
+            if not actor.alive:
+                self.crash(name)
+        parties = [name for name in self.actors if name.startswith("party/")]
+        away = [name for name in parties if self.now < self._faults_end and self._dice.random() < self.faults.away]
+        for name in away[: self.committee.parties - self.committee.quorum]:
+            self.stop(name)
+        self.number += 1
+        for _ in range(STARTS_MAX):
+            round_ = self.coordinator.round(TASK)
+            if round_ is not None and round_.state.number == self.number:
+                return
+            self._command(lambda: self.coordinator.start(TASK, self.now))
+        raise AssertionError("the coordinator cannot begin a round")
+
+    def finish(self, *, limit_ms: int = 3_600_000) -> None:
+        """Play until the round is over."""
+        self._play(lambda: not self.round.active, limit_ms)
+
+    def until(self, reached: str | Callable[[], object], *, limit_ms: int = 3_600_000) -> None:
+        """Play until the coordinator is in a phase, or a condition holds. AssertionError where the round ends before."""
+        condition = reached if callable(reached) else lambda: self.phase == reached
+        self._play(lambda: condition() or not self.round.active, limit_ms)
+        assert condition(), f"the round ended before: {self.phase} {self.failure}"
 
     def settle(self, ms: int = 5_000) -> None:
         """Let `ms` of virtual time pass."""
         until = self.now + ms
-        while (at := self._next_time()) is not None and at <= until:
+        while (at := self._next_at()) is not None and at <= until:
             self.step()
         self.now = until
 
-    def step(self) -> bool:
-        """Let the next thing happen. False where nothing is left."""
-        at = self._next_time()
-        if at is None:
-            return False
-        self._sequence += 1
-        assert self._sequence < EVENTS_MAX, "a machine spins"
-        if self._heap and self._heap[0][0] <= min(self._wakes.values(), default=at):
-            self.now = max(self.now, self._heap[0][0])
-            _, _, name, body = heapq.heappop(self._heap)
-            actor = self.actors[name]
+    def calm(self) -> None:
+        """From now on nothing goes wrong by chance."""
+        self._faults_end = self.network.ends_at = self.now
+
+    def rest(self) -> None:
+        """Everybody is up, nothing goes wrong any more, and time passes until whatever can expire has."""
+        self._file()
+        self.calm()
+        for name, actor in self.actors.items():
+            if not actor.alive:
+                self.crash(name)
+        self.settle(REST_MS)
+
+    def check(self) -> None:
+        """Hold everything that happened to the rules."""
+        self._file()
+        for checker in self.checkers:
+            checker.ended(self)
+
+    def step(self) -> None:
+        """Let the next thing happen."""
+        self._played += 1
+        assert self._played < EVENTS_MAX, "machines keep each other busy for nothing"
+        at, wake = self.network.next_at, min(self._wakes.values(), default=None)
+        if at is not None and (wake is None or at <= wake):
+            delivery = self.network.pop()
+            self.now = max(self.now, delivery.at)
+            actor = self.actors[delivery.target]
             if actor.alive:
-                self._apply(actor, actor.machine.receive(body, self.now))
+                self._apply(actor, actor.machine.receive(delivery.body, self.now + actor.skew_ms))
         else:
+            assert wake is not None, "nothing is left to happen"
             name = min(self._wakes, key=lambda key: (self._wakes[key], key))
             self.now = max(self.now, self._wakes.pop(name))
             actor = self.actors[name]
             if actor.alive:
-                self._apply(actor, actor.machine.wake(self.now))
-        return True
+                self._apply(actor, actor.machine.wake(self.now + actor.skew_ms))
 
-    def phase(self) -> str:
-        round_ = self.actors["coordinator"].machine.round("sum")  # type: ignore[attr-defined]
-        return f"{round_.state.phase} {round_.state.code}" if round_ else "none"
+    # -- meddling ---------------------------------------------------------------------------------------------------------
 
-    def inject(self, name: str, body: bytes) -> None:
-        """Deliver bytes to an actor now, whoever sent them."""
-        self._push(name, body, 0)
+    def give(self, name: str, body: bytes) -> Step:
+        """Hand bytes to a role this moment, whoever sent them, and let it act on them. Returns its step."""
+        actor = self.actors[name]
+        step = actor.machine.receive(body, self.now + actor.skew_ms)
+        self._apply(actor, step, faulty=False)
+        return step
+
+    def forge(self, kind: str, sender: str, to: str, payload: Payload, *, number: int | None = None) -> bytes:
+        """A message of the current round (or round `number`) that `sender` signs whatever its machine does."""
+        return self.fleet.forge(kind, sender, to, payload, task=TASK, number=self.number if number is None else number)
+
+    def stop(self, name: str) -> None:
+        """Switch a role off: what is sent to it is lost."""
+        self.actors[name].alive = False
+        self._wakes.pop(name, None)
 
     def crash(self, name: str) -> None:
-        """Kill a role and make it anew from its store."""
+        """Kill a role and begin its next life from its store."""
         actor = self.actors[name]
-        actor.machine = actor.make(actor.store)
-        actor.listening.clear()
+        actor.restart()
         self._wakes[name] = self.now
 
-    # -- checking -------------------------------------------------------------------------------------------------
+    def backup(self, name: str) -> DictStore:
+        """A copy of a role's store as it is now."""
+        return DictStore(self.actors[name].store.rows)
 
-    def check(self) -> None:
-        """Every published sum equals the plain ring sum over its survivor set, bit for bit."""
-        base = self.actors["coordinator"].machine.base("sum")  # type: ignore[attr-defined]
-        for number, (result, total) in enumerate(self.results):
-            survivors = self.sets[number]
-            assert result.count == len(survivors)
-            lanes = zeros(base.segments)
-            for index in survivors:
-                add_packed(base.segments, lanes, self.truth[number, self.names(number)[index]])
-            reduce(base.segments, lanes)
-            assert pack(base.segments, lanes) == total, "the opened sum is not the plain ring sum"
+    def restore(self, name: str, store: DictStore) -> None:
+        """Put a role's store back to an older copy and begin its next life from that."""
+        self.actors[name].store = DictStore(store.rows)
+        self.crash(name)
 
-    def names(self, number: int) -> tuple[str, ...]:
-        return self._rosters[number]
+    # -- machinery --------------------------------------------------------------------------------------------------------
 
-    # -- plumbing -------------------------------------------------------------------------------------------------
+    def _add(self, name: str, behaviour: Behaviour) -> None:
+        drawn = self.drawn.setdefault(name, [])
 
-    def _build(self) -> None:
-        self._rosters: dict[int, tuple[str, ...]] = {}
-        fleet, trust = self.fleet, self.fleet.trust
-
-        def coordinator(store: DictStore) -> Machine:
-            return CoordinatorMachine(
-                key=fleet.coordinator,
-                box_private=fleet.coordinator_box,
-                trust=trust,
-                store=store,
-                random=Entropy(self.seed, f"coordinator{self._sequence}"),
+        def make(store: DictStore, life: int) -> Machine:
+            return make_machine(
+                self.fleet,
+                name,
+                store,
+                random=Entropy(self.seed, f"{name}/{life}", drawn=drawn),
+                behaviour=behaviour,
+                willing=lambda view: self._unwilling(name, view.number),
+                tasks=frozenset({TASK}),
             )
 
-        self._add("coordinator", coordinator)
-        step = self.actors["coordinator"].machine.add_task(self.task_raw, plan=self.plan, model=self.model)  # type: ignore[attr-defined]
-        self._apply(self.actors["coordinator"], step)
-        for number, key in enumerate(fleet.parties, 1):
-
-            def party(store: DictStore, number: int = number, key: object = key) -> Machine:
-                return PartyMachine(
-                    number=number,
-                    key=key,  # type: ignore[arg-type]
-                    trust=trust,
-                    store=store,
-                    random=Entropy(self.seed, f"party{number}/{self._sequence}"),
-                    seal=box_seal,
-                    floor=PartyFloor(),
-                )
-
-            self._add(f"party/{number}", party)
-        for identity in fleet.devices:
-
-            def device(store: DictStore, identity: object = identity) -> Machine:
-                return DeviceMachine(
-                    identity=identity,  # type: ignore[arg-type]
-                    trust=trust,
-                    tasks=frozenset({"sum"}),
-                    store=store,
-                    random=Entropy(self.seed, f"{identity.name}/{self._sequence}"),  # type: ignore[attr-defined]
-                    seal=box_seal,
-                    floor=Floor(),
-                    willing=lambda view, name=identity.name: self._unwilling(name, view.number),  # type: ignore[attr-defined,misc]
-                )
-
-            self._add(f"device/{identity.name}", device)
-
-    def _add(self, name: str, make: Callable[[DictStore], Machine]) -> None:
         store = DictStore()
-        self.actors[name] = Actor(name, make, store, make(store))
+        actor = Actor(name, make, behaviour, store, make(store, 1))
+        if name != "coordinator":
+            actor.skew_ms = self._dice.randint(-self.faults.skew_ms, self.faults.skew_ms)
+        self.actors[name] = actor
 
-    def _apply(self, actor: Actor, step: Step) -> None:
+    def _play(self, over: Callable[[], object], limit_ms: int) -> None:
+        until = self.now + limit_ms
+        while not over():
+            self.step()
+            assert self.now < until, f"nothing more after {limit_ms} ms: {self.phase}"
+
+    def _next_at(self) -> int | None:
+        times = list(self._wakes.values())
+        if self.network.next_at is not None:
+            times.append(self.network.next_at)
+        return min(times, default=None)
+
+    def _command(self, command: Callable[[], Step]) -> None:
+        self._apply(self.actors["coordinator"], command(), faulty=self.number > 0)
+
+    def _apply(self, actor: Actor, step: Step, *, faulty: bool = True) -> None:
+        """What a driver does with a step, unless it dies in the middle."""
+        faulty = faulty and self.now < self._faults_end
         if step.refused is not None:
             actor.refusals[step.refused.code] += 1
-        faulty = self.now - START < self.faults.until
-        if faulty and self.dice.random() < self.faults.crash_before_commit:
+        if faulty and self._dice.random() < self.faults.crash_before_commit:
             self.crash(actor.name)
             return
         actor.store.commit(step.writes)
-        if faulty and self.dice.random() < self.faults.crash_after_commit:
+        for checker in self.checkers:
+            checker.stored(self, actor.name, step)
+        if faulty and self._dice.random() < self.faults.crash_after_commit:
             self.crash(actor.name)
-            self._observe(actor, step)
-            return
-        for out in step.messages:
-            self._send(actor, out)
-        deadline = actor.machine.deadline
-        if deadline is not None:
-            self._wakes[actor.name] = max(deadline, self.now)
         else:
+            for out in step.messages:
+                self._send(actor, out)
+            deadline = actor.machine.deadline
             self._wakes.pop(actor.name, None)
-        self._observe(actor, step)
-
-    def _observe(self, actor: Actor, step: Step) -> None:
+            if deadline is not None and actor.alive:
+                self._wakes[actor.name] = max(deadline - actor.skew_ms, self.now)
         for event in step.events:
             self.events.append((actor.name, event))
             if event.name == "train":
                 self._train(actor, event)
+            elif event.name == "phase" and event.data["phase"] == "upload":
+                self.rosters[self.number] = self.roster.devices
             elif event.name == "round-finished" and actor.name == "coordinator":
                 self._record(actor)
 
-    def _record(self, actor: Actor) -> None:
-        round_ = actor.machine.round("sum")  # type: ignore[attr-defined]
-        signed = open_message(self.fleet.trust, round_.state.result)
-        result = convert(signed.payload, Result)  # type: ignore[union-attr]
-        total = read_blob(actor.store, result.sum)
-        assert total is not None
-        number = len(self.results)
-        self.results.append((result, total))
-        self.sets[number] = sorted(round_.bodies.complete)
-        self._rosters[number] = round_.roster.devices
-        for device in round_.roster.devices:
-            key = (-round_.state.number, device)
-            if key in self.truth:
-                self.truth[number, device] = self.truth.pop(key)
+    def _send(self, actor: Actor, out: Outgoing) -> None:
+        if isinstance(out, Listen):
+            self._listen(actor, out)
+            return
+        if isinstance(out, ChunkOut):
+            data = actor.store.get(chunk_key(out.blob, out.index))
+            retained = self.network.retained.setdefault(out.blob, {})
+            if data is None:
+                retained.pop(out.index, None)
+                return
+            if self._dies_uploading(actor, out):
+                self.stop(actor.name)
+            if not actor.alive:
+                return
+            kind, body = "chunk", encode_chunk(out.blob, out.index, data)
+            if out.to.startswith("all/"):
+                retained[out.index] = body
+                targets = [name for name, each in self.actors.items() if out.blob in each.listening]
+            else:
+                targets = [out.to]
+        else:
+            kind, body, targets = out.kind, out.body, self._targets(actor, out)
+        shown: list[bytes] = []
+        for target in targets:
+            sent = actor.behaviour.send(self, target, kind, body)
+            if sent is None:
+                continue
+            if sent not in shown:
+                shown.append(sent)
+                for checker in self.checkers:
+                    checker.sent(self, actor.name, kind, sent)
+            self.network.send(actor.name, target, sent, self.now)
 
-    def _train(self, actor: Actor, event: Event) -> None:
-        machine = actor.machine
-        assert isinstance(machine, DeviceMachine)
-        view = machine.view("sum")
-        if view is None or view.number != event.data["round"] or machine.phase("sum") != "training":
-            return
-        name = actor.name.removeprefix("device/")
-        if self._chance("roster", name, view.number) < self.faults.drop_roster:
-            return
-        length = view.base.segments[0].length
-        dice = np.random.default_rng([self.seed, view.number, int(name[2:])])
-        update = dice.normal(0, 0.1, length).astype(np.float32)
-        if self._updates is not None:
-            update = self._updates(name, view.number)
-        statistics = [int(dice.integers(0, 1000)) for _ in range(view.base.segments[1].length - 1)]
-        lanes = encode_update(
-            view.base,
-            update,
-            weight=1 + int(name[2:]) % view.task.codec.weight_max,
-            statistics=statistics,
-            rotation=view.manifest.rotation,
-            key=Entropy(self.seed, f"rounding/{name}/{view.number}")(32),
-        )
-        self.truth[-view.number, name] = pack(view.base.segments, lanes)
-        self._apply(actor, machine.upload("sum", view.number, lanes, self.now))
+    def _listen(self, actor: Actor, out: Listen) -> None:
+        if not out.on:
+            actor.listening.discard(out.blob)
+        elif out.blob not in actor.listening:
+            actor.listening.add(out.blob)
+            for body in list(self.network.retained.get(out.blob, {}).values()):
+                self.network.send("broker", actor.name, body, self.now)
+
+    def _targets(self, actor: Actor, out: Message) -> list[str]:
+        if out.to.startswith("all/"):
+            return [name for name in self.actors if name != actor.name]
+        if out.kind == "header" and actor.name.startswith("device/"):
+            return ["coordinator", *(name for name in self.actors if name.startswith("party/"))]
+        return [out.to]
+
+    # -- devices ----------------------------------------------------------------------------------------------------------
 
     def _unwilling(self, name: str, number: int) -> str:
         return "not now" if self._chance("join", name, number) < self.faults.drop_join else ""
 
+    def _dies_uploading(self, actor: Actor, out: ChunkOut) -> bool:
+        if not actor.name.startswith("device/") or self.now >= self._faults_end:
+            return False
+        return self._chance(f"upload {out.index}", actor.name, self.number) < self.faults.drop_upload
+
     def _chance(self, what: str, name: str, number: int) -> float:
+        if self.now >= self._faults_end:
+            return 1.0
         return random.Random(f"{self.seed}/{what}/{name}/{number}").random()
 
-    def _send(self, actor: Actor, out: Message | ChunkOut | Listen) -> None:
-        if isinstance(out, Listen):
-            if not out.on:
-                actor.listening.discard(out.blob)
-            elif out.blob not in actor.listening:
-                actor.listening.add(out.blob)
-                for body in list(self._retained.get(out.blob, {}).values()):
-                    self._deliver(actor.name, actor.name, body)
+    def _train(self, actor: Actor, event: Event) -> None:
+        machine = actor.machine
+        assert isinstance(machine, DeviceMachine)
+        view = machine.view(TASK)
+        if view is None or view.number != event.data["round"] or machine.phase(TASK) != "training":
+            return  # it died after this was stored and has said so again
+        if self._chance("roster", actor.name, view.number) < self.faults.drop_roster:
             return
-        if isinstance(out, ChunkOut):
-            data = actor.store.get(chunk_key(out.blob, out.index))
-            if data is None:
-                self._retained.get(out.blob, {}).pop(out.index, None)
-                return
-            body = encode_chunk(out.blob, out.index, data)
-            if out.to.startswith("all/"):
-                self._retained.setdefault(out.blob, {})[out.index] = body
-                targets = [a.name for a in self.actors.values() if out.blob in a.listening]
-            else:
-                targets = [out.to]
-            name = actor.name.removeprefix("device/")
-            if actor.name.startswith("device/") and self._chance("upload", name, out.index) < self.faults.drop_upload:
-                actor.alive = False
-                return
-        else:
-            body = out.body
-            targets = self._targets(actor, out)
-        for target in targets:
-            self._deliver(actor.name, target, body)
+        name = actor.name.removeprefix("device/")
+        place = self.devices.index(name)
+        dice = np.random.default_rng([self.seed, view.number, place])
+        segments = view.base.segments
+        update = dice.normal(0, 0.1, segments[0].length).astype(np.float32)
+        if self._updates is not None:
+            update = self._updates(name, view.number)
+        statistics = dice.integers(0, 1000, segments[1].length - 1).tolist()
+        if self.ballots:
+            statistics = [int(place == other) for other in range(len(self.devices))]
+        lanes = encode_update(
+            view.base,
+            update,
+            weight=1 + place % view.task.codec.weight_max,
+            statistics=statistics,
+            rotation=view.manifest.rotation,
+            key=Entropy(self.seed, f"rounding/{name}/{view.number}")(32),
+        )
+        self.truth[view.number, name] = pack(segments, lanes)
+        self._apply(actor, machine.upload(TASK, view.number, lanes, self.now + actor.skew_ms))
 
-    def _targets(self, actor: Actor, out: Message) -> list[str]:
-        parties = [name for name in self.actors if name.startswith("party/")]
-        if out.to.startswith("all/"):
-            return [name for name in self.actors if name != actor.name]
-        if out.kind == "header" and actor.name.startswith("device/"):
-            return ["coordinator", *parties]
-        return [out.to]
+    # -- results ----------------------------------------------------------------------------------------------------------
 
-    def _deliver(self, source: str, target: str, body: bytes) -> None:
-        if self.tap is not None:
-            tapped = self.tap(source, target, body)
-            if tapped is None:
-                return
-            body = tapped
-        faults = self.faults
-        low, high = faults.delay_ms
-        if self.now - START < faults.until:
-            if self.dice.random() < faults.loss:
-                return
-            if self.dice.random() < faults.flip and body:
-                at = self.dice.randrange(len(body))
-                body = body[:at] + bytes([body[at] ^ (1 << self.dice.randrange(8))]) + body[at + 1 :]
-            if self.dice.random() < faults.duplicate:
-                self._push(target, body, self.dice.randint(low, high))
-        self._push(target, body, self.dice.randint(low, high))
+    def _record(self, actor: Actor) -> None:
+        round_ = self.round
+        assert round_.view is not None and round_.bodies is not None
+        result = convert(open_envelope(round_.state.result).payload, Result)
+        total = read_blob(actor.store, result.sum)
+        assert total is not None
+        survivors = tuple(self.roster.devices[index] for index in sorted(round_.bodies.complete))
+        self.results.append(Finished(round_.state.number, result.count, survivors, total, round_.base.segments))
 
-    def _push(self, target: str, body: bytes, delay: int) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (self.now + delay, self._sequence, target, body))
-
-    def _next_time(self) -> int | None:
-        times = [*self._wakes.values()]
-        if self._heap:
-            times.append(self._heap[0][0])
-        return min(times, default=None)
-
-    def _over(self) -> bool:
-        round_ = self.actors["coordinator"].machine.round("sum")  # type: ignore[attr-defined]
-        return not round_.active
+    def _file(self) -> None:
+        """Take the last round's transcript, as late as it can be had."""
+        if self.results and self.results[-1].number == self.number and not self.results[-1].transcript:
+            self.results[-1].transcript = b"".join(write_records(self.coordinator.records(TASK)))

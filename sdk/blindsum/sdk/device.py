@@ -15,10 +15,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.device import DeviceMachine, Floor
 from blindsum.protocol.machines.step import Event, Machine, Step
+from blindsum.protocol.refusals import REFUSALS
 from blindsum.protocol.update import encode_update
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
@@ -35,9 +36,11 @@ from blindsum.sdk.trainer import Aborted, train
 __all__ = ["Context", "Device", "DeviceEvent", "DeviceSettings", "Inspection", "State"]
 
 log = logging.getLogger("blindsum.sdk")
+logging.getLogger("blindsum").addHandler(logging.NullHandler())  # what is logged is the app's choice
 
 STOP_TIMEOUT_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 30.0
+OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "message-version"})
 EVENTS_MAX: Final = 1024
 """Events that wait for a slow callback; older ones are dropped."""
 
@@ -152,8 +155,8 @@ class Device:
         return self._reason
 
     def task(self, name: str) -> Callable[[Examples], Examples]:
-        """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called once
-        an epoch, on a background thread, and only while the policy's conditions hold."""
+        """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called
+        once an epoch, on a background thread, and only while the policy's conditions hold."""
 
         def register(examples: Examples) -> Examples:
             if self._driver is not None:
@@ -173,7 +176,9 @@ class Device:
         link = self._link(topics)
         self._stopping.clear()
         self._store = store
-        self._driver = Driver(lambda: self._machine(store), store, link, topics, on_event=self._event)
+        self._driver = Driver(
+            lambda: self._machine(store), store, link, topics, on_event=self._event, on_refused=self._refused
+        )
         self._set(State.CONNECTING, f"to {self._settings.broker.url}")
         self._threads = [
             threading.Thread(target=self._work, name=f"train-{self.name}", daemon=True),
@@ -245,6 +250,12 @@ class Device:
         if event.name == "train":
             self._jobs.put((str(data["task"]), int(str(data["round"]))))
         self._put(DeviceEvent(event.name, data))
+
+    def _refused(self, refused: Refused) -> None:
+        """Tell the app about refusals that only its user or owner can do something about."""
+        if refused.code in OWN_REFUSALS:
+            self._set(State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
+            self._put(DeviceEvent("refused", {"code": refused.code, "detail": refused.detail}))
 
     # -- on the training thread -----------------------------------------------------------------------------------
 

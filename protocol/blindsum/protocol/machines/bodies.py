@@ -15,7 +15,7 @@ from blindsum.protocol.envelope import Signed
 from blindsum.protocol.machines.device import PUSH_DEVICES_MAX
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.messages import Header
-from blindsum.protocol.ring import add_packed, reduce, subtract_packed, zeros
+from blindsum.protocol.ring import Lane, PackedSum
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView, open_message
 
@@ -41,7 +41,7 @@ class Bodies:
         self._by_blob: dict[bytes, int] = {}
         self.headers: dict[int, tuple[Signed, Header]] = {}
         self.complete: set[int] = set()
-        self.lanes = zeros(view.base.segments)
+        self._sum = PackedSum(view.base.segments)
 
     def accept(self, signed: Signed, header: Header, now: int) -> bool:
         """Keep a header that was found good and see to its body. False where another device sent the very same body."""
@@ -70,6 +70,10 @@ class Bodies:
     def moved(self, fetch: Fetch, now: int) -> None:
         self._moving[self._by_blob[fetch.id]] = now
 
+    def lanes(self) -> list[Lane]:
+        """The ring sum of the complete bodies, masks and all."""
+        return self._sum.lanes()
+
     def owns(self, blob: bytes) -> bool:
         return blob in self._by_blob
 
@@ -79,8 +83,7 @@ class Bodies:
             self.complete.remove(index)
             packed = read_blob(self._journal, self.headers[index][1].body)
             assert packed is not None
-            subtract_packed(self._view.base.segments, self.lanes, packed)
-            reduce(self._view.base.segments, self.lanes)
+            self._sum.subtract(packed)
 
     def fill_slots(self, now: int) -> None:
         """Ask for the next bodies while slots are free."""
@@ -125,6 +128,5 @@ class Bodies:
     def _add(self, index: int) -> None:
         packed = read_blob(self._journal, self.headers[index][1].body)
         assert packed is not None
-        add_packed(self._view.base.segments, self.lanes, packed)
-        reduce(self._view.base.segments, self.lanes)
+        self._sum.add(packed)
         self.complete.add(index)

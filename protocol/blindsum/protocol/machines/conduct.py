@@ -19,6 +19,7 @@ from blindsum.protocol.blobs import RESEND_MS, WINDOW, read_blob, write_blob
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.bodies import Bodies
+from blindsum.protocol.machines.complaints import judge
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, Phase
 from blindsum.protocol.machines.desk import Desk
 from blindsum.protocol.messages import (
@@ -26,6 +27,7 @@ from blindsum.protocol.messages import (
     BlobRef,
     Candidate,
     Certificate,
+    Check,
     Failure,
     Manifest,
     OfferRequest,
@@ -192,7 +194,7 @@ class Conduct:
         view, chunk_size = round_.view, round_.base.chunk_size
         assert view is not None
         packed = pack_joins({device: raw for device, (raw, _) in round_.joins.items()})
-        opened = open_joins(view, packed, now)
+        opened = open_joins(view, packed)
         if isinstance(opened, Refused):
             self.fail(round_, opened.code, now)
             return
@@ -230,15 +232,28 @@ class Conduct:
     def _propose_set(self, round_: CoordinatorRound, now: int) -> None:
         bodies, roster = round_.bodies, round_.roster
         assert bodies is not None and roster is not None
-        for index, code in round_.state.excluded.items():
+        checks = {party: convert(self._desk.payload(raw), Check) for party, raw in round_.state.checks.items()}
+        verdict = judge(
+            {party: dict(check.bad) for party, check in checks.items()},
+            bodies.complete,
+            least=roster.survivors_min,
+            committee=round_.base.committee,
+        )
+        for index, code in verdict.excluded.items():
             bodies.exclude(index)
-            self._desk.fault(round_, f"device/{roster.devices[index]}", code)
+            device = roster.devices[index]
+            if index in verdict.proven:
+                self._desk.fault(round_, f"device/{device}", code)
+            else:
+                facts = {"task": round_.base.name, "round": round_.state.number, "device": device, "code": code}
+                self._desk.journal.event("left-out", **facts)
         if len(bodies.complete) < roster.survivors_min:
             self.fail(round_, "survivors-too-few", now)
             return
         ref = self._desk.make_survivors(round_)
         raw = self._desk.sign(round_, "proposal", "parties", Proposal(roster=roster.digest, survivors=ref))
-        self._enter(round_, "vote", now, now + round_.base.task.decide_ms, proposal=raw)
+        until = now + round_.base.task.decide_ms
+        self._enter(round_, "vote", now, until, proposal=raw, excluded=verdict.excluded)
 
     def _certify(self, round_: CoordinatorRound, now: int) -> None:
         state = round_.state
@@ -250,11 +265,12 @@ class Conduct:
         view, roster, bodies = round_.view, round_.roster, round_.bodies
         assert view is not None and roster is not None and bodies is not None
         headers = {index: bodies.headers[index][1] for index in bodies.complete}
-        combined = combine(view, roster, bodies.lanes, headers=headers, contents=round_.contents, threads=self._threads)
+        lanes = bodies.lanes()
+        combined = combine(view, roster, lanes, headers=headers, contents=round_.contents, threads=self._threads)
         if combined.complete:
             for principal, code in combined.faults:
                 self._desk.fault(round_, principal, code)
-            self._finish(round_, now)
+            self._finish(round_, pack(view.base.segments, lanes), now)
         elif combined.hopeless:
             for principal, code in combined.faults:
                 self._desk.fault(round_, principal, code)
@@ -265,10 +281,9 @@ class Conduct:
             for party in fresh:
                 self.send_want(round_, party)
 
-    def _finish(self, round_: CoordinatorRound, now: int) -> None:
+    def _finish(self, round_: CoordinatorRound, total: bytes, now: int) -> None:
         view, bodies, base = round_.view, round_.bodies, round_.base
         assert view is not None and bodies is not None and round_.roster is not None
-        total = pack(base.segments, bodies.lanes)
         _, model = self._desk.chain(base)
         try:
             new = advance(base, self._desk.blob(model), total, view.manifest.rotation)

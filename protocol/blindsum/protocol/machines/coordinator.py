@@ -13,7 +13,7 @@ from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blo
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.envelope import Signed, peek
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.keys import box_open
+from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
@@ -188,7 +188,7 @@ class CoordinatorMachine:
         head = signed.head
         round_ = self._rounds.get(head.task)
         if head.to not in ("coordinator", "all"):
-            return Refused("message-misplaced", head.sender, f"to {head.to}")
+            return Refused("message-misplaced", detail=f"to {head.to}")
         if round_ is None:
             return Refused("task-unknown", detail=head.task)
         if head.type == "ask" and head.sender.startswith("party/"):
@@ -205,13 +205,15 @@ class CoordinatorMachine:
             "opening": self._on_opening,
         }.get(head.type)
         if handler is None:
-            return Refused("message-misplaced", head.sender, head.type)
+            return Refused("message-misplaced", detail=head.type)
         return handler(round_, signed, now)
 
     def _on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         offer = payload_of(signed, Offer)
         if isinstance(offer, Refused):
             return offer
+        if not box_usable(offer.box_key):
+            return Refused("offer-malformed", signed.head.sender, "an unusable box key")
         party = party_number(signed.head.sender)
         self._catch_up(round_.base, party, offer.chain)
         if round_.state.phase != "offer" or party in round_.state.offers:
@@ -254,7 +256,7 @@ class CoordinatorMachine:
         view = round_.view
         if view is None:
             return Refused("round-stale", detail="no manifest yet")
-        opened = open_join(view, signed.raw, now)
+        opened = open_join(view, signed.raw)
         if isinstance(opened, Refused):
             return opened
         device, identity, _, digest = opened
@@ -284,7 +286,7 @@ class CoordinatorMachine:
         if isinstance(header, Refused):
             return header
         if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
-            return Refused("header-foreign", signed.head.sender)
+            return Refused("header-foreign", detail=signed.head.sender)
         device = roster.devices[header.index]
         if not signed.valid(round_.joins[device][1]):
             return Refused("signature-invalid", detail=signed.head.sender)
@@ -301,11 +303,13 @@ class CoordinatorMachine:
             self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
             return Refused("upload-late", detail=device)
         code = header_fault(view, roster, header, packed_size(view.base.segments))
-        if not code and not bodies.accept(signed, header, now):
-            code = "header-foreign"
         if code:
             self._desk.receipt(view, device, signed.digest, "refused", code)
             return Refused(code, signed.head.sender)
+        if not bodies.accept(signed, header, now):
+            # one of the two has copied the other's; which one shows no signature
+            self._desk.receipt(view, device, signed.digest, "refused", "header-foreign")
+            return Refused("header-foreign", detail=device)
         self._journal.event("header", task=view.name, round=view.number, device=device)
         for fetch in list(self._fetches.due(now)):
             self._ask(fetch, now)
@@ -322,7 +326,7 @@ class CoordinatorMachine:
                 return Refused("signature-invalid", detail=sender)
         ref = self._desk.served.get(ask.blob)
         if ref is None:
-            return Refused("blob-unknown", sender)
+            return Refused("blob-unknown", detail=sender)
         missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))
         self._journal.send_chunks(sender, ask.blob, missing[: ask.window])
         return None
@@ -346,8 +350,7 @@ class CoordinatorMachine:
             return None
         if check.survivors != self._desk.survivors_ref(round_.state.candidate, Candidate).id:
             return Refused("survivors-differ", signed.head.sender)
-        excluded = {**{index: code for index, code in check.bad if index in bodies.headers}, **round_.state.excluded}
-        round_.change(checks={**round_.state.checks, party: signed.raw}, excluded=excluded)
+        round_.change(checks={**round_.state.checks, party: signed.raw})
         self._desk.save(round_)
         self._conduct.turn(round_, now)
         return None
@@ -422,6 +425,8 @@ class CoordinatorMachine:
         self._fetches.drop(fetch.id)
         self._openings.pop(fetch.id)
         self._journal.delete_all(f"blob/{fetch.id.hex()}/")
+        if round_.state.phase != "open":
+            return None  # too late: the result names the openings that it was made from
         info = encode(["blindsum/1 opening", round_.view.digest, opening.proposal, party, opening.part])
         plain = box_open(self._box_private, info, sealed)
         if plain is None or hashlib.sha256(plain).digest() != opening.plain:
@@ -478,11 +483,11 @@ class CoordinatorMachine:
                 ref = self._desk.survivors_ref(raw, Candidate)
                 self._desk.served.pop(ref.id, None)
                 self._journal.delete_all(f"blob/{ref.id.hex()}/")
-        for blob, (task, _) in list(self._openings.items()):
-            if task == name:
-                self._openings.pop(blob)
-                self._fetches.drop(blob)
-                self._journal.delete_all(f"blob/{blob.hex()}/")
+        for raw in round_.state.openings:
+            blob = convert(self._desk.payload(raw), Opening).content.id
+            self._openings.pop(blob, None)
+            self._fetches.drop(blob)
+            self._journal.delete_all(f"blob/{blob.hex()}/")
         self._journal.delete_all(f"round/{name}/")
 
     def _restore(self) -> None:
@@ -504,7 +509,7 @@ class CoordinatorMachine:
             self._conduct.set_manifest(round_, state.manifest)
         if round_.view is not None:
             for _, raw in self._journal.scan(f"round/{name}/join/"):
-                opened = open_join(round_.view, raw, round_.view.manifest.issued_at)
+                opened = open_join(round_.view, raw)
                 assert not isinstance(opened, Refused), opened
                 round_.joins[opened[0]] = (raw, opened[1])
         if state.roster_proposal:

@@ -8,14 +8,14 @@
     uploaded    result, failure                 -> (none)
 
 A newer announcement, a failure or the manifest's expiry leaves any phase. Everything else is refused. A round number is
-spent, durably and for ever, in the same step that makes the upload: no key masks two vectors.
+spent, durably and for ever, in the same step that makes the upload or leaves the round: no key masks two vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,30 +24,25 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, peek, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import SEED_SIZE, edge_keypair
+from blindsum.protocol.machines.deviceround import DeviceRound, DeviceState, open_announcement
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
 from blindsum.protocol.messages import (
-    Announcement,
     Ask,
     BlobRef,
     Failure,
-    Header,
     Join,
     Payload,
     Receipt,
     Result,
-    RosterAnnouncement,
 )
-from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
+from blindsum.protocol.roster import RosterView, open_roster
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import (
     CLOCK_SKEW_MAX_MS,
     RoundView,
-    count_votes,
-    open_manifest,
     open_message,
-    open_task,
     payload_of,
 )
 
@@ -79,43 +74,6 @@ class Floor:
     cohort_min: int = 2
 
 
-class DeviceState(Payload, frozen=True):
-    """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
-
-    number: int
-    phase: Literal["joined", "training", "uploading", "uploaded"]
-    announcement: bytes
-    key: bytes
-    join: bytes
-    acknowledged: bool
-    roster: bytes
-    header: bytes
-
-
-@dataclass(slots=True)
-class _Round:
-    """A `DeviceState` with what follows from it."""
-
-    state: DeviceState
-    view: RoundView
-    join_digest: bytes
-    roster: RosterView | None = None
-    entries: BlobRef | None = None
-    roster_hash: bytes = b""
-    header_digest: bytes = b""
-    body: BlobRef | None = None
-    sent_at: int = 0
-    wait_ms: int = RESEND_MS
-
-    @property
-    def resend_at(self) -> int | None:
-        """When to send again what nobody has confirmed: the join while joining lasts, the header until its receipt."""
-        due = self.sent_at + self.wait_ms
-        if self.state.phase == "joined":
-            return due if not self.state.acknowledged and due < self.view.manifest.join_until else None
-        return due if self.state.phase == "uploading" else None
-
-
 class DeviceMachine:
     """One device in any number of tasks. `willing(view)` says "" or why it does not take part now (it is asked again at each
     announcement, which coordinators repeat)."""
@@ -141,7 +99,7 @@ class DeviceMachine:
         self._willing = willing
         self._journal = Journal(store)
         self._fetches = Fetches(self._journal)
-        self._rounds: dict[str, _Round] = {}
+        self._rounds: dict[str, DeviceRound] = {}
         self._restore()
 
     # -- inputs ---------------------------------------------------------------------------------------------------
@@ -227,7 +185,7 @@ class DeviceMachine:
             return signed
         head = signed.head
         if head.sender != "coordinator" or head.to not in ("all", f"device/{self._identity.name}"):
-            return Refused("message-misplaced", head.sender, f"to {head.to}")
+            return Refused("message-misplaced", detail=f"to {head.to}")
         if head.task not in self._tasks:
             return Refused("task-unknown", detail=head.task)
         if head.type == "announcement":
@@ -243,7 +201,7 @@ class DeviceMachine:
             "failure": self._on_failure,
         }.get(head.type)
         if handler is None:
-            return Refused("message-misplaced", head.sender, head.type)
+            return Refused("message-misplaced", detail=head.type)
         return handler(round_, signed, now)
 
     def _on_announcement(self, signed: Signed, now: int) -> Refused | None:
@@ -253,7 +211,7 @@ class DeviceMachine:
             return None if number == current.state.number else Refused("round-stale")
         if number <= self._spent(task):
             return Refused("round-stale", detail=f"round {number} is spent")
-        view = self._open_announcement(signed)
+        view = open_announcement(self._trust, signed)
         if isinstance(view, Refused):
             return view
         manifest = view.manifest
@@ -282,7 +240,7 @@ class DeviceMachine:
             roster=b"",
             header=b"",
         )
-        round_ = _Round(state, view, _digest(self._trust, raw))
+        round_ = DeviceRound(state, view, _digest(self._trust, raw))
         self._rounds[task] = round_
         self._save(round_)
         self._send(round_, "join", raw, now)
@@ -290,13 +248,13 @@ class DeviceMachine:
         self._journal.event("joined", task=task, round=number)
         return None
 
-    def _on_receipt(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+    def _on_receipt(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         receipt = payload_of(signed, Receipt)
         if isinstance(receipt, Refused):
             return receipt
         state = round_.state
         if receipt.subject not in (round_.join_digest, round_.header_digest):
-            return Refused("receipt-foreign", signed.head.sender)
+            return Refused("receipt-foreign", detail=receipt.status)
         if receipt.status == "refused":
             self._leave(signed.head.task, "round-abandoned", code=receipt.code)
         elif receipt.subject == round_.join_digest:
@@ -309,29 +267,29 @@ class DeviceMachine:
             self._journal.event("uploaded", task=signed.head.task, round=state.number)
         return None
 
-    def _on_roster(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+    def _on_roster(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         if round_.state.phase != "joined" or round_.state.roster:
             return None
-        fault = self._open_roster(round_, signed)
+        fault = round_.open_roster(signed)
         if fault is not None:
             return fault
         self._save(round_, roster=signed.raw)
         self._fetch_inputs(round_, now)
         return self._advance(round_)
 
-    def _on_ask(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+    def _on_ask(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         ask = payload_of(signed, Ask)
         if isinstance(ask, Refused):
             return ask
         body = round_.body
         if round_.state.phase != "uploading" or body is None or ask.blob != body.id:
-            return Refused("blob-unknown", signed.head.sender)
+            return Refused("blob-unknown", detail=ask.blob.hex())
         missing = sorted(set(range(body.count)) - bits_set(ask.have, body.count))
         self._journal.send_chunks("coordinator", body.id, missing[: ask.window])
         round_.sent_at = now
         return None
 
-    def _on_result(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+    def _on_result(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         result = payload_of(signed, Result)
         if isinstance(result, Refused):
             return result
@@ -340,7 +298,7 @@ class DeviceMachine:
         self._leave(signed.head.task, "round-finished", count=result.count, model=result.model.id.hex())
         return None
 
-    def _on_failure(self, round_: _Round, signed: Signed, now: int) -> Refused | None:
+    def _on_failure(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         failure = payload_of(signed, Failure)
         if isinstance(failure, Refused):
             return failure
@@ -370,7 +328,7 @@ class DeviceMachine:
 
     # -- progress -------------------------------------------------------------------------------------------------
 
-    def _advance(self, round_: _Round) -> Refused | None:
+    def _advance(self, round_: DeviceRound) -> Refused | None:
         """joined -> training as soon as roster, model and plan are there and the roster holds what this device sent."""
         state, view = round_.state, round_.view
         if state.phase != "joined" or not state.roster:
@@ -399,35 +357,7 @@ class DeviceMachine:
         self._journal.event("train", task=view.name, round=state.number, devices=roster.size)
         return None
 
-    def _open_announcement(self, signed: Signed) -> RoundView | Refused:
-        announcement = payload_of(signed, Announcement)
-        if isinstance(announcement, Refused):
-            return announcement
-        base = open_task(self._trust, announcement.task)
-        if isinstance(base, Refused):
-            return base
-        if base.name != signed.head.task:
-            return Refused("message-misplaced", signed.head.sender, "task of another name")
-        view = open_manifest(base, announcement.manifest)
-        if isinstance(view, Refused):
-            return view
-        votes = count_votes(base, view.number, announcement.votes, decides="manifest", digest=view.digest)
-        if view.number != signed.head.round or len(votes) < base.committee.quorum:
-            return Refused("votes-too-few", signed.head.sender, f"{len(votes)} votes for the manifest")
-        return view
-
-    def _open_roster(self, round_: _Round, signed: Signed) -> Refused | None:
-        announcement = payload_of(signed, RosterAnnouncement)
-        if isinstance(announcement, Refused):
-            return announcement
-        opened = open_roster_announcement(round_.view, announcement.proposal, announcement.votes)
-        if isinstance(opened, Refused):
-            return opened
-        proposal, _, round_.roster_hash = opened
-        round_.entries = proposal.entries
-        return None
-
-    def _fetch_inputs(self, round_: _Round, now: int) -> None:
+    def _fetch_inputs(self, round_: DeviceRound, now: int) -> None:
         refs = [round_.view.manifest.model, round_.view.task.plan]
         if round_.entries is not None:
             refs.append(round_.entries)
@@ -436,7 +366,7 @@ class DeviceMachine:
             if not fetch.complete:
                 self._journal.listen(round_.view.name, ref.id)
 
-    def _forget_inputs(self, round_: _Round) -> None:
+    def _forget_inputs(self, round_: DeviceRound) -> None:
         """Drop what only training needed; the plan stays, later rounds use it again."""
         for ref in (round_.view.manifest.model, round_.entries):
             if ref is not None:
@@ -449,6 +379,8 @@ class DeviceMachine:
         self._fetches.drop(round_.view.task.plan.id)
         if round_.body is not None:
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
+        # a late copy of the announcement must not make this device join again under another key
+        self._journal.put(f"spent/{task}", encode(round_.state.number))
         self._journal.delete(f"state/{task}")
         self._journal.event(name, task=task, round=round_.state.number, **data)
 
@@ -477,7 +409,7 @@ class DeviceMachine:
         )
         return seal_envelope(self._identity.key, head, payload)
 
-    def _send(self, round_: _Round, kind: str, raw: bytes, now: int) -> None:
+    def _send(self, round_: DeviceRound, kind: str, raw: bytes, now: int) -> None:
         round_.wait_ms = RESEND_MS if round_.sent_at == 0 else min(2 * round_.wait_ms, 8 * RESEND_MS)
         round_.sent_at = now
         self._journal.send(kind, "coordinator", raw)
@@ -486,20 +418,14 @@ class DeviceMachine:
         value = self._journal.get(f"spent/{task}")
         return int(decode(value)) if value else 0
 
-    def _save(self, round_: _Round, **changes: object) -> None:
+    def _save(self, round_: DeviceRound, **changes: object) -> None:
         fields = {name: getattr(round_.state, name) for name in round_.state.__struct_fields__}
         round_.state = DeviceState(**{**fields, **changes})
         if "phase" in changes:
             round_.sent_at, round_.wait_ms = 0, RESEND_MS
         if "header" in changes:
-            self._index_header(round_)
+            round_.index_header()
         self._journal.put(f"state/{round_.view.name}", encode(round_.state))
-
-    def _index_header(self, round_: _Round) -> None:
-        signed = open_message(self._trust, round_.state.header)
-        assert isinstance(signed, Signed)
-        round_.header_digest = signed.digest
-        round_.body = convert(signed.payload, Header).body
 
     def _restore(self) -> None:
         for key, value in self._journal.scan("state/"):
@@ -508,16 +434,16 @@ class DeviceMachine:
             signed = open_message(self._trust, state.announcement)
             if isinstance(signed, Refused) or task not in self._tasks:
                 continue
-            view = self._open_announcement(signed)
+            view = open_announcement(self._trust, signed)
             assert isinstance(view, RoundView)
-            round_ = _Round(state, view, _digest(self._trust, state.join))
+            round_ = DeviceRound(state, view, _digest(self._trust, state.join))
             self._rounds[task] = round_
             if state.header:
-                self._index_header(round_)
+                round_.index_header()
             if state.roster:
                 roster = open_message(self._trust, state.roster)
                 assert isinstance(roster, Signed)
-                self._open_roster(round_, roster)
+                round_.open_roster(roster)
             if state.phase == "joined":
                 self._fetch_inputs(round_, 0)
             if state.phase == "training":

@@ -74,7 +74,7 @@ MESSAGES: Final[dict[str, tuple[type[Payload], str, int]]] = {
     "join": (Join, "device", 2_048),
     "roster-proposal": (RosterProposal, "coordinator", 65_536),
     "roster": (RosterAnnouncement, "coordinator", 131_072),
-    "header": (Header, "device", 65_536),
+    "header": (Header, "device", 147_456),
     "ask": (Ask, "any", 1_024),
     "receipt": (Receipt, "coordinator", 1_024),
     "candidate": (Candidate, "coordinator", 40_960),

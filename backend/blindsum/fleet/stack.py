@@ -1,0 +1,116 @@
+"""A whole fleet as processes on this machine: broker, parties, coordinator, device hosts; killed and restarted at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from blindsum.backend.broker import EmbeddedBroker
+from blindsum.protocol.errors import BlindsumError
+
+__all__ = ["OnEvent", "Stack"]
+
+STOP_TIMEOUT_S: Final = 3.0
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+"""on_event(process name, event): called for every JSON line a process writes, one at a time."""
+
+
+class Stack:
+    """Starts roles as child processes and hears their events. A context manager: nothing outlives it."""
+
+    def __init__(self, logs: Path, on_event: OnEvent) -> None:
+        self._logs = logs
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._commands: dict[str, list[str]] = {}
+        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._broker: EmbeddedBroker | None = None
+        self._closing = False
+        self.died: list[str] = []
+        """Processes that ended without being asked."""
+
+    def broker(self) -> str:
+        """Start the embedded broker; its URL."""
+        self._broker = EmbeddedBroker()
+        return self._broker.start()
+
+    def restart_broker(self) -> None:
+        """Kill the embedded broker and start it again where it was: it remembers nothing."""
+        assert self._broker is not None and self._broker.pid is not None
+        port = int(self._broker.url.rsplit(":", 1)[1])
+        os.kill(self._broker.pid, signal.SIGKILL)
+        self._broker.stop()
+        self._broker.start(port)
+
+    def coordinator(self, kit: Path) -> None:
+        self._run("coordinator", ["-m", "blindsum.backend.cli", "coordinator", str(kit)])
+
+    def party(self, number: int, kit: Path) -> None:
+        self._run(f"party-{number}", ["-m", "blindsum.backend.cli", "party", str(kit)])
+
+    def host(self, number: int, spec: Path) -> None:
+        self._run(f"host-{number}", ["-m", "blindsum.fleet.host", str(spec)])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: no farewell, nothing flushed."""
+        process = self._processes.pop(name)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start a killed process again, on what its database holds."""
+        self._run(name, self._commands[name])
+
+    def check(self) -> None:
+        """Raises BlindsumError "process-died" where a process has ended by itself, with the end of its log."""
+        if self.died:
+            name = self.died[0]
+            tail = (self._logs / f"{name}.log").read_text("utf-8", "replace").strip().splitlines()[-3:]
+            raise BlindsumError("process-died", f"{name}: {' | '.join(tail) or 'no word'}")
+
+    def __enter__(self) -> Stack:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closing = True  # what ends from now on was asked to
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._broker is not None:
+            self._broker.stop()
+
+    def _run(self, name: str, command: list[str]) -> None:
+        self._commands[name] = command
+        with (self._logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._processes[name] = process
+        threading.Thread(target=self._hear, args=(name, process), daemon=True).start()
+
+    def _hear(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            with self._lock:
+                self._on_event(name, event)
+        process.wait()
+        if not self._closing and self._processes.get(name) is process:
+            self.died.append(name)

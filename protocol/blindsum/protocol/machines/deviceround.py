@@ -1,0 +1,92 @@
+"""What a device keeps of one round, in memory and on disk (SPEC.md section 8.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blindsum.protocol.blobs import RESEND_MS
+from blindsum.protocol.codec import convert
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.errors import Refused
+from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
+from blindsum.protocol.roster import RosterView, open_roster_announcement
+from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_message, open_task, payload_of
+
+__all__ = ["DeviceRound", "DeviceState", "open_announcement"]
+
+
+class DeviceState(Payload, frozen=True):
+    """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
+
+    number: int
+    phase: Literal["joined", "training", "uploading", "uploaded"]
+    announcement: bytes
+    key: bytes
+    join: bytes
+    acknowledged: bool
+    roster: bytes
+    header: bytes
+
+
+@dataclass(slots=True)
+class DeviceRound:
+    """A `DeviceState` with what follows from it."""
+
+    state: DeviceState
+    view: RoundView
+    join_digest: bytes
+    roster: RosterView | None = None
+    entries: BlobRef | None = None
+    roster_hash: bytes = b""
+    header_digest: bytes = b""
+    body: BlobRef | None = None
+    sent_at: int = 0
+    wait_ms: int = RESEND_MS
+
+    @property
+    def resend_at(self) -> int | None:
+        """When to send again what nobody has confirmed: the join while joining lasts, the header until its receipt."""
+        due = self.sent_at + self.wait_ms
+        if self.state.phase == "joined":
+            return due if not self.state.acknowledged and due < self.view.manifest.join_until else None
+        return due if self.state.phase == "uploading" else None
+
+    def open_roster(self, signed: Signed) -> Refused | None:
+        """Take a roster announcement: which entries to fetch, and the roster hash."""
+        announcement = payload_of(signed, RosterAnnouncement)
+        if isinstance(announcement, Refused):
+            return announcement
+        opened = open_roster_announcement(self.view, announcement.proposal, announcement.votes)
+        if isinstance(opened, Refused):
+            return opened
+        proposal, _, self.roster_hash = opened
+        self.entries = proposal.entries
+        return None
+
+    def index_header(self) -> None:
+        """Derive what follows from the header in `state`."""
+        signed = open_message(self.view.trust, self.state.header)
+        assert isinstance(signed, Signed)
+        self.header_digest = signed.digest
+        self.body = convert(signed.payload, Header).body
+
+
+def open_announcement(trust: Trust, signed: Signed) -> RoundView | Refused:
+    """The round that an announcement shows, where a quorum voted for its manifest and the operator signed its task."""
+    announcement = payload_of(signed, Announcement)
+    if isinstance(announcement, Refused):
+        return announcement
+    base = open_task(trust, announcement.task)
+    if isinstance(base, Refused):
+        return base
+    if base.name != signed.head.task:
+        return Refused("message-misplaced", signed.head.sender, "task of another name")
+    view = open_manifest(base, announcement.manifest)
+    if isinstance(view, Refused):
+        return view
+    votes = count_votes(base, view.number, announcement.votes, decides="manifest", digest=view.digest)
+    if view.number != signed.head.round or len(votes) < base.committee.quorum:
+        return Refused("votes-too-few", signed.head.sender, f"{len(votes)} votes for the manifest")
+    return view

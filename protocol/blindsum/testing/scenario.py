@@ -1,0 +1,137 @@
+"""A world for every seed: shape, faults and malicious roles follow from one number, so a failure is replayed by naming it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from blindsum.protocol.params import Committee
+from blindsum.testing.behaviours import (
+    Behaviour,
+    FalseComplaints,
+    GarbageBox,
+    Silent,
+    TwoHeaders,
+    WithheldSums,
+    WrongSeeds,
+    WrongShares,
+    WrongSums,
+)
+from blindsum.testing.faults import Faults
+from blindsum.testing.world import World
+
+__all__ = ["MIXES", "Scenario", "scenario"]
+
+MIXES = ("calm", "dropouts", "network", "crashes", "flips", "byzantine", "all")
+"""What goes wrong, by seed modulo their number."""
+FAULTS_MS = 240_000
+"""Faults stop this long after the world began."""
+ROUNDS_UNDER_FAULTS = 2
+ATTEMPTS_MAX = 1
+"""When faults have stopped, a round must finish. Devices that were lost in the middle are back in the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """The world of a seed, and what it is made of."""
+
+    seed: int
+    mix: str
+    parties: int
+    devices: int
+    width: int
+    suite: str
+    rotate: bool
+    sparse: bool
+
+    def __str__(self) -> str:
+        graph = "sparse" if self.sparse else "complete"
+        rotation = " rotated" if self.rotate else ""
+        shape = f"P={self.parties} n={self.devices} w={self.width} {self.suite}{rotation} {graph}"
+        return f"seed {self.seed}: {self.mix}, {shape}"
+
+    def world(self) -> World:
+        """The world before its first round."""
+        dice = random.Random(f"roles/{self.seed}")
+        committee = Committee.for_f((self.parties - 1) // 3)
+        behaviours = _behaviours(dice, committee, self.devices) if self.mix in ("byzantine", "all") else {}
+        corrupt, dropped = (25, 100) if self.sparse else (200, 500)
+        return World(
+            self.seed,
+            devices=self.devices,
+            committee=committee,
+            faults=_faults(self.mix, dice),
+            behaviours=behaviours,
+            ballots=self.seed % 2 == 0,
+            length=dice.choice((1, 17, 50, 200)),
+            width=self.width,
+            suite=self.suite,
+            rotate=self.rotate,
+            corrupt_permille=corrupt,
+            dropped_permille=dropped,
+            weight_max=dice.choice((1, 8)),
+            join_ms=15_000,
+            upload_ms=60_000,
+        )
+
+    def play(self) -> World:
+        """Rounds under faults, then one without, which must finish; then every checker."""
+        world = self.world()
+        world.run(ROUNDS_UNDER_FAULTS)
+        world.calm()
+        for _ in range(ATTEMPTS_MAX):
+            world.run()
+            if world.results and world.results[-1].number == world.number:
+                break
+        else:
+            raise AssertionError(f"no round finishes though nothing goes wrong any more: {world.failure}")
+        world.check()
+        return world
+
+
+def scenario(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    dice = random.Random(f"shape/{seed}")
+    mix = MIXES[seed % len(MIXES)]
+    sparse = seed % 16 == 5
+    parties = 4 if sparse or dice.random() < 0.7 else 7
+    return Scenario(
+        seed=seed,
+        mix=mix,
+        parties=parties,
+        devices=40 if sparse else dice.randint(4, 10),
+        width=dice.choice((16, 24, 32, 64)),
+        suite=dice.choice(("aes128-ctr", "chacha20")),
+        rotate=dice.random() < 0.3,
+        sparse=sparse,
+    )
+
+
+def _faults(mix: str, dice: random.Random) -> Faults:
+    dropouts = {"drop_join": 0.1, "drop_roster": 0.1, "drop_upload": 0.1, "away": 0.15}
+    network = {"loss": 0.1, "duplicate": 0.15, "delay_ms": (1, dice.choice((50, 500, 3000))), "skew_ms": 500}
+    crashes = {"crash_before_commit": 0.01, "crash_after_commit": 0.01}
+    chosen: dict[str, object] = {}
+    if mix in ("dropouts", "all"):
+        chosen.update(dropouts)
+    if mix in ("network", "all"):
+        chosen.update(network)
+    if mix in ("crashes", "all"):
+        chosen.update(crashes)
+    if mix in ("flips", "all"):
+        chosen["flip"] = 0.03
+    return Faults(until=FAULTS_MS, **chosen)  # type: ignore[arg-type]
+
+
+def _behaviours(dice: random.Random, committee: Committee, devices: int) -> dict[str, Behaviour]:
+    """As many malicious parties as the committee withstands, and a malicious device where the threat model allows one."""
+    everybody = range(1, committee.parties + 1)
+    out: dict[str, Behaviour] = {}
+    for party in dice.sample(everybody, committee.equivocators):
+        out[f"party/{party}"] = dice.choice(
+            (WrongSums(), WrongShares(), WithheldSums(), FalseComplaints(), Silent("vote"), Silent("opening", "check"))
+        )
+    for device in dice.sample(range(devices), 1 if devices >= 5 else 0):
+        party = dice.choice(everybody)
+        out[f"device/d-{device:04d}"] = dice.choice((GarbageBox(party), WrongSeeds(party), TwoHeaders(party)))
+    return out

@@ -1,0 +1,72 @@
+"""The linter and the type checker find nothing, and the package is what it says it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BASE = {"numpy", "cryptography", "paho-mqtt", "cbor2", "msgspec"}
+EXTRAS = {"device", "author", "backend", "fleet", "dev", "all"}
+HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "prometheus_client", "blindsum.backend", "pandas"}
+
+
+def run(*command: str, root: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def test_ruff_finds_nothing(root: Path) -> None:
+    run("ruff", "check", ".", root=root)
+
+
+def test_mypy_strict_finds_nothing(root: Path) -> None:
+    run("mypy", root=root)
+
+
+@pytest.fixture(scope="module")
+def project(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+
+
+def test_mypy_is_strict_over_the_whole_distribution(project: dict[str, Any]) -> None:
+    settings = project["tool"]["mypy"]
+    assert settings["strict"] is True
+    assert settings["packages"] == ["blindsum"]
+    loosened = [override for override in settings["overrides"] if set(override) - {"module", "ignore_missing_imports"}]
+    assert not loosened
+    assert not [name for override in settings["overrides"] for name in override["module"] if name.startswith("blindsum")]
+
+
+def test_a_device_needs_five_light_packages(project: dict[str, Any]) -> None:
+    assert {name.split(">")[0] for name in project["project"]["dependencies"]} == BASE
+
+
+def test_extras_are_those_of_the_readme(project: dict[str, Any], root: Path) -> None:
+    extras = project["project"]["optional-dependencies"]
+    assert set(extras) == EXTRAS
+    everything = " ".join(extras["all"])
+    assert all(f"[{name}]" in everything for name in EXTRAS - {"all", "dev"})
+    assert "blindsum[all]" in extras["dev"]
+    readme = (root / "README.md").read_text("utf-8")
+    wanted = {name.split(">")[0] for names in extras.values() for name in names if not name.startswith("blindsum[")}
+    missing = [name for name in sorted(BASE | wanted) if f"`{name}`" not in readme]
+    assert not missing, "dependencies without a reason in the README"
+
+
+def test_all_roots_are_in_wheel_and_editable_install(project: dict[str, Any], root: Path) -> None:
+    roots = sorted(path.parent.name for path in root.glob("*/blindsum") if path.is_dir())
+    build = project["tool"]["hatch"]["build"]
+    assert sorted(build["dev-mode-dirs"]) == roots
+    assert sorted(build["targets"]["wheel"]["packages"]) == [f"{name}/blindsum" for name in roots]
+
+
+@pytest.mark.parametrize("module", ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"])
+def test_what_runs_on_a_device_is_imported_without_heavy_packages(module: str) -> None:
+    script = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
