@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,9 @@ def test_link_comes_back_after_the_broker_was_killed(broker: Any, client: Make, 
 
 def test_publish_in_flight_when_the_broker_dies_comes_back_as_lost(broker: Any, client: Make, wait: Make) -> None:
     writer = client(broker.url, "writer").ready()
-    os.kill(broker.process.pid if hasattr(broker, "process") else broker.broker.pid, signal.SIGSTOP)
+    pid = broker.process.pid if hasattr(broker, "process") else broker.broker.pid
+    os.kill(pid, signal.SIGSTOP)
+    wait(lambda: all(_state(task) == "T" for task in Path(f"/proc/{pid}/task").iterdir()))
     outcomes: list[Outcome] = []
     taken = 0
     while writer.link.publish("t/1", bytes(1000), retain=False, done=outcomes.append):
@@ -83,6 +86,10 @@ def test_publish_in_flight_when_the_broker_dies_comes_back_as_lost(broker: Any, 
     assert outcomes == []
     broker.kill()
     wait(lambda: outcomes == [Outcome.LOST] * taken)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def test_broker_that_is_away_is_told_with_a_remedy(broker: Any, client: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,10 @@ import pytest
 
 BASE = {"numpy", "cryptography", "paho-mqtt", "cbor2", "msgspec"}
 EXTRAS = {"device", "author", "backend", "fleet", "dev", "all"}
-HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "prometheus_client", "blindsum.backend", "pandas"}
+HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "pandas", "blindsum.backend"}
+ON_DEVICE = ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"]
+MODULES = {"paho-mqtt": "paho", "scikit-learn": "sklearn"}  # where a package is imported under another name
+TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy"}  # that run and are not imported
 
 
 def run(*command: str, root: Path) -> None:
@@ -58,6 +62,15 @@ def test_extras_are_those_of_the_readme(project: dict[str, Any], root: Path) -> 
     assert not missing, "dependencies without a reason in the README"
 
 
+def test_every_dependency_is_used(project: dict[str, Any], root: Path) -> None:
+    extras = project["project"]["optional-dependencies"]
+    declared = [*project["project"]["dependencies"], *(name for names in extras.values() for name in names)]
+    packages = {re.split(r"[<>=\[]", name)[0] for name in declared} - {"blindsum"} - TOOLS
+    text = "\n".join(path.read_text("utf-8") for path in root.rglob("*/**/*.py"))
+    unused = [name for name in packages if not re.search(rf"^\s*(?:from|import) {MODULES.get(name, name)}\b", text, re.MULTILINE)]
+    assert not unused
+
+
 def test_all_roots_are_in_wheel_and_editable_install(project: dict[str, Any], root: Path) -> None:
     roots = sorted(path.parent.name for path in root.glob("*/blindsum") if path.is_dir())
     build = project["tool"]["hatch"]["build"]
@@ -65,7 +78,7 @@ def test_all_roots_are_in_wheel_and_editable_install(project: dict[str, Any], ro
     assert sorted(build["targets"]["wheel"]["packages"]) == [f"{name}/blindsum" for name in roots]
 
 
-@pytest.mark.parametrize("module", ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"])
+@pytest.mark.parametrize("module", ON_DEVICE)
 def test_what_runs_on_a_device_is_imported_without_heavy_packages(module: str) -> None:
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -310,7 +310,7 @@ def test_large_publish_is_refused_before_it_is_sent(server: Callable[..., Server
     def serve(connection: socket.socket, _number: int) -> None:
         packet(connection)
         connection.sendall(b"\x20\x08\x00\x00\x05\x27\x00\x00\x10\x00")  # Maximum Packet Size 4096
-        packet(connection)
+        _pause(connection)
 
     one = link(server(serve).url)
     opened(one)
@@ -441,6 +441,53 @@ def test_link_stops_reading_while_its_owner_is_full(server: Callable[..., Server
         one.resume()
         until(lambda: len(got) == min(room[0], total))
     assert [int.from_bytes(inbound.body[:2], "big") for inbound in got] == list(range(total))
+
+
+@pytest.mark.parametrize("session", [0, 1])
+def test_filters_are_renewed_only_where_the_broker_forgot_them(
+    server: Callable[..., Server], link: Callable[..., MqttLink], session: int
+) -> None:
+    """And one that was left while there was no connection is taken from the session."""
+    received: list[list[bytes]] = []
+    gate = threading.Event()
+
+    def serve(connection: socket.socket, number: int) -> None:
+        packet(connection)
+        if number > 1:
+            gate.wait(WAIT_S)
+        connection.sendall(b"\x20\x03%c\x00\x00" % (session if number > 1 else 0))
+        received.append([])
+        with suppress(ConnectionError):
+            while True:
+                received[-1].append(item := packet(connection))
+                if item[0] == 0x82:
+                    connection.sendall(b"\x90\x04" + item[2:4] + b"\x00\x01")
+                if item[0] == 0x32:
+                    return
+
+    one = link(server(serve).url)
+    one.open(["a/+"], on_message=lambda _inbound: True, on_state=lambda _state: None)
+    one.wait_connected(WAIT_S)
+    one.subscribe("b/+")
+    one.subscribe("c/+")
+    until(lambda: len(received[0]) == 3)
+    one.subscribe("b/+")
+    assert one.publish("t", b"x", retain=False, done=lambda _outcome: None)
+    until(lambda: len(received[0]) == 4)
+    until(lambda: not one.state.connected)
+    one.unsubscribe("b/+")
+    gate.set()
+    one.wait_connected(WAIT_S)
+    one.close()
+    until(lambda: received[1] and received[1][-1][0] == 0xE0)
+    if session:
+        assert [item[0] for item in received[1]] == [0xA2, 0xE0]
+        assert b"b/+" in received[1][0]
+    else:
+        assert [item[0] for item in received[1]] == [0x82, 0xE0]
+        assert b"a/+" in received[1][0]
+        assert b"c/+" in received[1][0]
+        assert b"b/+" not in received[1][0]
 
 
 def test_close_is_prompt_while_connecting_waiting_or_connected(

@@ -81,7 +81,7 @@ def test_staged_rows_show_and_a_rollback_takes_them_back(store: Store) -> None:
 
 
 def test_outbox_keeps_order_and_all_fields(store: Store) -> None:
-    out = [
+    out: list[Message | ChunkOut | Listen] = [
         Message("vote", "coordinator", b"body"),
         ChunkOut("all/t1", BLOB, 7, retain=True),
         Message("manifest", "all/t1", b"", retain=True),

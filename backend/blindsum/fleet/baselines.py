@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 
 def evaluate(artifact: bytes, parameters: Floats, data: Dataset) -> dict[str, float]:
-    """ "loss" and the artifact's other metrics ("accuracy" in 0..1 for cross-entropy) of `parameters` on `data`."""
+    """The artifact's metrics of `parameters` on `data`: "loss" and, for cross-entropy, "accuracy" in 0..1."""
     session = TrainingSession(artifact)
     session.parameters = parameters
     return session.evaluate(data.features, data.targets)

@@ -15,7 +15,7 @@ __all__ = ["demo"]
 
 
 def demo(
-    devices: Annotated[int, typer.Option(help="How many devices.", min=4, max=200)] = 24,
+    devices: Annotated[int, typer.Option(help="How many devices.", min=4, max=160)] = 24,
     parties: Annotated[int, typer.Option(help="How many MPC parties: 4, 7 or 10 (3f + 1).")] = 4,
     rounds: Annotated[int, typer.Option(help="How many rounds.", min=1, max=100)] = 8,
     dropout: Annotated[float, typer.Option(help="Share of devices that drop out of a round.", min=0.0, max=0.4)] = 0.15,

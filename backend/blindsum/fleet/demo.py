@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
 from blindsum.backend.tasks import Plan, create_task, save_task
-from blindsum.fleet.baselines import alone, evaluate, plain_fedavg_step
+from blindsum.fleet.baselines import alone, centralised, evaluate, plain_fedavg_step
 from blindsum.fleet.data import Dataset, digits
 from blindsum.fleet.figures import DemoFigures, RoundFigures
 from blindsum.fleet.host import Drop, HostSpec
@@ -43,6 +44,7 @@ START_TIMEOUT_S: Final = 30.0
 ROUND_TIMEOUT_S: Final = 60.0
 RESTART_AFTER_S: Final = 1.0
 DROPPED_PERMILLE: Final = 400
+BACK_AGAIN: Final = ("connected", "offered", "opened", "followed")
 PHASES: Final = ("before join", "after roster", "mid upload")
 
 
@@ -243,7 +245,7 @@ def _follow(
     kill_in = settings.rounds // 2 + 1
     killed_at = 0.0
     last_word = time.monotonic()
-    while not seen.finished:
+    while not seen.finished or (killed_at and not seen.party_restarted):
         stack.check()
         now = time.monotonic()
         if killed_at and not seen.restarted_at and now - killed_at >= RESTART_AFTER_S:
@@ -263,7 +265,7 @@ def _follow(
                 stack.kill(victim)
                 killed_at = time.monotonic()
                 on_line(f"round {kill_in}: {victim} killed with SIGKILL")
-        elif name == victim and seen.restarted_at and event["event"] in ("offered", "opened", "followed"):
+        elif name == victim and seen.restarted_at and event["event"] in BACK_AGAIN:
             seen.party_restarted = True
         elif event["event"] == "masked":
             seen.mask_ms.append(float(event["ms"]))
@@ -349,9 +351,10 @@ def _judge(
         raise BlindsumError("demo-no-round", codes)
     epochs = settings.rounds * RECIPE.epochs
 
-    def trained(data: Dataset) -> float:
-        seed, size, rate = settings.seed, RECIPE.batch_size, RECIPE.rate
-        return evaluate(artifact, alone(artifact, data, epochs=epochs, batch_size=size, rate=rate, seed=seed), test)["accuracy"]
+    def trained(data: Dataset, how: Callable[..., NDArray[np.float32]]) -> float:
+        size, rate = RECIPE.batch_size, RECIPE.rate
+        parameters = how(artifact, data, epochs=epochs, batch_size=size, rate=rate, seed=settings.seed)
+        return evaluate(artifact, parameters, test)["accuracy"]
 
     transcript = out / "transcript.blindsum"
     shutil.copyfile(seen.transcripts[rounds[-1].round], transcript)
@@ -362,8 +365,8 @@ def _judge(
         parties=base.committee.parties,
         rounds=tuple(rounds),
         failed=dict(seen.failed),
-        accuracy_central=trained(train),
-        accuracy_alone=tuple(trained(train.take(part)) for part in parts),
+        accuracy_central=trained(train, centralised),
+        accuracy_alone=tuple(trained(train.take(part), alone) for part in parts),
         upload_bytes_per_parameter=body / start.size,
         upload_bytes=round(median(seen.upload_bytes)),
         device_mask_ms=median(seen.mask_ms),

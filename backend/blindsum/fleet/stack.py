@@ -34,8 +34,8 @@ class Stack:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._broker: EmbeddedBroker | None = None
         self._closing = False
-        self.died: list[str] = []
-        """Processes that ended without being asked."""
+        self.died: dict[str, int] = {}
+        """Exit status of processes that ended without being asked."""
 
     def broker(self) -> str:
         """Start the embedded broker; its URL."""
@@ -72,9 +72,9 @@ class Stack:
     def check(self) -> None:
         """Raises BlindsumError "process-died" where a process has ended by itself, with the end of its log."""
         if self.died:
-            name = self.died[0]
+            name, status = next(iter(self.died.items()))
             tail = (self._logs / f"{name}.log").read_text("utf-8", "replace").strip().splitlines()[-3:]
-            raise BlindsumError("process-died", f"{name}: {' | '.join(tail) or 'no word'}")
+            raise BlindsumError("process-died", f"{name}, status {status}: {' | '.join(tail) or 'no word'}")
 
     def __enter__(self) -> Stack:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -113,4 +113,4 @@ class Stack:
                 self._on_event(name, event)
         process.wait()
         if not self._closing and self._processes.get(name) is process:
-            self.died.append(name)
+            self.died[name] = process.returncode

@@ -133,7 +133,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "packet-too-large": Entry(
         "the message is larger than the broker accepts; it was not sent",
-        "raise the broker's maximum packet size to 526336 bytes, or give the task a smaller chunk size",
+        "raise the broker's maximum packet size to 525312 bytes, or give the task a smaller chunk size",
     ),
     "publish-refused": Entry(
         "the broker does not let this client publish on this topic, or has no room for it",
@@ -149,7 +149,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     # -- a role's database and driver (raised) ------------------------------------------------------------------------
     "database-corrupted": Entry(
-        "the database file is damaged or is not a blindsum database",
+        "the database file is damaged, or another program made it",
         "move it away: the role starts anew; never bring back an old copy, with it a party could answer twice",
     ),
     "database-newer": Entry(

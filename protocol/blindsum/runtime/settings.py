@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,6 +16,8 @@ from blindsum.protocol.errors import BlindsumError
 __all__ = ["Settings", "load_settings"]
 
 SETTINGS_SIZE_MAX = 1 << 20
+_LOCK = threading.Lock()
+"""msgspec describes a type when it first meets it; a second thread that comes by meanwhile crashes."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +43,8 @@ def load_settings(path: Path, kind: type[T]) -> T:
         raise BlindsumError("config-invalid", f"{path}: {error}") from None
     _check_keys(path, text, value, kind, "")
     try:
-        return msgspec.convert(value, kind, strict=True)
+        with _LOCK:
+            return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         message = str(error)
         key = re.search(r"\$\.?([\w.-]*)", message)

@@ -38,6 +38,8 @@ class Subscriptions:
             return False
         del self._filters[topic_filter]
         self._left[topic_filter] = None
+        if len(self._left) > BATCH:  # older ones had their UNSUBSCRIBE long ago
+            self._left.pop(next(iter(self._left)))
         return True
 
     def renew(self, client: paho.Client, *, session_present: bool) -> set[int]:

@@ -109,8 +109,14 @@ def scenario(seed: int) -> Scenario:
 
 def _faults(mix: str, dice: random.Random) -> Faults:
     dropouts = {"drop_join": 0.1, "drop_roster": 0.1, "drop_upload": 0.1, "away": 0.15}
-    network = {"loss": 0.1, "duplicate": 0.15, "delay_ms": (1, dice.choice((50, 500, 3000))), "skew_ms": 500}
-    crashes = {"crash_before_commit": 0.01, "crash_after_commit": 0.01}
+    network = {
+        "loss": dice.choice((0.05, 0.2)),
+        "duplicate": 0.2,
+        "delay_ms": (1, dice.choice((50, 500, 3000))),
+        "skew_ms": 500,
+    }
+    often = dice.choice((0.01, 0.04))
+    crashes = {"crash_before_commit": often, "crash_after_commit": often}
     chosen: dict[str, object] = {}
     if mix in ("dropouts", "all"):
         chosen.update(dropouts)

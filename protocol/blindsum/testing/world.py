@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blindsum.protocol.blobs import read_blob
-from blindsum.protocol.codec import convert, encode_chunk
+from blindsum.protocol.codec import convert
 from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.device import DeviceMachine
-from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Machine, Message, Outgoing, Step
-from blindsum.protocol.messages import Payload, Result, chunk_key
+from blindsum.protocol.machines.step import ChunkOut, Event, Machine, Step
+from blindsum.protocol.messages import Payload, Result
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import Segment, pack
 from blindsum.protocol.roster import RosterView
@@ -31,16 +31,14 @@ from blindsum.testing.behaviours import Behaviour
 from blindsum.testing.checkers import CHECKERS, Checker
 from blindsum.testing.entropy import Entropy
 from blindsum.testing.faults import Faults
-from blindsum.testing.fleet import START, TestFleet, make_fleet, make_task
-from blindsum.testing.network import Network
+from blindsum.testing.fleet import TestFleet, make_fleet, make_task
+from blindsum.testing.stage import Stage
 from blindsum.testing.store import DictStore
 
-__all__ = ["TASK", "Finished", "World"]
+__all__ = ["Finished", "World"]
 
-TASK = "sum"
-EVENTS_MAX = 300_000
-"""More than this in one world means that machines keep each other busy for nothing."""
 STARTS_MAX = 100
+LIMIT_MS = 3_600_000
 REST_MS = 2 * 3_600_000
 """Longer than any round or offer lasts."""
 
@@ -57,7 +55,7 @@ class Finished:
     transcript: bytes = field(default=b"", repr=False)
 
 
-class World:
+class World(Stage):
     """A fleet in one process.
 
     `behaviours` makes roles malicious by name, `faulty` names others that the test itself will speak for; `ballots` lets
@@ -77,12 +75,12 @@ class World:
         checkers: Iterable[type[Checker]] = CHECKERS,
         updates: Callable[[str, int], np.ndarray] | None = None,
         ballots: bool = False,
+        name: str = "sum",
         **task: object,
     ) -> None:
-        self.seed = seed
-        self.now = START
+        super().__init__(seed, faults or Faults())
+        self.task = name
         self.number = 0
-        self.faults = faults or Faults()
         self.faulty = frozenset(faulty) | frozenset(behaviours or {})
         self.ballots = ballots
         self.committee = committee or Committee.for_f(1)
@@ -93,21 +91,15 @@ class World:
         self.truth: dict[tuple[int, str], bytes] = {}
         self.results: list[Finished] = []
         self.rosters: dict[int, tuple[str, ...]] = {}
-        self.actors: dict[str, Actor] = {}
         self.drawn: dict[str, list[bytes]] = {}
-        self._dice = random.Random(seed)
-        self._faults_end = START + self.faults.until
-        self.network = Network(self.faults, self._dice, ends_at=self._faults_end)
         self._updates = updates
-        self._played = 0
-        self._wakes: dict[str, int] = {}
         settings: dict[str, object] = {"committee": self.committee, "devices_max": devices, **task}
         if ballots:
             settings["statistics"] = devices
-        self.task_raw, self.plan, self.model = make_task(self.fleet, name=TASK, **settings)  # type: ignore[arg-type]
+        self.task_raw, self.plan, self.model = make_task(self.fleet, name=name, **settings)  # type: ignore[arg-type]
         parties = [f"party/{number}" for number in range(1, self.committee.parties + 1)]
-        for name in ["coordinator", *parties, *(f"device/{name}" for name in self.devices)]:
-            self._add(name, (behaviours or {}).get(name, Behaviour()))
+        for role in ["coordinator", *parties, *(f"device/{device}" for device in self.devices)]:
+            self._add(role, (behaviours or {}).get(role, Behaviour()))
         self._command(lambda: self.coordinator.add_task(self.task_raw, plan=self.plan, model=self.model))
 
     # -- looking ----------------------------------------------------------------------------------------------------------
@@ -120,14 +112,14 @@ class World:
 
     @property
     def base(self) -> TaskView:
-        base = self.coordinator.base(TASK)
+        base = self.coordinator.base(self.task)
         assert base is not None
         return base
 
     @property
     def round(self) -> CoordinatorRound:
         """The coordinator's current or last round."""
-        round_ = self.coordinator.round(TASK)
+        round_ = self.coordinator.round(self.task)
         assert round_ is not None, "no round has begun"
         return round_
 
@@ -160,7 +152,7 @@ class World:
 
     # -- playing ----------------------------------------------------------------------------------------------------------
 
-    def run(self, rounds: int = 1, *, limit_ms: int = 3_600_000) -> None:
+    def run(self, rounds: int = 1, *, limit_ms: int = LIMIT_MS) -> None:
         """Play `rounds` rounds. AssertionError where one does not end within `limit_ms` of virtual time."""
         for _ in range(rounds):
             self.start()
@@ -173,37 +165,26 @@ class World:
             if not actor.alive:
                 self.crash(name)
         parties = [name for name in self.actors if name.startswith("party/")]
-        away = [name for name in parties if self.now < self._faults_end and self._dice.random() < self.faults.away]
+        away = [name for name in parties if self.now < self.faults_end and self.dice.random() < self.faults.away]
         for name in away[: self.committee.parties - self.committee.quorum]:
             self.stop(name)
         self.number += 1
         for _ in range(STARTS_MAX):
-            round_ = self.coordinator.round(TASK)
+            round_ = self.coordinator.round(self.task)
             if round_ is not None and round_.state.number == self.number:
                 return
-            self._command(lambda: self.coordinator.start(TASK, self.now))
+            self._command(lambda: self.coordinator.start(self.task, self.now))
         raise AssertionError("the coordinator cannot begin a round")
 
-    def finish(self, *, limit_ms: int = 3_600_000) -> None:
+    def finish(self, *, limit_ms: int = LIMIT_MS) -> None:
         """Play until the round is over."""
-        self._play(lambda: not self.round.active, limit_ms)
+        self.play(lambda: not self.round.active, limit_ms)
 
-    def until(self, reached: str | Callable[[], object], *, limit_ms: int = 3_600_000) -> None:
+    def until(self, reached: str | Callable[[], object], *, limit_ms: int = LIMIT_MS) -> None:
         """Play until the coordinator is in a phase, or a condition holds. AssertionError where the round ends before."""
         condition = reached if callable(reached) else lambda: self.phase == reached
-        self._play(lambda: condition() or not self.round.active, limit_ms)
+        self.play(lambda: condition() or not self.round.active, limit_ms)
         assert condition(), f"the round ended before: {self.phase} {self.failure}"
-
-    def settle(self, ms: int = 5_000) -> None:
-        """Let `ms` of virtual time pass."""
-        until = self.now + ms
-        while (at := self._next_at()) is not None and at <= until:
-            self.step()
-        self.now = until
-
-    def calm(self) -> None:
-        """From now on nothing goes wrong by chance."""
-        self._faults_end = self.network.ends_at = self.now
 
     def rest(self) -> None:
         """Everybody is up, nothing goes wrong any more, and time passes until whatever can expire has."""
@@ -220,57 +201,11 @@ class World:
         for checker in self.checkers:
             checker.ended(self)
 
-    def step(self) -> None:
-        """Let the next thing happen."""
-        self._played += 1
-        assert self._played < EVENTS_MAX, "machines keep each other busy for nothing"
-        at, wake = self.network.next_at, min(self._wakes.values(), default=None)
-        if at is not None and (wake is None or at <= wake):
-            delivery = self.network.pop()
-            self.now = max(self.now, delivery.at)
-            actor = self.actors[delivery.target]
-            if actor.alive:
-                self._apply(actor, actor.machine.receive(delivery.body, self.now + actor.skew_ms))
-        else:
-            assert wake is not None, "nothing is left to happen"
-            name = min(self._wakes, key=lambda key: (self._wakes[key], key))
-            self.now = max(self.now, self._wakes.pop(name))
-            actor = self.actors[name]
-            if actor.alive:
-                self._apply(actor, actor.machine.wake(self.now + actor.skew_ms))
-
-    # -- meddling ---------------------------------------------------------------------------------------------------------
-
-    def give(self, name: str, body: bytes) -> Step:
-        """Hand bytes to a role this moment, whoever sent them, and let it act on them. Returns its step."""
-        actor = self.actors[name]
-        step = actor.machine.receive(body, self.now + actor.skew_ms)
-        self._apply(actor, step, faulty=False)
-        return step
-
     def forge(self, kind: str, sender: str, to: str, payload: Payload, *, number: int | None = None) -> bytes:
         """A message of the current round (or round `number`) that `sender` signs whatever its machine does."""
-        return self.fleet.forge(kind, sender, to, payload, task=TASK, number=self.number if number is None else number)
-
-    def stop(self, name: str) -> None:
-        """Switch a role off: what is sent to it is lost."""
-        self.actors[name].alive = False
-        self._wakes.pop(name, None)
-
-    def crash(self, name: str) -> None:
-        """Kill a role and begin its next life from its store."""
-        actor = self.actors[name]
-        actor.restart()
-        self._wakes[name] = self.now
-
-    def backup(self, name: str) -> DictStore:
-        """A copy of a role's store as it is now."""
-        return DictStore(self.actors[name].store.rows)
-
-    def restore(self, name: str, store: DictStore) -> None:
-        """Put a role's store back to an older copy and begin its next life from that."""
-        self.actors[name].store = DictStore(store.rows)
-        self.crash(name)
+        return self.fleet.forge(
+            kind, sender, to, payload, task=self.task, number=self.number if number is None else number
+        )
 
     # -- machinery --------------------------------------------------------------------------------------------------------
 
@@ -285,127 +220,63 @@ class World:
                 random=Entropy(self.seed, f"{name}/{life}", drawn=drawn),
                 behaviour=behaviour,
                 willing=lambda view: self._unwilling(name, view.number),
-                tasks=frozenset({TASK}),
+                tasks=frozenset({self.task}),
             )
 
         store = DictStore()
         actor = Actor(name, make, behaviour, store, make(store, 1))
         if name != "coordinator":
-            actor.skew_ms = self._dice.randint(-self.faults.skew_ms, self.faults.skew_ms)
+            actor.skew_ms = self.dice.randint(-self.faults.skew_ms, self.faults.skew_ms)
         self.actors[name] = actor
 
-    def _play(self, over: Callable[[], object], limit_ms: int) -> None:
-        until = self.now + limit_ms
-        while not over():
-            self.step()
-            assert self.now < until, f"nothing more after {limit_ms} ms: {self.phase}"
-
-    def _next_at(self) -> int | None:
-        times = list(self._wakes.values())
-        if self.network.next_at is not None:
-            times.append(self.network.next_at)
-        return min(times, default=None)
-
     def _command(self, command: Callable[[], Step]) -> None:
-        self._apply(self.actors["coordinator"], command(), faulty=self.number > 0)
+        self.apply(self.actors["coordinator"], command(), faulty=self.number > 0)
 
-    def _apply(self, actor: Actor, step: Step, *, faulty: bool = True) -> None:
-        """What a driver does with a step, unless it dies in the middle."""
-        faulty = faulty and self.now < self._faults_end
-        if step.refused is not None:
-            actor.refusals[step.refused.code] += 1
-        if faulty and self._dice.random() < self.faults.crash_before_commit:
-            self.crash(actor.name)
-            return
-        actor.store.commit(step.writes)
-        for checker in self.checkers:
-            checker.stored(self, actor.name, step)
-        if faulty and self._dice.random() < self.faults.crash_after_commit:
-            self.crash(actor.name)
-        else:
-            for out in step.messages:
-                self._send(actor, out)
-            deadline = actor.machine.deadline
-            self._wakes.pop(actor.name, None)
-            if deadline is not None and actor.alive:
-                self._wakes[actor.name] = max(deadline - actor.skew_ms, self.now)
-        for event in step.events:
-            self.events.append((actor.name, event))
-            if event.name == "train":
-                self._train(actor, event)
-            elif event.name == "phase" and event.data["phase"] == "upload":
-                self.rosters[self.number] = self.roster.devices
-            elif event.name == "round-finished" and actor.name == "coordinator":
-                self._record(actor)
-
-    def _send(self, actor: Actor, out: Outgoing) -> None:
-        if isinstance(out, Listen):
-            self._listen(actor, out)
-            return
-        if isinstance(out, ChunkOut):
-            data = actor.store.get(chunk_key(out.blob, out.index))
-            retained = self.network.retained.setdefault(out.blob, {})
-            if data is None:
-                retained.pop(out.index, None)
-                return
-            if self._dies_uploading(actor, out):
-                self.stop(actor.name)
-            if not actor.alive:
-                return
-            kind, body = "chunk", encode_chunk(out.blob, out.index, data)
-            if out.to.startswith("all/"):
-                retained[out.index] = body
-                targets = [name for name, each in self.actors.items() if out.blob in each.listening]
-            else:
-                targets = [out.to]
-        else:
-            kind, body, targets = out.kind, out.body, self._targets(actor, out)
-        shown: list[bytes] = []
+    def _shown(self, actor: Actor, kind: str, body: bytes, targets: list[str]) -> list[tuple[str, bytes]]:
+        shown: list[tuple[str, bytes]] = []
         for target in targets:
             sent = actor.behaviour.send(self, target, kind, body)
             if sent is None:
                 continue
-            if sent not in shown:
-                shown.append(sent)
+            if all(sent != other for _, other in shown):
                 for checker in self.checkers:
                     checker.sent(self, actor.name, kind, sent)
-            self.network.send(actor.name, target, sent, self.now)
+            shown.append((target, sent))
+        return shown
 
-    def _listen(self, actor: Actor, out: Listen) -> None:
-        if not out.on:
-            actor.listening.discard(out.blob)
-        elif out.blob not in actor.listening:
-            actor.listening.add(out.blob)
-            for body in list(self.network.retained.get(out.blob, {}).values()):
-                self.network.send("broker", actor.name, body, self.now)
+    def _stored(self, actor: Actor, step: Step) -> None:
+        for checker in self.checkers:
+            checker.stored(self, actor.name, step)
 
-    def _targets(self, actor: Actor, out: Message) -> list[str]:
-        if out.to.startswith("all/"):
-            return [name for name in self.actors if name != actor.name]
-        if out.kind == "header" and actor.name.startswith("device/"):
-            return ["coordinator", *(name for name in self.actors if name.startswith("party/"))]
-        return [out.to]
+    def _happened(self, actor: Actor, event: Event) -> None:
+        self.events.append((actor.name, event))
+        if event.name == "train":
+            self._train(actor, event)
+        elif event.name == "phase" and event.data["phase"] == "upload":
+            self.rosters[self.number] = self.roster.devices
+        elif event.name == "round-finished" and actor.name == "coordinator":
+            self._record(actor)
 
     # -- devices ----------------------------------------------------------------------------------------------------------
 
     def _unwilling(self, name: str, number: int) -> str:
         return "not now" if self._chance("join", name, number) < self.faults.drop_join else ""
 
-    def _dies_uploading(self, actor: Actor, out: ChunkOut) -> bool:
-        if not actor.name.startswith("device/") or self.now >= self._faults_end:
+    def _dies_sending(self, actor: Actor, out: ChunkOut) -> bool:
+        if not actor.name.startswith("device/") or self.now >= self.faults_end:
             return False
         return self._chance(f"upload {out.index}", actor.name, self.number) < self.faults.drop_upload
 
     def _chance(self, what: str, name: str, number: int) -> float:
-        if self.now >= self._faults_end:
+        if self.now >= self.faults_end:
             return 1.0
         return random.Random(f"{self.seed}/{what}/{name}/{number}").random()
 
     def _train(self, actor: Actor, event: Event) -> None:
         machine = actor.machine
         assert isinstance(machine, DeviceMachine)
-        view = machine.view(TASK)
-        if view is None or view.number != event.data["round"] or machine.phase(TASK) != "training":
+        view = machine.view(self.task)
+        if view is None or view.number != event.data["round"] or machine.phase(self.task) != "training":
             return  # it died after this was stored and has said so again
         if self._chance("roster", actor.name, view.number) < self.faults.drop_roster:
             return
@@ -428,7 +299,7 @@ class World:
             key=Entropy(self.seed, f"rounding/{name}/{view.number}")(32),
         )
         self.truth[view.number, name] = pack(segments, lanes)
-        self._apply(actor, machine.upload(TASK, view.number, lanes, self.now + actor.skew_ms))
+        self.apply(actor, machine.upload(self.task, view.number, lanes, self.now + actor.skew_ms))
 
     # -- results ----------------------------------------------------------------------------------------------------------
 
@@ -444,4 +315,4 @@ class World:
     def _file(self) -> None:
         """Take the last round's transcript, as late as it can be had."""
         if self.results and self.results[-1].number == self.number and not self.results[-1].transcript:
-            self.results[-1].transcript = b"".join(write_records(self.coordinator.records(TASK)))
+            self.results[-1].transcript = b"".join(write_records(self.coordinator.records(self.task)))

@@ -307,9 +307,9 @@ class Device:
 
         def upload(machine: Machine, now: int) -> Step:
             assert isinstance(machine, DeviceMachine)
-            began = time.perf_counter()
+            began = time.thread_time()
             step = machine.upload(task, number, lanes, now)
-            took_ms = 1000 * (time.perf_counter() - began)
+            took_ms = 1000 * (time.thread_time() - began)  # CPU: what it costs the device, not what else it does
             self._put(DeviceEvent("masked", {"task": task, "round": number, "ms": took_ms}))
             return step
 

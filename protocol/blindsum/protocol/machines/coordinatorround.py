@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from blindsum.protocol.blobs import RESEND_MS
+from blindsum.protocol.codec import ready
 from blindsum.protocol.machines.bodies import Bodies
 from blindsum.protocol.messages import OpeningContent, Payload
 from blindsum.protocol.roster import RosterView
@@ -17,6 +18,7 @@ Phase = Literal["offer", "manifest", "join", "roster", "upload", "check", "vote"
 PHASES: tuple[Phase, ...] = ("offer", "manifest", "join", "roster", "upload", "check", "vote", "open", "done")
 
 
+@ready
 class CoordinatorState(Payload, frozen=True):
     """The durable state of one round; joins, headers, bodies and opened contents have rows of their own."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blindsum.protocol.blobs import RESEND_MS
-from blindsum.protocol.codec import convert
+from blindsum.protocol.codec import convert, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
@@ -17,6 +17,7 @@ from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_m
 __all__ = ["DeviceRound", "DeviceState", "open_announcement"]
 
 
+@ready
 class DeviceState(Payload, frozen=True):
     """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from blindsum.protocol.codec import decode, encode
+from blindsum.protocol.codec import decode, encode, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.masks import Seeds
@@ -18,6 +18,7 @@ OFFER_KEEP_MS = 3_600_000
 """An offer that never saw a manifest is erased after an hour."""
 
 
+@ready
 class PartyState(Payload, frozen=True):
     """The durable state of one round. Secrets: `box_private` and `beacon`, empty once the set is opened."""
 

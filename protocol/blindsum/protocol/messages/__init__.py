@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from blindsum.protocol.codec import ready
 from blindsum.protocol.messages.common import CHUNK_SIZE_MAX, BlobRef, Payload, chunk_key, chunks_of
 from blindsum.protocol.messages.manifest import Announcement, Manifest, Offer, OfferRequest, Vote
 from blindsum.protocol.messages.opening import (
@@ -86,3 +87,6 @@ MESSAGES: Final[dict[str, tuple[type[Payload], str, int]]] = {
     "result": (Result, "coordinator", 131_072),
     "failure": (Failure, "coordinator", 1_024),
 }
+
+for _body in (*(body for body, _, _ in MESSAGES.values()), OpeningContent):
+    ready(_body)
