@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import pytest
+
 from blindsum.protocol.blobs import read_blob
 from blindsum.protocol.codec import convert, decode, decode_chunk, encode, encode_chunk
 from blindsum.protocol.envelope import open_envelope

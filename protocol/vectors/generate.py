@@ -1,0 +1,94 @@
+"""Write the vectors: `python protocol/vectors/generate.py`, or say with `--check` whether they are what the product computes.
+
+Everything follows from fixed names but the HPKE boxes, which are random when they are made and are kept from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from scenarios import arithmetic, encoding, masking, messages, secrets, transcripts  # noqa: E402
+from scenarios.boxes import Boxes  # noqa: E402
+from scenarios.case import File  # noqa: E402
+from scenarios.product import Refusal, compute  # noqa: E402
+from scenarios.scene import Scene  # noqa: E402
+
+__all__ = ["main", "render", "scenarios"]
+
+
+def scenarios(folder: Path = HERE) -> Iterator[File]:
+    """All files, in order, without outcomes."""
+    path = folder / "box.json"
+    scene = Scene(Boxes(json.loads(path.read_text())["cases"] if path.exists() else []))
+    files = [*transcripts.files(scene), *messages.files(scene)]  # first: they make boxes
+    for module in (encoding, secrets, masking, arithmetic):
+        files += module.files(scene)
+    yield from files
+
+
+def render(file: File) -> str:
+    """The text of a vector file. Raises AssertionError where the product does something else than the scenario says."""
+    cases = []
+    for case in file.cases:
+        entry: dict[str, Any] = {"name": case.name, "in": to_json(case.given)}
+        try:
+            entry["out"] = to_json(compute(file.kind, {**file.shared, **case.given}))
+            assert not case.error, f"{file.path}: {case.name}: accepted, but {case.error} is meant"
+        except Refusal as refusal:
+            entry["error"] = str(refusal)
+            assert case.error == entry["error"], f"{file.path}: {case.name}: {refusal}, but {case.error or 'success'} is meant"
+        cases.append(entry)
+    assert len({case.name for case in file.cases}) == len(file.cases), f"{file.path}: two cases share a name"
+    document = {"about": file.about, "section": file.section, "kind": file.kind}
+    if file.shared:
+        document["shared"] = to_json(file.shared)
+    return json.dumps({**document, "cases": cases}, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_json(value: Any) -> Any:
+    """Bytes as {"$hex"}, integers beyond 2^53 as {"$int"}, maps with other than text keys as {"$map"}."""
+    if isinstance(value, bytes):
+        return {"$hex": value.hex()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: to_json(item) for key, item in value.items()}
+        return {"$map": [[to_json(key), to_json(item)] for key, item in value.items()]}
+    if type(value) is int and abs(value) > 1 << 53:
+        return {"$int": str(value)}
+    return value
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 1 where `--check` finds a file missing, stale or superfluous."""
+    check = arguments == ["--check"]
+    if arguments and not check:
+        print("usage: generate.py [--check]", file=sys.stderr)
+        return 2
+    stale, known = [], set()
+    for file in scenarios():
+        path, text = HERE / file.path, render(file)
+        known.add(path)
+        if check:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(file.path)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    stale += [str(path.relative_to(HERE)) for path in HERE.rglob("*.json") if path not in known]
+    for name in stale:
+        print(f"{name} is not up to date")
+    print(f"{len(known)} files, {len(stale)} not up to date" if check else f"{len(known)} files written")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
