@@ -73,20 +73,16 @@ def main(arguments: list[str]) -> int:
     if arguments and not check:
         print("usage: generate.py [--check]", file=sys.stderr)
         return 2
-    stale, known = [], set()
-    for file in scenarios():
-        path, text = HERE / file.path, render(file)
-        known.add(path)
-        if check:
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                stale.append(file.path)
-        else:
+    texts = {HERE / file.path: render(file) for file in scenarios()}
+    if not check:
+        for path, text in texts.items():
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    stale += [str(path.relative_to(HERE)) for path in HERE.rglob("*.json") if path not in known]
+    found = {path: path.read_text(encoding="utf-8") for path in HERE.rglob("*.json")}
+    stale = sorted(str(p.relative_to(HERE)) for p in texts.keys() | found.keys() if texts.get(p) != found.get(p))
     for name in stale:
         print(f"{name} is not up to date")
-    print(f"{len(known)} files, {len(stale)} not up to date" if check else f"{len(known)} files written")
+    print(f"{len(texts)} files, {len(stale)} not up to date")
     return 1 if stale else 0
 
 

@@ -16,7 +16,7 @@ from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.step import Event, Machine
 from blindsum.protocol.transcript import write_records
 from blindsum.runtime.driver import Driver
-from blindsum.runtime.kit import BrokerSettings, load_key, load_trust, make_link, read_file
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import random_bytes
@@ -47,6 +47,7 @@ def run_coordinator(kit: Path) -> int:
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
     box_private = read_file(kit / "box.key")
     tasks = [load_task(place.parent) for place in sorted((kit / "tasks").glob("*/task.cose"))]
+    broadcast_key = load_broadcast_key(kit)
     store = SqliteStore(kit / "coordinator.db")
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator")
@@ -67,7 +68,15 @@ def run_coordinator(kit: Path) -> int:
         happened.put(event)
 
     link = make_link(kit, settings.broker, topics)
-    driver = Driver(machine, store, link, topics, on_event=on_event, on_refused=reporter.refused)
+    driver = Driver(
+        machine,
+        store,
+        link,
+        topics,
+        on_event=on_event,
+        on_refused=reporter.refused,
+        broadcast_key=broadcast_key,
+    )
     rounds = _Rounds(kit, driver, tasks, happened, reporter)
     try:
         return run_until_stopped(driver, rounds.turn)

@@ -11,7 +11,7 @@ from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
 from blindsum.protocol.machines.step import Machine
 from blindsum.runtime.driver import Driver
-from blindsum.runtime.kit import BrokerSettings, load_key, load_trust, make_link
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import random_bytes
@@ -36,6 +36,7 @@ def run_party(kit: Path) -> int:
     trust, key = load_trust(kit), load_key(kit / "key.pem")
     if settings.fleet != trust.fleet or trust.key_of(f"party/{settings.party}") != public_of(key):
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle")
+    broadcast_key = load_broadcast_key(kit)
     store = SqliteStore(kit / "party.db")
     topics = Topics(trust.fleet, Principal("party", str(settings.party)))
     reporter = Reporter(f"party/{settings.party}")
@@ -50,6 +51,7 @@ def run_party(kit: Path) -> int:
             seal=box_seal,
             floor=PartyFloor(cohort_min=settings.cohort_min, tasks=tuple(settings.tasks)),
             threads=os.cpu_count() or 1,
+            broadcast_key=broadcast_key,
         )
 
     link = make_link(kit, settings.broker, topics)

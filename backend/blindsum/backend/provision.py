@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, certificate_issue, public_of
+from blindsum.protocol.keys import BOX_PRIVATE_SIZE, BROADCAST_KEY_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.trust import Trust
-from blindsum.runtime.kit import load_key, load_trust, save_key, write_private
+from blindsum.runtime.kit import load_broadcast_key, load_key, load_trust, save_key, write_private
 from blindsum.runtime.system import now_ms, random_bytes
+from blindsum.runtime.topics import Principal
 
 __all__ = ["ENROL_MAX", "FleetFolder", "create_fleet", "enrol"]
 
@@ -79,8 +80,10 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str)
         kit = root / f"party-{number}"
         save_key(kit / "key.pem", key)
         _settings(kit / "party.toml", fleet, f"party = {number}\ncohort_min = 2\n", broker)
+    broadcast_key = random_bytes(BROADCAST_KEY_SIZE)
     for kit in (folder.operator, folder.coordinator, *folder.parties):
         (kit / "trust.cbor").write_bytes(trust.encode())
+        write_private(kit / "broadcast.key", broadcast_key)
     return folder
 
 
@@ -90,11 +93,11 @@ def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
     if len(names) > ENROL_MAX:
         raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
     for name in names:
-        if not is_name(name):
-            raise BlindsumError("name-unusable", repr(name))
+        Principal("device", name)  # refuses what is no topic level, or another role's name
         if folder.device(name).exists():
             raise BlindsumError("folder-not-empty", str(folder.device(name)))
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
+    broadcast_key = load_broadcast_key(folder.operator)
     kits = []
     for name in names:
         key, kit = Ed25519PrivateKey.generate(), folder.device(name)
@@ -110,6 +113,7 @@ def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
         save_key(kit / "key.pem", key)
         (kit / "certificate.der").write_bytes(certificate)
         (kit / "trust.cbor").write_bytes(trust.encode())
+        write_private(kit / "broadcast.key", broadcast_key)
         _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', broker)
         kits.append(kit)
     return kits

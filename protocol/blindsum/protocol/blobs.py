@@ -12,6 +12,7 @@ from typing import Final
 
 from blindsum.protocol.codec import DecodeError, decode_chunk
 from blindsum.protocol.errors import Refused
+from blindsum.protocol.keys import chunk_open
 from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, Ask, BlobRef, chunk_key
 
@@ -49,10 +50,15 @@ class Fetch:
 
 
 class Fetches:
-    """All blobs a role is receiving. Chunks of any other blob are refused, so nobody can fill the store with junk."""
+    """All blobs a role is receiving. Chunks of any other blob are refused, so nobody can fill the store with junk.
 
-    def __init__(self, store: Store) -> None:
+    `broadcast_key`: the fleet's, where the sender is the coordinator, who seals its chunks against the broker with it; empty
+    where chunks come as they are.
+    """
+
+    def __init__(self, store: Store, broadcast_key: bytes = b"") -> None:
         self._store = store
+        self._broadcast_key = broadcast_key
         self._fetches: dict[bytes, Fetch] = {}
 
     def want(self, ref: BlobRef, owner: str, now: int, *, pushed: int = 0) -> Fetch:
@@ -85,6 +91,8 @@ class Fetches:
             return Refused("chunk-unexpected")
         if index in fetch.have:
             return fetch, None
+        if self._broadcast_key:
+            data = chunk_open(self._broadcast_key, blob, index, data) or b""
         if not fetch.ref.accepts(index, data):
             return Refused("chunk-wrong", detail=f"chunk {index}")
         fetch.have.add(index)

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
 from cryptography.x509.oid import NameOID
 
@@ -27,6 +28,7 @@ __all__ = [
     "BOX_OVERHEAD",
     "BOX_PRIVATE_SIZE",
     "BOX_PUBLIC_SIZE",
+    "BROADCAST_KEY_SIZE",
     "CERTIFICATE_SIZE_MAX",
     "HASH_SIZE",
     "SEED_SIZE",
@@ -37,6 +39,8 @@ __all__ = [
     "box_usable",
     "certificate_fault",
     "certificate_issue",
+    "chunk_open",
+    "chunk_seal",
     "derive",
     "digest",
     "edge_keypair",
@@ -48,6 +52,7 @@ __all__ = [
 
 HASH_SIZE: Final = 32
 SEED_SIZE: Final = 32
+BROADCAST_KEY_SIZE: Final = 32
 BOX_PUBLIC_SIZE: Final = 1216
 BOX_PRIVATE_SIZE: Final = 96
 """ML-KEM-768 seed (64) followed by the X25519 private key (32)."""
@@ -145,6 +150,23 @@ def _box_parts(secret: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
     if len(secret) != BOX_PRIVATE_SIZE:
         raise ValueError("an HPKE private key has 96 bytes")
     return MLKEM768PrivateKey.from_seed_bytes(secret[:64]), X25519PrivateKey.from_private_bytes(secret[64:])
+
+
+# -- broadcasts -------------------------------------------------------------------------------------------------------
+
+
+def chunk_seal(key: bytes, blob: bytes, index: int, data: bytes) -> bytes:
+    """A chunk that the coordinator sends, closed to the broker: AES-128-GCM under a key of its own for each blob, the index as
+    nonce. A blob's id commits to its content, so one (key, nonce) never seals two plaintexts. 16 bytes longer than `data`."""
+    return AESGCM(derive(key, "broadcast", blob, size=16)).encrypt(index.to_bytes(12, "big"), data, None)
+
+
+def chunk_open(key: bytes, blob: bytes, index: int, sealed: bytes) -> bytes | None:
+    """What `chunk_seal` sealed, or None where it was not under this key for this place."""
+    try:
+        return AESGCM(derive(key, "broadcast", blob, size=16)).decrypt(index.to_bytes(12, "big"), sealed, None)
+    except (InvalidTag, ValueError):
+        return None
 
 
 # -- signatures and certificates --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 
@@ -133,18 +133,17 @@ def _self_sums(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]]
             continue
         out.faults += [(f"party/{party}", "opening-differs") for party, other in hashes.items() if other != value]
         vouching = [party for party, other in hashes.items() if other == value]
+        keeper = designated(view, subset)
+        if keeper in vouching and subset not in dict(contents[keeper][0].vectors):
+            out.faults.append((f"party/{keeper}", "opening-malformed"))
         vector = next(
             (v for party in vouching for part in contents[party] for s, v in part.vectors if s == subset), None
         )
         if vector is not None:
             found.append(vector)
             continue
-        keeper = designated(view, subset)
-        others = [party for party in vouching if party != keeper]
-        if len(others) < len(vouching):
-            out.faults.append((f"party/{keeper}", "opening-malformed"))
         # so many that one of them is honest and gives what it vouches for
-        for party in others[: view.base.committee.threshold]:
+        for party in [party for party in vouching if party != keeper][: view.base.committee.threshold]:
             out.wants.setdefault(party, []).append(subset)
     return found if len(found) == len(view.base.self_subsets) else None
 
@@ -164,27 +163,31 @@ def _edge_secrets(
     committee = view.base.committee
     liars: frozenset[int] = frozenset()  # who was disregarded for the edge before
     secrets: list[bytes] = []
+    heard: set[int] = set()
+    witnesses: Counter[int] = Counter()
     for number, (mine, theirs) in enumerate(edges):
         place = EDGE_SIZE * roster.neighbours(mine).index(theirs)
         cap = headers[mine].edges[place : place + SEED_SIZE]
         check = headers[mine].edges[place + SEED_SIZE : place + EDGE_SIZE]
         at = slice(SEED_SIZE * number, SEED_SIZE * (number + 1))
         given = [{party: row[at] for party, row in rows.items()} for rows in shares]
-        match = _first_match(view, cap, check, given, liars)
-        if match is None:
+        stories = _stories(view, cap, check, given, liars)
+        story = next(stories, None)
+        if story is None:
             if len(contents) == len(view.members):
                 out.hopeless = "edge-false"
                 if len(contents) == committee.parties >= committee.quorum + committee.equivocators:
                     # every subset has an honest holder among all parties, so no share but the device's cap can be false
                     out.faults.append((f"device/{roster.devices[mine]}", "edge-false"))
             return None
-        secret, right, liars = match
-        for row, share in zip(given, right, strict=True):
-            for party, other in row.items():
-                fault = (f"party/{party}", "edge-share-differs")
-                if other != share and fault not in out.faults:
-                    out.faults.append(fault)
+        secret, liars = story
         secrets.append(secret)
+        if liars and mine not in heard:
+            heard.add(mine)
+            witnesses.update(liars.intersection(*(others for _, others in stories)))
+    # a corrupt device can make its edges fit the lie of a corrupt party; more devices than may be corrupt do not all do so
+    proven = [party for party, count in sorted(witnesses.items()) if count > view.base.threat.corrupt(roster.size)]
+    out.faults += [(f"party/{party}", "edge-share-differs") for party in proven]
     return secrets
 
 
@@ -198,22 +201,22 @@ def _shares(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]], e
     return out
 
 
-def _first_match(
+def _stories(
     view: RoundView, cap: bytes, check: bytes, given: Sequence[Mapping[int, bytes]], liars: frozenset[int]
-) -> tuple[bytes, list[bytes], frozenset[int]] | None:
-    """(the secret whose check holds, the shares that give it, the parties disregarded), `liars` being tried first.
+) -> Iterator[tuple[bytes, frozenset[int]]]:
+    """(secret whose check holds, parties whose lies explain what was given), from few liars to many but `liars` before all.
 
     At most c parties lie: for some set of so many all others agree on every share. (To try combinations of shares instead
-    would let one liar among 7 parties make 2^15 of them.)
+    would let one liar among 7 parties make 2^15 of them.) Lies that cancel out leave more than one story: only who is in all
+    of them has lied.
     """
     parties = sorted({party for row in given for party in row})
     sizes = range(view.base.committee.equivocators + 1)
     others = (frozenset(chosen) for size in sizes for chosen in combinations(parties, size))
     for suspects in chain((liars,), others):
-        values = [{share for party, share in row.items() if party not in suspects} for row in given]
+        rows = ([share for party, share in row.items() if party not in suspects] or [*row.values()] for row in given)
+        values = [set(shares) for shares in rows]
         if all(len(shares) == 1 for shares in values):
-            right = [share for shares in values for share in shares]
-            secret = combine_pads(cap, right)
+            secret = combine_pads(cap, [share for shares in values for share in shares])
             if equal(edge_check(view, secret), check):
-                return secret, right, suspects
-    return None
+                yield secret, suspects

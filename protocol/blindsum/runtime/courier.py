@@ -9,6 +9,7 @@ from typing import Final
 
 from blindsum.protocol.codec import encode_chunk
 from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import chunk_seal
 from blindsum.protocol.machines.step import ChunkOut
 from blindsum.protocol.messages import chunk_key
 from blindsum.runtime.ports import DurableStore, Link, OutboxRow, Outcome
@@ -23,6 +24,7 @@ CHUNK_WINDOW_MAX: Final = 4
 class Courier:
     """Belongs to the driver's thread, but for the link's `done` calls, which end in `landed` under `changed`.
 
+    With a `broadcast_key` chunks are sealed against the broker on their way out (the coordinator's are).
     `undeliverable(code, kind, to)` is told of what the broker will never take.
     """
 
@@ -33,9 +35,11 @@ class Courier:
         topics: Topics,
         changed: threading.Condition,
         undeliverable: Callable[[str, str, str], None],
+        broadcast_key: bytes,
     ) -> None:
         self._store, self._link, self._topics = store, link, topics
         self._changed, self._undeliverable = changed, undeliverable
+        self._broadcast_key = broadcast_key
         self.landed: deque[tuple[int, Outcome]] = deque()  # bounded by the link's window
         self._flying: dict[int, OutboxRow] = {}
         self._cursor = {True: 0, False: 0}  # the last row looked at, of chunks and of messages
@@ -87,6 +91,8 @@ class Courier:
             if data is None and not out.retain:  # the machine has deleted the blob since
                 gone.append(row.seq)
                 return True
+            if data is not None and self._broadcast_key:
+                data = chunk_seal(self._broadcast_key, out.blob, out.index, data)
             # an empty retained message takes the broker's copy away
             body = b"" if data is None else encode_chunk(out.blob, out.index, data)
         else:

@@ -66,6 +66,7 @@ class Driver:
         clock: Callable[[], int] = now_ms,
         on_event: Callable[[Event], None] = lambda _event: None,
         on_refused: Callable[[Refused], None] = lambda _refused: None,
+        broadcast_key: bytes = b"",
     ) -> None:
         self._make_machine, self._store, self._link, self._topics = make_machine, store, link, topics
         self._clock, self._on_event, self._on_refused = clock, on_event, on_refused
@@ -73,7 +74,7 @@ class Driver:
         """How often each code was refused since the start."""
         self.failure: BlindsumError | None = None
         self._changed = threading.Condition()  # guards the next four, and what the courier is told
-        self._courier = Courier(store, link, topics, self._changed, self._undeliverable)
+        self._courier = Courier(store, link, topics, self._changed, self._undeliverable, broadcast_key)
         self._inbox: deque[Inbound] = deque()
         self._calls: deque[_Call] = deque()
         self._states: deque[LinkState] = deque(maxlen=16)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.keys import certificate_fault, public_of
+from blindsum.protocol.keys import BROADCAST_KEY_SIZE, certificate_fault, public_of
 from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Credentials, Tls, Will
@@ -21,6 +21,7 @@ from blindsum.runtime.topics import Topics
 
 __all__ = [
     "BrokerSettings",
+    "load_broadcast_key",
     "load_identity",
     "load_key",
     "load_trust",
@@ -87,6 +88,14 @@ def save_key(path: Path, key: Ed25519PrivateKey) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     write_private(path, pem)
+
+
+def load_broadcast_key(kit: Path) -> bytes:
+    """`broadcast.key` of a kit: what the coordinator seals models and sums with, so that the broker cannot read them."""
+    key = read_file(kit / "broadcast.key")
+    if len(key) != BROADCAST_KEY_SIZE:
+        raise BlindsumError("kit-incomplete", f"{kit / 'broadcast.key'} has {len(key)} bytes, not {BROADCAST_KEY_SIZE}")
+    return key
 
 
 def load_identity(kit: Path, trust: Trust) -> DeviceIdentity:

@@ -47,7 +47,7 @@ def _head(major: int, number: int) -> bytes:
 
 
 def _item(data: bytes, at: int, depth: int) -> tuple[Value, int]:
-    require(at < len(data), "message-malformed")
+    require(at < len(data) and depth <= DEPTH_MAX, "message-malformed")
     major, info = data[at] >> 5, data[at] & 31
     at += 1
     if major == 7:
@@ -69,7 +69,7 @@ def _item(data: bytes, at: int, depth: int) -> tuple[Value, int]:
             return (data[at:end] if major == 2 else data[at:end].decode()), end
         except UnicodeDecodeError:
             raise Fault("message-malformed") from None
-    require(depth < DEPTH_MAX and number <= len(data), "message-malformed")
+    require(number <= len(data), "message-malformed")
     if major == 4:
         items = []
         for _ in range(number):

@@ -68,7 +68,8 @@ def _bits() -> File:
         (64, 100_000, 2**24),
         (64, 2, 1),
     ):
-        file.ok(f"{width} bits", width=width, devices_max=devices_max, weight_max=weight_max)
+        name = f"{width} bits, {devices_max} devices, weights to {weight_max}"
+        file.ok(name, width=width, devices_max=devices_max, weight_max=weight_max)
     file.bad(_UNSAFE, "5000 devices in 16 bits", width=16, devices_max=5000, weight_max=1)
     file.bad(_UNSAFE, "heavy examples in 24 bits", width=24, devices_max=1000, weight_max=10_000)
     return file

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from scenarios.case import File, secret
-from scenarios.scene import FLEET, TASK, Scene
 
 from blindsum.protocol.codec import encode, encode_chunk
 from blindsum.protocol.messages import chunks_of
+from scenarios.case import File, secret
+from scenarios.scene import FLEET, TASK, Scene
 
 __all__ = ["files"]
 
@@ -36,7 +36,9 @@ _VALUES: Final = (
     ("null", None),
     ("array, empty", []),
     ("array of arrays", [[], [1, [2, b"3"]], "4"]),
-    ("eight arrays deep", [[[[[[[[]]]]]]]]),
+    ("an integer inside eight arrays", [[[[[[[[0]]]]]]]]),
+    ("an array inside eight arrays", [[[[[[[[[]]]]]]]]]),
+    ("a map inside eight maps", {"a": {"a": {"a": {"a": {"a": {"a": {"a": {"a": {}}}}}}}}}),
     ("map in order of encoded keys", {"v": 1, "to": 2, "from": 3, "type": 4, "round": 5, 1: 6}),
 )
 
@@ -63,7 +65,8 @@ _BROKEN: Final = (
     ("array as a key", "a18001"),
     ("boolean as a key", "a1f501"),
     ("byte string as a key", "a1416101"),
-    ("nine arrays deep", "8" + "18" * 8 + "0"),
+    ("an integer inside nine arrays", "81" * 9 + "00"),
+    ("an array inside nine arrays and maps", "a10081" * 4 + "a10080"),
     ("tag 18", "d201"),
     ("bignum", "c249010000000000000000"),
     ("decimal fraction", "c4820102"),

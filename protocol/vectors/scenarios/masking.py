@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from scenarios.case import File, secret
-from scenarios.scene import Scene
-
 from blindsum.protocol.codec import encode
 from blindsum.protocol.ring import Segment, packed_size
+from scenarios.case import File, secret
+from scenarios.scene import Scene
 
 __all__ = ["files"]
 

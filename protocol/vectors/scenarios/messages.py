@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
+
 from scenarios.case import File, secret
 from scenarios.scene import Scene, Sent
 
@@ -99,14 +100,14 @@ def _file(scene: Scene, section: str, kind: str) -> File:
         chosen = [scene.sent[kind][n] for n in (0, -2, -1)]
     if kind in ("header", "offer", "offer-request", "join"):
         chosen = chosen[:1]
-    for sent in chosen:
-        file.ok(f"from {sent.sender} to {sent.to}", **_inputs(scene, sent, msgspec.to_builtins(sent.payload, builtin_types=(bytes,))))
+    for number, sent in enumerate(chosen, 1):
+        file.ok(f"{number}: from {sent.sender} to {sent.to}", **_inputs(scene, sent, msgspec.to_builtins(sent.payload, builtin_types=(bytes,))))
     sent = chosen[0]
     body = _small(kind, msgspec.to_builtins(sent.payload, builtin_types=(bytes,)))
     for name, changes in _FAULTS[kind].items():
         file.bad(_MALFORMED, name, **_inputs(scene, sent, {**body, **changes}))
     least = next(iter(body))
-    file.bad(_MALFORMED, f"no {least}", **_inputs(scene, sent, {k: v for k, v in body.items() if k != least}))
+    file.bad(_MALFORMED, f"field {least} missing", **_inputs(scene, sent, {k: v for k, v in body.items() if k != least}))
     file.bad(_MALFORMED, "one field more", **_inputs(scene, sent, {**body, "extra": 0}))
     file.bad(_MALFORMED, "fields as an array", **_inputs(scene, sent, list(body.values())))
     return file

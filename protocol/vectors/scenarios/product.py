@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from scenarios.plan import codec_of, plain_view, segments_of
 
 from blindsum.protocol import codec, graph, keys, masks, params, prg, quantize, reference, ring, rotation, sharing
 from blindsum.protocol.blobs import bits, bits_set
@@ -20,6 +19,7 @@ from blindsum.protocol.roster import read_survivors
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import open_message, payload_of
+from scenarios.plan import codec_of, plain_view, segments_of
 
 __all__ = ["KINDS", "Refusal", "compute"]
 

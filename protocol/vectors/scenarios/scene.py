@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from scenarios.boxes import Boxes
-from scenarios.case import secret
 
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.envelope import Head, open_envelope, seal_envelope
@@ -63,6 +61,8 @@ from blindsum.protocol.roster import (
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.update import encode_update
 from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_task
+from scenarios.boxes import Boxes
+from scenarios.case import secret
 
 __all__ = ["FLEET", "START", "TASK", "Scene"]
 
@@ -75,8 +75,8 @@ LENGTH: Final = 8
 CHUNK_SIZE: Final = 16_384
 DROPPED: Final = 4
 """The index of the device whose upload comes too late."""
-SILENT: Final = 4
-"""The party that does not open."""
+SLOW: Final = 4
+"""The party whose opening comes after another one was asked for the sum that it is designated for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,16 +301,18 @@ class Scene:
         self.contents: dict[int, list[OpeningContent]] = {}
         self.openings: list[tuple[Sent, bytes]] = []
         sums: dict[int, dict[int, bytes]] = {}
-        for party in (n for n in range(1, PARTIES + 1) if n != SILENT):
+        for party in range(1, PARTIES + 1):
+            if party == SLOW:
+                subset = next(s for s in range(len(self.base.self_subsets)) if designated(self.view, s) == SLOW)
+                asked = min(other for other, held in sums.items() if subset in held)
+                want = Want(proposal=self.proposal.digest, part=1, subsets=[subset])
+                self.send("want", "coordinator", f"party/{asked}", want)
+                self._opening(asked, OpeningContent(hashes=[], shares=b"", vectors=[(subset, sums[asked][subset])]))
             seeds = {index: self.seeds_of(index, party) for index in self.indices}
             content, sums[party] = make_content(
                 self.view, self.roster, party=party, survivors=self.indices, seeds=seeds
             )
             self._opening(party, content)
-        subset = next(s for s in range(len(self.base.self_subsets)) if designated(self.view, s) == SILENT)
-        party = min(party for party, held in sums.items() if subset in held)
-        self.send("want", "coordinator", f"party/{party}", Want(proposal=self.proposal.digest, part=1, subsets=[subset]))
-        self._opening(party, OpeningContent(hashes=[], shares=b"", vectors=[(subset, sums[party][subset])]))
 
     def seeds_of(self, index: int, party: int) -> Seeds:
         public = next(m.box_key for m in self.view.members if m.party == party)

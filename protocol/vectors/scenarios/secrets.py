@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
-from scenarios.case import File, secret
-from scenarios.scene import FLEET, START, TASK, Scene
 
 from blindsum.protocol.keys import certificate_issue, edge_keypair
+from scenarios.case import File, secret
+from scenarios.scene import FLEET, START, TASK, Scene
 
 __all__ = ["files"]
 

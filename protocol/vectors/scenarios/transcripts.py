@@ -6,8 +6,6 @@ import hashlib
 from typing import Any
 
 import msgspec
-from scenarios.case import File, secret
-from scenarios.scene import Scene
 
 from blindsum.protocol.codec import encode
 from blindsum.protocol.envelope import seal_envelope
@@ -19,6 +17,8 @@ from blindsum.protocol.messages import (
     RosterAnnouncement,
     Vote,
 )
+from scenarios.case import File, secret
+from scenarios.scene import Scene
 
 __all__ = ["files"]
 
@@ -49,10 +49,8 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
 
     few = msgspec.structs.replace(announcement, votes=announcement.votes[:2])
     double = msgspec.structs.replace(announcement, votes=[*announcement.votes[:3], announcement.votes[0]])
-    false_beacon = scene.send("vote", "party/2", "coordinator", _vote(scene, secret("another beacon"))).raw
-    lying = [("sum", 0, _add_one(scene.total))]
-    wrong_sum = _opening(scene, 2, vector=True)
-    wrong_share = _opening(scene, 3, vector=False)
+    vote = Vote(decides="roster", digest=scene.roster_proposal.digest, beacon=secret("another beacon"))
+    false_beacon = seal_envelope(scene.key("party/2"), scene.head("vote", "party/2", "coordinator"), vote)
     return [
         ("manifest with two votes", [("announcement", 0, again("announcement", few))]),
         ("manifest with one vote twice", [("announcement", 0, again("announcement", double))]),
@@ -73,9 +71,12 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
         ("body altered", [("body", 1, _flip(scene.bodies[1], 5))]),
         ("content altered", [("content", 0, _flip(scene.openings[0][1], 20))]),
         ("opening in the place of another part", [("opening", 3, scene.openings[1][0].raw)]),
-        ("a party opens a wrong sum", _with_result(scene, 1, wrong_sum)),
-        ("a party gives a wrong share", _with_result(scene, 2, wrong_share)),
-        ("published sum is another", lying),
+        ("a party vouches for a wrong sum", _opens(scene, 1, _false_hash(scene.contents[2][0]))),
+        ("a party opens a wrong sum that nobody else was asked for", _opens(scene, 1, _false_sum(scene.contents[2][0]))),
+        ("a party opens a sum without its hash", _opens(scene, 1, _false_vector(scene.contents[2][0]))),
+        ("a party gives a wrong share", _opens(scene, 2, _false_share(scene.contents[3][0]))),
+        ("a party gives a share too few", _opens(scene, 2, _few_shares(scene.contents[3][0]))),
+        ("published sum is another", [("sum", 0, _add_one(scene.total))]),
         ("result of another set", [("result", 0, again("result", scene.make_result(proposal=secret("proposal"))))]),
         ("result counts one more", [("result", 0, again("result", scene.make_result(count=6)))]),
         (
@@ -96,30 +97,40 @@ def _trust(scene: Scene) -> list[Any]:
     return [trust.fleet, trust.ca, trust.operator, trust.coordinator, trust.coordinator_box, list(trust.parties)]
 
 
-def _vote(scene: Scene, beacon: bytes) -> Payload:
-    return Vote(decides="roster", digest=scene.roster_proposal.digest, beacon=beacon)
+def _false_hash(content: OpeningContent) -> OpeningContent:
+    sent = {subset for subset, _ in content.vectors}
+    false = next(subset for subset, _ in content.hashes if subset not in sent)
+    hashes = [(s, secret("hash") if s == false else digest) for s, digest in content.hashes]
+    return msgspec.structs.replace(content, hashes=hashes)
 
 
-def _opening(scene: Scene, party: int, *, vector: bool) -> tuple[bytes, bytes]:
-    """(opening, content) of a party that signs a lie: another self-mask sum, or another share."""
-    content = scene.contents[party][0]
-    if vector:
-        subset, honest = content.vectors[0]
-        false = _add_one(honest)
-        hashes = [(s, hashlib.sha256(false).digest() if s == subset else digest) for s, digest in content.hashes]
-        content = OpeningContent(hashes=hashes, shares=content.shares, vectors=[(subset, false)])
-    else:
-        content = msgspec.structs.replace(content, shares=_flip(content.shares, 0))
-    opening, plain = scene.opening(party, 0, content)
-    raw = seal_envelope(scene.key(f"party/{party}"), scene.head("opening", f"party/{party}", "coordinator"), opening)
-    return raw, plain
+def _false_sum(content: OpeningContent) -> OpeningContent:
+    subset, honest = content.vectors[0]
+    false = _add_one(honest)
+    hashes = [(s, hashlib.sha256(false).digest() if s == subset else digest) for s, digest in content.hashes]
+    return msgspec.structs.replace(content, hashes=hashes, vectors=[(subset, false)])
 
 
-def _with_result(scene: Scene, place: int, lie: tuple[bytes, bytes]) -> list[tuple[str, int, bytes]]:
-    """Records in which opening number `place` is `lie`, and the result names it."""
-    raw, plain = lie
+def _false_vector(content: OpeningContent) -> OpeningContent:
+    subset, honest = content.vectors[0]
+    return msgspec.structs.replace(content, vectors=[(subset, _add_one(honest))])
+
+
+def _false_share(content: OpeningContent) -> OpeningContent:
+    return msgspec.structs.replace(content, shares=_flip(content.shares, 0))
+
+
+def _few_shares(content: OpeningContent) -> OpeningContent:
+    return msgspec.structs.replace(content, shares=content.shares[:-32])
+
+
+def _opens(scene: Scene, place: int, content: OpeningContent) -> list[tuple[str, int, bytes]]:
+    """Records in which opening number `place` holds `content`, signed by its party, and the result names it."""
+    sent, _ = scene.openings[place]
+    opening, plain = scene.opening(int(sent.sender.split("/")[1]), 0, content)
+    raw = seal_envelope(scene.key(sent.sender), scene.head("opening", sent.sender, "coordinator"), opening)
     openings = [(int(s.sender.split("/")[1]), hashlib.sha256(p).digest()) for s, p in scene.openings]
-    openings[place] = (openings[place][0], hashlib.sha256(plain).digest())
+    openings[place] = (openings[place][0], opening.plain)
     result = scene.make_result(openings=sorted(openings))
     signed = seal_envelope(scene.key("coordinator"), scene.head("result", "coordinator", "all"), result)
     return [("opening", place, raw), ("content", place, plain), ("result", 0, signed)]

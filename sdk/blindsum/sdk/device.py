@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +24,7 @@ from blindsum.protocol.refusals import REFUSALS
 from blindsum.protocol.update import encode_update
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
-from blindsum.runtime.kit import BrokerSettings, load_identity, load_trust, make_link
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link
 from blindsum.runtime.logs import fields
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
@@ -120,13 +121,9 @@ class Device:
             raise BlindsumError("kit-incomplete", f"{kit}: device.toml, certificate and trust bundle name different ones")
         self._on_event, self._inspect = on_event, inspect
         self._examples: dict[str, Examples] = {}
-        self._driver: Driver | None = None
-        self._store: SqliteStore | None = None
-        self._stopping = threading.Event()
-        self._jobs: queue.Queue[tuple[str, int] | None] = queue.Queue()
-        self._told: queue.Queue[DeviceEvent | None] = queue.Queue(EVENTS_MAX)
-        self._threads: list[threading.Thread] = []
-        self._state, self._reason = State.STOPPED, "not started"
+        self._run: _Run | None = None
+        self._doing = (State.STOPPED, "not started")
+        self._offline = ""
 
     @classmethod
     def open(
@@ -138,7 +135,7 @@ class Device:
         inspect: Inspect | None = None,
     ) -> Device:
         """The device whose kit is in folder `kit`. `on_event` is called on a thread of its own. `inspect` is shown, in this process
-        only, each update before it is masked. Raises BlindsumError."""
+        only, each update before it is masked; where it raises, nothing leaves. Raises BlindsumError."""
         return cls(Path(kit), policy or Policy(), on_event=on_event, inspect=inspect)
 
     @property
@@ -147,19 +144,19 @@ class Device:
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._shown()[0]
 
     @property
     def reason(self) -> str:
         """Why the device is in this state, for people."""
-        return self._reason
+        return self._shown()[1]
 
     def task(self, name: str) -> Callable[[Examples], Examples]:
         """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called
         once an epoch, on a background thread, and only while the policy's conditions hold."""
 
         def register(examples: Examples) -> Examples:
-            if self._driver is not None:
+            if self._run is not None:
                 raise BlindsumError("device-running", f"task {name}")
             self._examples[name] = examples
             return examples
@@ -168,40 +165,50 @@ class Device:
 
     def start(self) -> None:
         """Begin in the background and return at once; an unreachable broker is nothing special. Raises BlindsumError for a database
-        that cannot be used."""
-        if self._driver is not None:
+        or broker address that cannot be used; the device is stopped then."""
+        if self._run is not None:
             raise BlindsumError("device-running", self.name)
         topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
-        store = SqliteStore(self._kit / "device.db")
         link = self._link(topics)
-        self._stopping.clear()
-        self._store = store
-        self._driver = Driver(
-            lambda: self._machine(store), store, link, topics, on_event=self._event, on_refused=self._refused
+        run = _Run(SqliteStore(self._kit / "device.db"))
+        run.driver = Driver(
+            lambda: self._machine(run.store),
+            run.store,
+            link,
+            topics,
+            on_event=lambda event: self._event(run, event),
+            on_refused=lambda refused: self._refused(run, refused),
         )
-        self._set(State.CONNECTING, f"to {self._settings.broker.url}")
-        self._threads = [
-            threading.Thread(target=self._work, name=f"train-{self.name}", daemon=True),
-            threading.Thread(target=self._tell, name=f"events-{self.name}", daemon=True),
+        self._run = run
+        self._offline = f"to {self._settings.broker.url}"
+        self._set(run, State.WAITING, "for a round")
+        run.threads = [
+            threading.Thread(target=self._work, args=(run,), name=f"train-{self.name}", daemon=True),
+            threading.Thread(target=self._tell, args=(run,), name=f"events-{self.name}", daemon=True),
         ]
-        for thread in self._threads:
+        for thread in run.threads:
             thread.start()
-        self._driver.start()
+        try:
+            run.driver.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop within about `timeout_s`. A round under way goes on at the next start, if its deadlines allow."""
-        driver, self._driver = self._driver, None
-        if driver is None:
+        run, self._run = self._run, None
+        if run is None:
             return
-        self._stopping.set()
-        self._jobs.put(None)
-        driver.stop(timeout_s)
-        for thread in self._threads[:1]:
-            thread.join(timeout_s)
-        self._put(None)
-        if self._store is not None:
-            self._store.close()
-        self._set(State.STOPPED, "stopped by the app")
+        end = time.monotonic() + timeout_s
+        run.stopping.set()
+        run.jobs.put(None)
+        run.driver.stop(timeout_s / 2)  # it may take that long twice
+        run.put(None)
+        for thread in run.threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
+        run.store.close()
+        self._doing = (State.STOPPED, "stopped by the app")
 
     def __enter__(self) -> Device:
         self.start()
@@ -212,6 +219,18 @@ class Device:
 
     def _link(self, topics: Topics) -> Link:
         return make_link(self._kit, self._settings.broker, topics)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def _shown(self) -> tuple[State, str]:
+        """What goes on here, or that there is no connection where one is needed for it."""
+        doing, offline = self._doing, self._offline
+        alone = doing[0] in (State.STOPPED, State.FAILED, State.TRAINING)
+        return (State.CONNECTING, offline) if offline and not alone else doing
+
+    def _set(self, run: _Run, state: State, reason: str) -> None:
+        if not run.stopping.is_set():
+            self._doing = (state, reason)
 
     # -- on the machine's thread ----------------------------------------------------------------------------------
 
@@ -231,52 +250,65 @@ class Device:
         """"" to take part in the round, else why not."""
         return self._policy.obstacle()
 
-    def _event(self, event: Event) -> None:
+    def _event(self, run: _Run, event: Event) -> None:
         data = dict(event.data)
+        number = data.get("round")
         states = {
-            "connected": (State.WAITING, "for a round"),
-            "disconnected": (State.CONNECTING, f"to {self._settings.broker.url}"),
-            "joined": (State.JOINED, f"round {data.get('round')}, waiting for the roster"),
-            "train": (State.TRAINING, f"round {data.get('round')}"),
-            "uploading": (State.UPLOADING, f"round {data.get('round')}"),
-            "uploaded": (State.UPLOADED, f"round {data.get('round')}, waiting for the result"),
+            "joined": (State.JOINED, f"round {number}, waiting for the roster"),
+            "train": (State.TRAINING, f"round {number}"),
+            "uploading": (State.UPLOADING, f"round {number}"),
+            "uploaded": (State.UPLOADED, f"round {number}, waiting for the result"),
             "round-finished": (State.WAITING, "for the next round"),
             "round-abandoned": (State.WAITING, f"for the next round; the last ended early: {data.get('code')}"),
             "declined": (State.WAITING, str(data.get("reason"))),
             "stopped": (State.FAILED, str(data.get("code"))),
         }
-        if event.name in states and not (event.name == "connected" and self._state != State.CONNECTING):
-            self._set(*states[event.name])
-        if event.name == "train":
-            self._jobs.put((str(data["task"]), int(str(data["round"]))))
-        self._put(DeviceEvent(event.name, data))
+        if event.name in states:
+            self._set(run, *states[event.name])
+        match event.name:
+            case "connected":
+                self._offline = ""
+            case "disconnected":
+                self._offline = f"to {self._settings.broker.url}: {data['detail'] or data['code']}"
+            case "train":
+                run.open[str(data["task"])] = int(str(number))
+                run.jobs.put((str(data["task"]), int(str(number))))
+            case "uploading" | "round-finished" | "round-abandoned":
+                run.open.pop(str(data["task"]), None)
+        run.put(DeviceEvent(event.name, data))
 
-    def _refused(self, refused: Refused) -> None:
+    def _refused(self, run: _Run, refused: Refused) -> None:
         """Tell the app about refusals that only its user or owner can do something about."""
         if refused.code in OWN_REFUSALS:
-            self._set(State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
-            self._put(DeviceEvent("refused", {"code": refused.code, "detail": refused.detail}))
+            self._set(run, State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
+            run.put(DeviceEvent("refused", {"code": refused.code, "detail": refused.detail}))
 
     # -- on the training thread -----------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _work(self, run: _Run) -> None:
+        while (job := run.jobs.get()) is not None:
             task, number = job
+            name, data = "training-failed", {"task": task, "round": number}
             try:
-                self._train(task, number)
-            except Aborted:
-                self._put(DeviceEvent("training-aborted", {"task": task, "round": number, "reason": self._obstacle()}))
+                self._train(run, task, number)
+                continue
+            except Aborted as error:
+                name, reason = "training-aborted", str(error) or "by the app"
+                data["reason"] = reason
             except BlindsumError as error:
-                data = {"task": task, "round": number, "code": error.code, "detail": error.detail}
-                self._put(DeviceEvent("training-failed", data))
+                reason = error.code
+                data |= {"code": error.code, "detail": error.detail}
                 log.warning("training failed", extra=fields(**data))
-            except Exception as error:  # the app's examples function, or a fault of ours: neither may end the thread
+            except Exception as error:  # a fault of ours must not end the thread
+                reason = "internal-error"
+                data |= {"code": reason, "detail": repr(error)}
                 log.exception("training failed", extra=fields(task=task, round=number))
-                data = {"task": task, "round": number, "code": "examples-failed", "detail": repr(error)}
-                self._put(DeviceEvent("training-failed", data))
+            if run.open.get(task) == number:
+                self._set(run, State.WAITING, f"for the next round; training ended early: {reason}")
+            run.put(DeviceEvent(name, data))
 
-    def _train(self, task: str, number: int) -> None:
-        inputs = self._call(lambda machine, _now: _inputs(machine, task, number))
+    def _train(self, run: _Run, task: str, number: int) -> None:
+        inputs = self._call(run, lambda machine, _now: _inputs(machine, task, number))
         if inputs is None:
             return
         view, plan, model = inputs
@@ -284,8 +316,8 @@ class Device:
             plan,
             model,
             view.task.training,
-            lambda epoch: self._examples[task](Context(task, number, epoch)),
-            should_abort=lambda: self._stopping.is_set() or bool(self._policy.obstacle()),
+            lambda epoch: self._batches(Context(task, number, epoch)),
+            obstacle=lambda: self._obstacle(run, task, number),
         )
         weight = min(trained.examples, view.task.codec.weight_max)
         lanes = encode_update(
@@ -299,54 +331,78 @@ class Device:
         if self._inspect is not None:
             copies = [lane.copy() for lane in lanes]
             self._inspect(Inspection(task, number, trained.update, weight, copies))
-        self._put(
-            DeviceEvent(
-                "trained", {"task": task, "round": number, "examples": trained.examples, "loss": trained.loss}
-            )
-        )
+        about: dict[str, object] = {"task": task, "round": number}
+        run.put(DeviceEvent("trained", {**about, "examples": trained.examples, "loss": trained.loss}))
 
         def upload(machine: Machine, now: int) -> Step:
             assert isinstance(machine, DeviceMachine)
             began = time.thread_time()
             step = machine.upload(task, number, lanes, now)
             took_ms = 1000 * (time.thread_time() - began)  # CPU: what it costs the device, not what else it does
-            self._put(DeviceEvent("masked", {"task": task, "round": number, "ms": took_ms}))
+            run.put(DeviceEvent("masked", {**about, "ms": took_ms}))
             return step
 
-        self._call(upload)
+        self._call(run, upload)
 
-    def _call(self, fn: Callable[[Machine, int], Any]) -> Any:
-        driver = self._driver
-        if driver is None or self._stopping.is_set():
-            raise Aborted
-        return driver.call(fn).result(CALL_TIMEOUT_S)
+    def _batches(self, context: Context) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+        """The app's examples; what its function raises ends this training and nothing else."""
+        try:
+            yield from self._examples[context.task](context)
+        except (Aborted, BlindsumError):
+            raise
+        except (Exception, SystemExit) as error:
+            log.exception("the app's examples function failed", extra=fields(task=context.task, round=context.round))
+            raise BlindsumError("examples-failed", repr(error)) from error
 
-    def _obstacle(self) -> str:
-        return "stopped" if self._stopping.is_set() else self._policy.obstacle()
+    def _call(self, run: _Run, fn: Callable[[Machine, int], Any]) -> Any:
+        try:
+            return run.driver.call(fn).result(CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise BlindsumError("driver-busy") from None
+        except BlindsumError as error:
+            if run.stopping.is_set() and error.code == "driver-stopped":
+                raise Aborted("stopped") from None
+            raise
+
+    def _obstacle(self, run: _Run, task: str, number: int) -> str:
+        """"" as long as training for this round may go on, else why not."""
+        if run.stopping.is_set():
+            return "stopped"
+        return self._policy.obstacle() if run.open.get(task) == number else "the round is over"
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def _set(self, state: State, reason: str) -> None:
-        self._state, self._reason = state, reason
-
-    def _put(self, event: DeviceEvent | None) -> None:
-        while True:
-            try:
-                self._told.put_nowait(event)
-                return
-            except queue.Full:
-                try:
-                    self._told.get_nowait()
-                except queue.Empty:
-                    continue
-
-    def _tell(self) -> None:
-        while (event := self._told.get()) is not None:
+    def _tell(self, run: _Run) -> None:
+        while (event := run.told.get()) is not None:
             if self._on_event is not None:
                 try:
                     self._on_event(event)
                 except Exception:
                     log.exception("the app's event callback failed")
+
+
+class _Run:
+    """A device from one start to its stop: what its threads share, so that one that outlives the stop cannot disturb the next."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.store = store
+        self.driver: Driver
+        self.threads: list[threading.Thread] = []
+        self.stopping = threading.Event()
+        self.open: dict[str, int] = {}
+        """The round of each task that waits for this device's update."""
+        self.jobs: queue.SimpleQueue[tuple[str, int] | None] = queue.SimpleQueue()
+        self.told: queue.Queue[DeviceEvent | None] = queue.Queue(EVENTS_MAX)
+
+    def put(self, event: DeviceEvent | None) -> None:
+        """Tell the app, at the cost of what it has been told longest ago."""
+        while True:
+            try:
+                self.told.put_nowait(event)
+                return
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self.told.get_nowait()
 
 
 def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes] | None:

@@ -89,6 +89,7 @@ class DeviceMachine:
         seal: Seal,
         floor: Floor,
         willing: Callable[[RoundView], str],
+        broadcast_key: bytes = b"",
     ) -> None:
         self._identity = identity
         self._trust = trust
@@ -98,7 +99,7 @@ class DeviceMachine:
         self._floor = floor
         self._willing = willing
         self._journal = Journal(store)
-        self._fetches = Fetches(self._journal)
+        self._fetches = Fetches(self._journal, broadcast_key)
         self._rounds: dict[str, DeviceRound] = {}
         self._restore()
 

@@ -15,9 +15,9 @@ __all__ = ["Inbox"]
 class Inbox:
     """`Fetches` from the coordinator with the task each belongs to."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, broadcast_key: bytes) -> None:
         self._journal = journal
-        self._fetches = Fetches(journal)
+        self._fetches = Fetches(journal, broadcast_key)
         self._tasks: dict[bytes, str] = {}
 
     def want(self, task: str, ref: BlobRef, now: int) -> bool:

@@ -73,12 +73,13 @@ class PartyMachine:
         seal: Seal,
         floor: PartyFloor,
         threads: int = 1,
+        broadcast_key: bytes = b"",
     ) -> None:
         self._number = number
         self._trust = trust
         self._random = random
         self._floor = floor
-        self._desk = PartyDesk(number=number, key=key, trust=trust, store=store)
+        self._desk = PartyDesk(number=number, key=key, trust=trust, store=store, broadcast_key=broadcast_key)
         self._setup = PartySetup(self._desk)
         self._closing = PartyClosing(self._desk, seal=seal, threads=threads)
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain

@@ -135,11 +135,12 @@ class PartyClosing:
         inner = open_message(self._desk.trust, certificate.proposal)
         if isinstance(inner, Refused):
             return inner
+        if (inner.head.type, inner.head.task, inner.head.round) != ("proposal", view.name, view.number):
+            return Refused("roster-differs", "coordinator")
         proposal = payload_of(inner, Proposal)
         if isinstance(proposal, Refused):
             return proposal
-        place = (inner.head.type, inner.head.task, inner.head.round)
-        if place != ("proposal", view.name, view.number) or proposal.roster != roster.digest:
+        if proposal.roster != roster.digest:
             return Refused("roster-differs", "coordinator")
         votes = count_votes(view.base, view.number, certificate.votes, decides="set", digest=inner.digest)
         if len(votes) < view.base.committee.quorum:

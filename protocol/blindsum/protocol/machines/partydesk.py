@@ -25,12 +25,13 @@ __all__ = ["PartyDesk"]
 class PartyDesk:
     """Signs and keeps for party `number`."""
 
-    def __init__(self, *, number: int, key: Ed25519PrivateKey, trust: Trust, store: Store) -> None:
+    def __init__(self, *, number: int, key: Ed25519PrivateKey, trust: Trust, store: Store, broadcast_key: bytes
+    ) -> None:
         self._key = key
         self.number = number
         self.trust = trust
         self.journal = Journal(store)
-        self.inbox = Inbox(self.journal)
+        self.inbox = Inbox(self.journal, broadcast_key)
         self.chain = Chain(trust, self.journal, self.inbox)
 
     def sign(self, task: str, number: int, kind: str, payload: Payload) -> bytes:

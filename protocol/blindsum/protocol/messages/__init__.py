@@ -60,7 +60,7 @@ __all__ = [
     "chunks_of",
 ]
 
-CHUNK_MESSAGE_SIZE_MAX: Final = CHUNK_SIZE_MAX + 64
+CHUNK_MESSAGE_SIZE_MAX: Final = CHUNK_SIZE_MAX + 80
 MESSAGE_SIZE_MAX: Final = 524_288
 """No message of any type is larger; a driver refuses before it parses."""
 
