@@ -67,7 +67,7 @@ class Fetches:
         fetch = self._fetches.get(blob)
         if fetch is None:
             prefix = f"blob/{blob.hex()}/"
-            have = {int(key[len(prefix) :]) for key in self._keys(prefix)}
+            have = {int(key[len(prefix) :]) for key in self._store.keys(prefix)}
             fetch = Fetch(ref, blob, owner, have, pushed, now if pushed else now - RESEND_MS)
             self._fetches[blob] = fetch
         return fetch
@@ -110,9 +110,6 @@ class Fetches:
     def deadline(self) -> int | None:
         times = [fetch.asked_at + fetch.wait_ms for fetch in self._fetches.values() if not fetch.complete]
         return min(times, default=None)
-
-    def _keys(self, prefix: str) -> Iterator[str]:
-        return (key for key, _ in self._store.scan(prefix))
 
 
 def write_blob(ref: BlobRef, chunks: list[bytes]) -> tuple[Write, ...]:

@@ -31,6 +31,9 @@ class MemoryStore:
         return self._rows.get(key)
 
     def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        return ((key, self._rows[key]) for key in self.keys(prefix))
+
+    def keys(self, prefix: str) -> Iterator[str]:
         if self._keys is None:
             self._keys = sorted(self._rows)
         keys = self._keys
@@ -38,8 +41,8 @@ class MemoryStore:
             key = keys[at]
             if not key.startswith(prefix):
                 return
-            if (value := self._rows.get(key)) is not None:
-                yield key, value
+            if key in self._rows:
+                yield key
 
     def stage(self, writes: Iterable[Write], messages: Iterable[Outgoing]) -> None:
         if self._staged_after is None:

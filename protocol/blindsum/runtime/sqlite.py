@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing, Write
@@ -92,8 +92,15 @@ class SqliteStore:
 
     def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Rows whose key starts with `prefix`, in key order, read in pages: what is written meanwhile may or may not show."""
+        return self._pages("key, value", prefix)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys alone, as `scan`."""
+        return (key for (key,) in self._pages("key", prefix))
+
+    def _pages(self, columns: str, prefix: str) -> Iterator[Any]:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff"
-        query = "SELECT key, value FROM kv WHERE key {} ? AND key < ? ORDER BY key LIMIT ?"
+        query = f"SELECT {columns} FROM kv WHERE key {{}} ? AND key < ? ORDER BY key LIMIT ?"
         start, compare = prefix, ">="
         while True:
             with self._guard():

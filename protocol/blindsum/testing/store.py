@@ -21,6 +21,9 @@ class DictStore:
     def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         return iter(sorted((key, value) for key, value in self.rows.items() if key.startswith(prefix)))
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        return (key for key, _ in self.scan(prefix))
+
     def commit(self, writes: Iterable[Write]) -> None:
         for write in writes:
             if write.value is None:

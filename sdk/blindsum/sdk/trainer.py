@@ -22,7 +22,7 @@ LOSS_MAX = 1e6
 
 
 class Aborted(Exception):
-    """Training stopped because a condition of the policy no longer holds, or the app stopped."""
+    """Training stopped early, and why: a condition of the policy no longer holds, the round is over, or the app stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ def train(
     settings: Training,
     batches: Callable[[int], Iterable[tuple[ArrayLike, ArrayLike]]],
     *,
-    should_abort: Callable[[], bool],
+    obstacle: Callable[[], str],
 ) -> Trained:
-    """Train `settings.epochs` epochs over `batches(epoch)`. Raises `Aborted`; BlindsumError "no-examples", or what the training
-    session raises (a loss that is not finite never becomes an update)."""
+    """Train `settings.epochs` epochs over `batches(epoch)`. `obstacle()` is asked before every epoch and every step: where it names
+    one, `Aborted` is raised with it. Raises BlindsumError "no-examples", "training-batch-invalid", or what the training session
+    raises (a loss that is not finite never becomes an update)."""
     from blindsum.training import TrainingSession
 
     session = TrainingSession(plan)
@@ -53,12 +54,12 @@ def train(
         session.hyperparameters = {"lr": settings.rate_micros / 1e6}
     count, loss = 0, 0.0
     for epoch in range(settings.epochs):
+        _go_on(obstacle)
         count, loss = 0, 0.0
-        for features, targets in batches(epoch):
-            x, y = np.asarray(features), np.asarray(targets)
+        for batch in batches(epoch):
+            x, y = _arrays(batch)
             for at in range(0, len(x), settings.batch_size):
-                if should_abort():
-                    raise Aborted
+                _go_on(obstacle)
                 part = slice(at, at + settings.batch_size)
                 value = session.step(x[part], y[part])
                 assert isinstance(value, float)
@@ -67,3 +68,21 @@ def train(
     if count == 0:
         raise BlindsumError("no-examples")
     return Trained(session.parameters - start, count, min(loss / count, LOSS_MAX))
+
+
+def _go_on(obstacle: Callable[[], str]) -> None:
+    if reason := obstacle():
+        raise Aborted(reason)
+
+
+def _arrays(batch: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """What the app yielded, as two arrays of the same length."""
+    try:
+        features, targets = batch
+        x, y = np.asarray(features), np.asarray(targets)
+        rows = len(x), len(y)
+    except (TypeError, ValueError) as error:
+        raise BlindsumError("training-batch-invalid", f"examples are pairs of arrays (features, targets): {error}") from None
+    if rows[0] != rows[1]:
+        raise BlindsumError("training-batch-invalid", f"{rows[0]} features but {rows[1]} targets")
+    return x, y

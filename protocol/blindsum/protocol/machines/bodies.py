@@ -108,7 +108,7 @@ class Bodies:
             signed = open_message(self._view.trust, raw)
             assert isinstance(signed, Signed)
             self._index(signed, convert(signed.payload, Header))
-        for key, _ in list(self._journal.scan(f"{self._prefix}/complete/")):
+        for key in list(self._journal.keys(f"{self._prefix}/complete/")):
             index = int(key.rsplit("/", 1)[1])
             if index not in excluded:
                 self._add(index)

@@ -32,6 +32,10 @@ class Journal:
         stored = ((key, value) for key, value in self._store.scan(prefix) if key not in self._pending)
         return merge(stored, fresh)
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        fresh = sorted(key for key, value in self._pending.items() if key.startswith(prefix) and value is not None)
+        return merge((key for key in self._store.keys(prefix) if key not in self._pending), fresh)
+
     def put(self, key: str, value: bytes) -> None:
         self._pending[key] = value
 
@@ -44,7 +48,7 @@ class Journal:
 
     def delete_all(self, prefix: str) -> None:
         """Delete every row under `prefix`."""
-        for key, _ in list(self.scan(prefix)):
+        for key in list(self.keys(prefix)):
             self._pending[key] = None
 
     def send(self, kind: str, to: str, body: bytes, *, retain: bool = False) -> None:

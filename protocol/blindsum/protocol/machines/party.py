@@ -276,6 +276,6 @@ class PartyMachine:
         keep = {blob for base in self._bases.values() for blob in self._chain.keeps(base)}
         for round_ in self._rounds.values():
             keep.update(self._desk.opening(raw).content.id for raw in round_.state.openings)
-        for key, _ in list(self._journal.scan("blob/")):
+        for key in list(self._journal.keys("blob/")):
             if bytes.fromhex(key.split("/")[1]) not in keep:
                 self._journal.delete(key)

@@ -88,6 +88,10 @@ class Store(Protocol):
         """Rows whose key starts with `prefix`, in key order."""
         ...
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys alone: rows may be large."""
+        ...
+
 
 class Machine(Protocol):
     """A role's sans-I/O core. `now` is integer milliseconds since the Unix epoch, given by the driver."""

@@ -88,5 +88,6 @@ MESSAGES: Final[dict[str, tuple[type[Payload], str, int]]] = {
     "failure": (Failure, "coordinator", 1_024),
 }
 
-for _body in (*(body for body, _, _ in MESSAGES.values()), OpeningContent):
+for _body, _, _ in MESSAGES.values():
     ready(_body)
+ready(OpeningContent)

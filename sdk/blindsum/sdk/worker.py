@@ -1,0 +1,192 @@
+"""The training thread of a device between one start and its stop: rounds in, masked updates out, no exception anywhere."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.step import Machine, Step
+from blindsum.protocol.update import encode_update
+from blindsum.protocol.view import RoundView
+from blindsum.runtime.driver import Driver
+from blindsum.runtime.logs import fields
+from blindsum.runtime.system import random_bytes
+from blindsum.sdk.policy import Policy
+from blindsum.sdk.trainer import Aborted, train
+
+__all__ = ["Context", "Examples", "Inspect", "Inspection", "Worker"]
+
+log = logging.getLogger("blindsum.sdk")
+
+CALL_TIMEOUT_S: Final = 30.0
+JOBS_MAX: Final = 64
+"""Rounds that wait for a slow examples function; later ones pass by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an examples function is told: which task, round and epoch (from 0) it is asked for."""
+
+    task: str
+    round: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is about to be masked, shown to the app in its own process: the update and weight, and the exact ring elements."""
+
+    task: str
+    round: int
+    update: NDArray[np.float32] = field(repr=False)
+    weight: int
+    lanes: list[np.ndarray] = field(repr=False)
+
+
+Examples = Callable[[Context], Iterable[tuple[ArrayLike, ArrayLike]]]
+Inspect = Callable[[Inspection], None]
+
+
+class Worker:
+    """Trains for the rounds that `offer` names, one after another. `tell(name, data)` is called on the worker's thread."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        examples: Mapping[str, Examples],
+        policy: Policy,
+        *,
+        inspect: Inspect | None,
+        tell: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self._driver, self._examples, self._policy = driver, examples, policy
+        self._inspect, self._tell = inspect, tell
+        self._stopping = threading.Event()
+        self._open: dict[str, int] = {}  # the round of each task that waits for this device's update
+        self._jobs: queue.Queue[tuple[str, int]] = queue.Queue(JOBS_MAX)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def offer(self, task: str, number: int) -> None:
+        """A round of `task` waits for an update."""
+        self._open[task] = number
+        with suppress(queue.Full):
+            self._jobs.put_nowait((task, number))
+
+    def over(self, task: str) -> None:
+        """The round of `task` waits no more: whatever is done for it is in vain."""
+        self._open.pop(task, None)
+
+    def stop(self) -> None:
+        """End soon: after the step under way, or when the examples function comes back."""
+        self._stopping.set()
+        with suppress(queue.Full):  # then it has something to wake up for
+            self._jobs.put_nowait(("", 0))
+
+    # -- the worker's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            task, number = self._jobs.get()
+            if self._stopping.is_set():
+                return
+            about: dict[str, object] = {"task": task, "round": number}
+            try:
+                self._train(task, number)
+            except Aborted as error:
+                self._tell("training-aborted", {**about, "reason": str(error) or "by the app"})
+            except BlindsumError as error:
+                log.warning("training failed", extra=fields(**about, code=error.code, detail=error.detail))
+                self._tell("training-failed", {**about, "code": error.code, "detail": error.detail})
+            except Exception as error:
+                log.exception("training failed", extra=fields(**about))
+                self._tell("training-failed", {**about, "code": "internal-error", "detail": repr(error)})
+
+    def _train(self, task: str, number: int) -> None:
+        inputs = self._call(lambda machine, _now: _inputs(machine, task, number))
+        if inputs is None:
+            return
+        view, plan, model = inputs
+        trained = train(
+            plan,
+            model,
+            view.task.training,
+            lambda epoch: self._batches(Context(task, number, epoch)),
+            obstacle=lambda: self._obstacle(task, number),
+        )
+        weight = min(trained.examples, view.task.codec.weight_max)
+        lanes = encode_update(
+            view.base,
+            trained.update,
+            weight=weight,
+            statistics=[trained.examples, round(trained.loss * trained.examples * 1e6)],
+            rotation=view.manifest.rotation,
+            key=random_bytes(32),
+        )
+        if self._inspect is not None:
+            with _of_the_app("inspect"):
+                self._inspect(Inspection(task, number, trained.update, weight, [lane.copy() for lane in lanes]))
+        about: dict[str, object] = {"task": task, "round": number}
+        self._tell("trained", {**about, "examples": trained.examples, "loss": trained.loss})
+
+        def upload(machine: Machine, now: int) -> Step:
+            assert isinstance(machine, DeviceMachine)
+            began = time.thread_time()
+            step = machine.upload(task, number, lanes, now)
+            took_ms = 1000 * (time.thread_time() - began)  # CPU: what it costs the device, not what else it does
+            self._tell("masked", {**about, "ms": took_ms})
+            return step
+
+        self._call(upload)
+
+    def _batches(self, context: Context) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+        with _of_the_app("examples"):
+            yield from self._examples[context.task](context)
+
+    def _obstacle(self, task: str, number: int) -> str:
+        """"" as long as work for this round may go on, else why not."""
+        if self._stopping.is_set():
+            return "stopped"
+        return self._policy.obstacle() if self._open.get(task) == number else "the round is over"
+
+    def _call(self, fn: Callable[[Machine, int], Any]) -> Any:
+        try:
+            return self._driver.call(fn).result(CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise BlindsumError("driver-busy") from None
+        except BlindsumError as error:
+            if error.code == "driver-stopped" and self._stopping.is_set():
+                raise Aborted("stopped") from None
+            raise
+
+
+@contextmanager
+def _of_the_app(function: str) -> Iterator[None]:
+    """What a function of the app raises ends this training and nothing else. (GeneratorExit and KeyboardInterrupt pass.)"""
+    try:
+        yield
+    except (Aborted, BlindsumError):
+        raise
+    except (Exception, SystemExit) as error:
+        log.exception("a function of the app failed", extra=fields(function=function))
+        raise BlindsumError("examples-failed", f"{function}: {error!r}") from error
+
+
+def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes] | None:
+    """The round's view, plan and model, or None where the round is over."""
+    assert isinstance(machine, DeviceMachine)
+    view = machine.view(task)
+    if view is None or view.number != number or machine.phase(task) != "training":
+        return None
+    plan, model = machine.blob(view.task.plan), machine.blob(view.manifest.model)
+    return (view, plan, model) if plan is not None and model is not None else None
