@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from blindsum.protocol.codec import convert
-from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.keys import BOX_PUBLIC_SIZE, SEED_SIZE
 from blindsum.protocol.messages import Offer, Opening, OpeningContent
 from blindsum.protocol.params import Committee
@@ -22,7 +20,7 @@ from blindsum.testing.behaviours import (
     WrongShares,
     WrongSums,
 )
-from blindsum.testing.forgery import altered
+from blindsum.testing.forgery import altered, body_of
 from blindsum.testing.world import World
 
 
@@ -93,9 +91,7 @@ def test_lies_that_cancel_out_do_not_have_honest_parties_blamed() -> None:
             size = len(content.shares) // len(held_by(party, 7, 4))
             at = wanted * size
             shares = content.shares[:at] + bytes(b ^ 0x5A for b in content.shares[at : at + size])
-            changed = altered(content, shares=shares + content.shares[at + size :])
-            assert isinstance(changed, OpeningContent)
-            return changed
+            return altered(content, shares=shares + content.shares[at + size :])
 
         return WrongOpening(change)
 
@@ -114,9 +110,7 @@ def test_device_and_party_in_league_do_not_have_an_honest_party_blamed() -> None
         count = len(content.shares) // len(held_by(4, 4, 2)) // SEED_SIZE
         at = lied * count * SEED_SIZE  # the first survivor's edge to the one dropped device
         share = bytes(a ^ b for a, b in zip(content.shares[at : at + SEED_SIZE], flip, strict=True))
-        changed = altered(content, shares=content.shares[:at] + share + content.shares[at + SEED_SIZE :])
-        assert isinstance(changed, OpeningContent)
-        return changed
+        return altered(content, shares=content.shares[:at] + share + content.shares[at + SEED_SIZE :])
 
     corrupt = {
         "party/4": WrongOpening(change),
@@ -133,7 +127,7 @@ def test_opening_that_is_not_what_its_party_signed_is_blamed() -> None:
         def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
             if kind != "opening":
                 return body
-            return world.fleet.resign(body, altered(convert(open_envelope(body).payload, Opening), plain=bytes(32)))
+            return world.fleet.resign(body, altered(body_of(body, Opening), plain=bytes(32)))
 
     world = one_round({"party/2": Unreadable()})
     assert blamed(world) == {("party/2", "opening-unreadable")}
@@ -173,7 +167,7 @@ def test_box_key_that_nobody_can_seal_to_keeps_only_its_party_out() -> None:
         def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
             if kind != "offer":
                 return body
-            offer = convert(open_envelope(body).payload, Offer)
+            offer = body_of(body, Offer)
             key = offer.box_key[: -len(self._key)] + self._key
             return world.fleet.resign(body, altered(offer, box_key=key))
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import pytest
 
 from blindsum.protocol.blobs import read_blob
 from blindsum.protocol.codec import convert, decode, decode_chunk, encode, encode_chunk
-from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.keys import box_open
 from blindsum.protocol.messages import (
     Certificate,
     Opening,
     OpeningContent,
-    Payload,
     Proposal,
     Vote,
     Want,
@@ -24,10 +20,8 @@ from blindsum.protocol.openings import combine
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import add_packed, pack, reduce, subtract_packed, unpack, zeros
 from blindsum.testing.behaviours import Silent
-from blindsum.testing.forgery import Forged, altered, candidate, certificate, hand, proposal, said, vote
+from blindsum.testing.forgery import Forged, altered, body_of, candidate, certificate, hand, proposal, said, vote
 from blindsum.testing.world import World
-
-P = TypeVar("P", bound=Payload)
 
 
 def world_before_the_vote(f: int = 1, *, corrupt: tuple[int, ...] = (), devices: int = 6, **task: object) -> World:
@@ -57,17 +51,12 @@ def votes_of(world: World, parties: list[int], proposed: Forged) -> list[bytes]:
     return [body for party in parties for body in said(hand(world, f"party/{party}", proposed), "vote")]
 
 
-def payload_of(raw: bytes, kind: type[P]) -> P:
-    """The body of a message, as it can be signed again."""
-    return convert(open_envelope(raw).payload, kind)
-
-
 def opened_sets(world: World, parties: list[int]) -> set[bytes]:
     """The proposals that these parties have opened, by what is in their stores."""
     out = set()
     for party in parties:
         state = decode(world.actors[f"party/{party}"].store.rows[f"state/{world.task}"])
-        out |= {convert(open_envelope(raw).payload, Opening).proposal for raw in state["openings"]}
+        out |= {body_of(raw, Opening).proposal for raw in state["openings"]}
     return out
 
 
@@ -123,8 +112,8 @@ def test_certificate_with_repeated_foreign_or_too_few_votes_opens_nothing() -> N
         [one, one, one, corrupt],
         [one, corrupt, vote(world, 4, "set", other.digest)],
         [one, corrupt, vote(world, 4, "roster", proposed.digest)],
-        [one, corrupt, world.forge("vote", "party/4", "coordinator", payload_of(corrupt, Vote), number=7)],
-        [one, corrupt, world.fleet.resign(one, payload_of(one, Vote))[:-64] + bytes(64)],
+        [one, corrupt, world.forge("vote", "party/4", "coordinator", body_of(corrupt, Vote), number=7)],
+        [one, corrupt, world.fleet.resign(one, body_of(one, Vote))[:-64] + bytes(64)],
     ]
     for votes in stuffed:
         step = hand(world, "party/1", certificate(world, proposed, votes))
@@ -283,7 +272,7 @@ def opened_total(world: World, proposed: Forged, parties: list[int]) -> bytes:
 
 def content_of(world: World, party: int, raw: bytes) -> OpeningContent:
     """What a party has opened, as the coordinator's key shows it."""
-    opening = convert(open_envelope(raw).payload, Opening)
+    opening = body_of(raw, Opening)
     sealed = read_blob(world.actors[f"party/{party}"].store, opening.content)
     assert sealed is not None
     info = encode(["blindsum/1 opening", world.view.digest, opening.proposal, party, opening.part])
@@ -301,7 +290,7 @@ def survivors_of(proposed: Forged) -> list[list[object]]:
 def test_certificate_must_hold_the_proposal_of_this_round_and_roster() -> None:
     world = world_before_the_vote(corrupt=(4,))
     good = proposal(world, range(6))
-    inner = payload_of(good.body, Proposal)
+    inner = body_of(good.body, Proposal)
     strange = Forged(world.forge("proposal", "coordinator", "parties", altered(inner, roster=bytes(32))), good.chunks)
     votes = [vote(world, party, "set", strange.digest) for party in (2, 3, 4)]
     assert hand(world, "party/1", certificate(world, strange, votes)).refused.code == "roster-differs"

@@ -178,14 +178,14 @@ def task_create(
 ) -> None:
     """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
     from blindsum.backend.provision import FleetFolder
-    from blindsum.backend.tasks import Plan, create_task, save_task
+    from blindsum.backend.tasks import Plan, create_task, save_task, scaled
     from blindsum.protocol.params import ThreatModel
     from blindsum.runtime.kit import read_file
 
     threat = ThreatModel(
         malicious_parties=malicious_parties,
-        corrupt_permille=round(corrupt * 1000),
-        dropped_permille=round(dropped * 1000),
+        corrupt_permille=scaled("corrupt", corrupt, 1e3),
+        dropped_permille=scaled("dropped", dropped, 1e3),
         cohort_min=cohort_min,
     )
     plan = Plan(

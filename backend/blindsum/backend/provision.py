@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, BROADCAST_KEY_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.trust import Trust
+from blindsum.runtime.endpoint import Endpoint
 from blindsum.runtime.kit import load_broadcast_key, load_key, load_trust, save_key, write_private
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal
@@ -48,9 +50,10 @@ class FleetFolder:
 
 
 def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str) -> FleetFolder:
-    """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Raises BlindsumError "folder-not-empty", "name-unusable"
-    or "parameters-unsafe"."""
+    """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Raises BlindsumError "folder-not-empty", "name-unusable",
+    "broker-url-invalid" or "parameters-unsafe"."""
     committee = Committee.for_f(malicious_parties)
+    Endpoint.parse(broker)
     if not is_name(fleet):
         raise BlindsumError("name-unusable", repr(fleet))
     if root.exists() and any(root.iterdir()):
@@ -88,10 +91,13 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str)
 
 
 def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
-    """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable
-    or already has a kit; then none is made."""
+    """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable,
+    comes twice or already has a kit; then none is made."""
     if len(names) > ENROL_MAX:
         raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
+    if len(set(names)) < len(names):
+        raise BlindsumError("name-unusable", "a name comes twice")
+    Endpoint.parse(broker)
     for name in names:
         Principal("device", name)  # refuses what is no topic level, or another role's name
         if folder.device(name).exists():
@@ -121,4 +127,5 @@ def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
 
 def _settings(path: Path, fleet: str, own: str, broker: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'fleet = "{fleet}"\n{own}\n[broker]\nurl = "{broker}"\n', "utf-8")
+    url = json.dumps(broker, ensure_ascii=False)  # which is a TOML string
+    path.write_text(f'fleet = "{fleet}"\n{own}\n[broker]\nurl = {url}\n', "utf-8")

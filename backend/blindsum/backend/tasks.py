@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from blindsum.protocol.view import open_task
 from blindsum.runtime.kit import load_key, load_trust, read_file
 from blindsum.training import decode
 
-__all__ = ["Plan", "TaskFiles", "create_task", "load_task", "save_task"]
+__all__ = ["Plan", "TaskFiles", "create_task", "load_task", "save_task", "scaled"]
 
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
@@ -78,21 +79,27 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
         width=plan.width,
     )
     parsed = decode(artifact)
+    if parsed.manifest.optimiser == "gradient":
+        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
     model = parsed.parameters.astype("<f4").tobytes()
     length = len(model) // 4
     span = rotated_range(plan.clip_norm, length) if plan.rotate else plan.clip_norm
     committee = derived.committee
+    try:
+        refs = [chunks_of(data, plan.chunk_size)[0] for data in (artifact, model)]
+    except ValueError as error:
+        raise BlindsumError("parameters-unsafe", str(error)) from None
     task = Task(
         trust=trust.digest,
-        plan=chunks_of(artifact, plan.chunk_size)[0],
-        model=chunks_of(model, plan.chunk_size)[0],
+        plan=refs[0],
+        model=refs[1],
         segments=[
             SegmentSpec(name="parameters", length=length, width=plan.width, codec="quantised"),
             SegmentSpec(name="statistics", length=STATISTICS_LENGTH, width=64, codec="exact"),
         ],
         codec=CodecSpec(
-            clip_micros=round(plan.clip_norm * 1e6),
-            range_micros=round(span * 1e6),
+            clip_micros=scaled("clip_norm", plan.clip_norm, 1e6),
+            range_micros=scaled("clip_norm", span, 1e6),
             bits=derived.bits,
             weight_max=plan.weight_max,
             rotate=plan.rotate,
@@ -109,11 +116,11 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
         devices_min=plan.devices_min,
         devices_max=plan.devices_max,
         suite="aes128-ctr",
-        training=Training(epochs=plan.epochs, batch_size=plan.batch_size, rate_micros=round(plan.rate * 1e6)),
-        algorithm=Algorithm(name="fedavg", rate_micros=round(plan.server_rate * 1e6)),
-        join_ms=round(plan.join_s * 1000),
-        upload_ms=round(plan.upload_s * 1000),
-        decide_ms=round(plan.decide_s * 1000),
+        training=Training(epochs=plan.epochs, batch_size=plan.batch_size, rate_micros=scaled("rate", plan.rate, 1e6)),
+        algorithm=Algorithm(name="fedavg", rate_micros=scaled("server_rate", plan.server_rate, 1e6)),
+        join_ms=scaled("join_s", plan.join_s, 1e3),
+        upload_ms=scaled("upload_s", plan.upload_s, 1e3),
+        decide_ms=scaled("decide_s", plan.decide_s, 1e3),
         rounds_max=plan.rounds,
     )
     head = Head(type="task", fleet=trust.fleet, task=plan.name, round=0, sender="operator", to="all")
@@ -122,6 +129,13 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
     if isinstance(opened, Refused):
         raise BlindsumError("parameters-unsafe", f"{opened.code}: {opened.detail}")
     return TaskFiles(plan.name, record, artifact, model), derived
+
+
+def scaled(name: str, value: float, factor: float) -> int:
+    """A setting as the integer that travels. Raises BlindsumError "parameters-unsafe" where it is no finite number."""
+    if not math.isfinite(value * factor):
+        raise BlindsumError("parameters-unsafe", f"{name} is {value}")
+    return round(value * factor)
 
 
 def save_task(files: TaskFiles, folder: Path) -> Path:

@@ -267,6 +267,8 @@ def _follow(
                 on_line(f"round {kill_in}: {victim} killed with SIGKILL")
         elif name == victim and seen.restarted_at and event["event"] in BACK_AGAIN:
             seen.party_restarted = True
+        elif event["event"] == "training-failed":
+            on_line(f"{event['device']}: {event['code']} {event['detail']}")
         elif event["event"] == "masked":
             seen.mask_ms.append(float(event["ms"]))
         elif event["event"] == "uploading":

@@ -1,4 +1,4 @@
-"""What parties open for a certified survivor set, and how the coordinator puts the openings together (SPEC.md sections 7.4 and 7.5).
+"""What parties open for a certified survivor set, and how the coordinator puts the openings together (SPEC.md 7.4, 7.5).
 
 A party gives sums over exactly the survivors, never a seed. Every sum has t or more holders, so a sum is taken only when t
 equal hashes vouch for it: with at most t - 1 bad parties one of them is honest. Everybody else is named.

@@ -23,18 +23,30 @@ REFUSALS: Final[dict[str, Entry]] = {
     "message-version": Entry("the message speaks another protocol version", "upgrade the older side"),
     "message-type-unknown": Entry("no message type has this name", "upgrade this side if the sender is newer"),
     "message-misplaced": Entry("the message is genuine but does not belong to this role, task or state", _STRAY),
-    "message-early": Entry("what the message builds on has not arrived here yet", "none; the coordinator sends both again"),
-    "fleet-foreign": Entry("the message belongs to another fleet", "check that the topic prefix and the kit are one fleet's"),
+    "message-early": Entry(
+        "what the message builds on has not arrived here yet", "none; the coordinator sends both again"
+    ),
+    "fleet-foreign": Entry(
+        "the message belongs to another fleet", "check that the topic prefix and the kit are one fleet's"
+    ),
     "sender-wrong-role": Entry("a role sent what only another role may send", _NONE),
-    "signature-invalid": Entry("the signature is not the named sender's", "check that both sides have the same trust bundle"),
+    "signature-invalid": Entry(
+        "the signature is not the named sender's", "check that both sides have the same trust bundle"
+    ),
     "clock-skew": Entry("this clock and the coordinator's differ by more than 5 minutes", "set the clock (NTP)"),
     "certificate-invalid": Entry("the certificate is not one of this fleet's CA", "enrol the device again"),
-    "certificate-expired": Entry("the certificate is not valid at this time", "enrol the device again, or set the clock"),
+    "certificate-expired": Entry(
+        "the certificate is not valid at this time", "enrol the device again, or set the clock"
+    ),
     # -- tasks and manifests ------------------------------------------------------------------------------------------
     "task-unknown": Entry("the task is not known here", _STRAY),
     "task-differs": Entry("another record was adopted under this task's name", "give a changed task a new name"),
-    "trust-differs": Entry("the task was signed for another set of organisations", "distribute one trust bundle to all roles"),
-    "policy-floor": Entry("the task asks for less protection than this owner insists on", "raise the task's cohort or lower the floor"),
+    "trust-differs": Entry(
+        "the task was signed for another set of organisations", "distribute one trust bundle to all roles"
+    ),
+    "policy-floor": Entry(
+        "the task asks for less protection than this owner insists on", "raise the task's cohort or lower the floor"
+    ),
     "offers-too-few": Entry("fewer than a quorum of parties offered to take part", "see which parties are down"),
     "offer-malformed": Entry("a party's offer for the round is not sound", _BLAME),
     "offer-differs": Entry("the manifest has an offer of this party that it did not make for the round", _BLAME),
@@ -42,7 +54,9 @@ REFUSALS: Final[dict[str, Entry]] = {
     "second-manifest": Entry("two manifests were proposed for one round", _BLAME),
     "chain-differs": Entry("the manifest's model does not follow from the last result this party recomputed", _BLAME),
     "chain-behind": Entry("this party has missed results and waits for them", "none; the coordinator sends them again"),
-    "votes-too-few": Entry("fewer than a quorum of parties voted alike", "see which parties are down or refuse, and why"),
+    "votes-too-few": Entry(
+        "fewer than a quorum of parties voted alike", "see which parties are down or refuse, and why"
+    ),
     "vote-differs": Entry("a party voted for something that was not proposed", _BLAME),
     "second-vote": Entry("a party signed two different votes on one question", _BLAME),
     "round-stale": Entry("the message belongs to a round that is over or not begun", _STRAY),
@@ -69,10 +83,14 @@ REFUSALS: Final[dict[str, Entry]] = {
     "chunk-wrong": Entry("a chunk is not the one the blob's digest names", _NONE),
     "blob-unknown": Entry("somebody asks for a blob that is not served here (any more)", _STRAY),
     "receipt-foreign": Entry("a receipt for something this device did not send", _STRAY),
-    "upload-late": Entry("the upload arrived after the survivor set was closed", "lengthen upload_s if it happens often"),
+    "upload-late": Entry(
+        "the upload arrived after the survivor set was closed", "lengthen upload_s if it happens often"
+    ),
     # -- closing ------------------------------------------------------------------------------------------------------
     "round-closed": Entry("an upload arrived at a party after it had voted on the survivor set", _STRAY),
-    "survivors-too-few": Entry("fewer devices uploaded than keep the promised protection", "lengthen upload_s or lower the dropouts"),
+    "survivors-too-few": Entry(
+        "fewer devices uploaded than keep the promised protection", "lengthen upload_s or lower the dropouts"
+    ),
     "survivors-malformed": Entry("the survivor list is not sound", _BLAME),
     "survivors-differ": Entry("a check is about another candidate", _STRAY),
     "survivor-refused": Entry("the set has a device this party complained about", _BLAME),
@@ -84,10 +102,14 @@ REFUSALS: Final[dict[str, Entry]] = {
     "opening-malformed": Entry("an opening has not the parts it must have", _BLAME),
     "opening-differs": Entry("a party opened another self-mask sum than the others", _BLAME),
     "second-opening": Entry("a party signed two openings of one set", _BLAME),
-    "openings-disagree": Entry("no self-mask sum is vouched for by enough parties", "more parties than promised are malicious or broken"),
+    "openings-disagree": Entry(
+        "no self-mask sum is vouched for by enough parties", "more parties than promised are malicious or broken"
+    ),
     "openings-too-few": Entry("too few parties opened in time", "see which parties are down"),
     "edge-share-differs": Entry("a party gave a wrong share of a dropped edge", _BLAME),
-    "edge-false": Entry("a device capped an edge falsely; the round cannot be opened", "revoke the device if it happens again"),
+    "edge-false": Entry(
+        "a device capped an edge falsely; the round cannot be opened", "revoke the device if it happens again"
+    ),
     "model-differs": Entry("the published model does not follow from the published sum", _BLAME),
     "transcript-malformed": Entry("the file is not a whole transcript", "take another copy of it"),
     "upload-altered": Entry("a body in the transcript is not the one its device signed", _BLAME),

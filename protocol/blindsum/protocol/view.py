@@ -186,7 +186,7 @@ def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
                 if task.codec.bits > best:
                     raise BlindsumError(
                         "parameters-unsafe",
-                        f"{task.codec.bits} bits a value wrap in {segment.width} bits; at most {best} fit {task.devices_max} devices",
+                        f"{task.codec.bits}-bit values wrap in {segment.width} bits; {best} fit {task.devices_max} devices",
                     )
         base = TaskView(trust, signed.head.task, task, signed.digest, raw, committee)
         # what a threat model or a codec refuses is refused here, not in the middle of a round

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from blindsum.protocol.codec import convert, encode_chunk
 from blindsum.protocol.envelope import open_envelope
@@ -15,7 +16,6 @@ from blindsum.protocol.messages import (
     Announcement,
     Candidate,
     Certificate,
-    Manifest,
     Payload,
     Proposal,
     RosterAnnouncement,
@@ -26,10 +26,13 @@ from blindsum.protocol.messages import (
 from blindsum.protocol.roster import pack_joins, pack_survivors
 from blindsum.testing.world import World
 
+P = TypeVar("P", bound=Payload)
+
 __all__ = [
     "Forged",
     "altered",
     "announcement",
+    "body_of",
     "candidate",
     "certificate",
     "hand",
@@ -67,8 +70,13 @@ def said(step: Step, kind: str) -> list[bytes]:
     return [out.body for out in step.messages if isinstance(out, Message) and out.kind == kind]
 
 
-def altered(payload: Payload, **changes: object) -> Payload:
-    """The same message body with other fields."""
+def body_of(raw: bytes, kind: type[P]) -> P:
+    """The body of a message, as it can be signed again."""
+    return convert(open_envelope(raw).payload, kind)
+
+
+def altered(payload: P, **changes: object) -> P:
+    """The same body with other fields."""
     fields = {name: getattr(payload, name) for name in payload.__struct_fields__}
     return type(payload)(**{**fields, **changes})
 
@@ -118,7 +126,6 @@ def _survivors(
 def manifest(world: World, *, number: int | None = None, **changes: object) -> Forged:
     """The manifest of the current round with other fields."""
     payload = altered(world.view.manifest, **changes)
-    assert isinstance(payload, Manifest)
     return Forged(world.forge("manifest", "coordinator", "parties", payload, number=number))
 
 

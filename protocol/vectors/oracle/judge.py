@@ -6,26 +6,32 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, combinations
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from oracle import numbers, x509
-from oracle.cbor import Value, blob_ref, blob_sound, decode, digest, encode
-from oracle.curves import ed25519_verify, x25519
+from oracle.cbor import Value, blob_ref, decode
+from oracle.curves import ed25519_verify
 from oracle.envelope import Signed, Trust, open_inner, open_message, trust_open
 from oracle.fault import Fault, require
-from oracle.masks import Place, Segment, Vector, graph, held, pack, packed_size, subsets, unpack, xor, zeros
+from oracle.masks import Vector, held, pack, packed_size, unpack, xor, zeros
+from oracle.numbers import advance
 from oracle.schema import OPENING_CONTENT, check_body
+from oracle.views import (
+    KEEPER,
+    check_header,
+    entries_follow,
+    open_joins,
+    open_manifest,
+    open_proposal,
+    open_roster,
+    open_task,
+    place_of,
+    quorum_of_votes,
+)
 
-KEEPER = "coordinator"
 _ONCE = ("trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next")
 _MANY = ("header", "body", "opening", "content")
 
 Faults: TypeAlias = list[list[str]]
-
-
-class Member(NamedTuple):
-    party: int
-    commitment: bytes
 
 
 class Judge:
@@ -63,120 +69,32 @@ class Judge:
 
     def _manifest(self) -> None:
         announced = self._own("announcement", "announcement").body
-        signed = open_message(self.trust, announced["task"])
-        require(signed.head["type"] == "task", "message-misplaced", signed.sender)
-        check_body("task", signed.body)
-        self.task, self.task_name = signed.body, str(signed.head["task"])
-        require(self.task["trust"] == self.trust.digest, "trust-differs", "operator")
-        threat, spec = self.task["threat"], self.task["codec"]
-        self.parties, self.threshold, self.quorum = threat["parties"], threat["threshold"], threat["quorum"]
-        self.liars = threat["malicious_parties"]
-        self.shares = threat["corrupt_permille"], threat["dropped_permille"]
-        self.cohort_min = threat["cohort_min"]
-        numbers.committee(self.parties, self.threshold, self.quorum, self.liars)
-        self.segments = [Segment(s["name"], s["length"], s["width"]) for s in self.task["segments"]]
-        self.codec = numbers.Codec(spec["clip_micros"], spec["range_micros"], spec["bits"], spec["weight_max"])
-        opened = open_message(self.trust, announced["manifest"])
-        self.round = opened.head["round"]
-        require(opened.place == ("manifest", self.task_name, self.round) and self.round >= 1, "message-misplaced")
-        check_body("manifest", opened.body)
-        self.manifest, self.manifest_digest = opened.body, opened.digest
-        self._check_manifest(signed.digest)
-        votes = self._votes(announced["votes"], "manifest", opened.digest)
-        require(len(votes) == len(announced["votes"]) >= self.quorum, "votes-too-few", KEEPER)
-
-    def _check_manifest(self, task: bytes) -> None:
-        manifest, first = self.manifest, self.manifest["previous"] == bytes(32)
-        offers = [open_inner(self.trust, raw, ("offer", self.task_name, self.round)) for raw in manifest["offers"]]
-        self.members = [Member(int(o.sender.split("/")[1]), o.body["beacon_commitment"]) for o in offers]
-        numbers_ = [member.party for member in self.members]
-        require(numbers_ == sorted(set(numbers_)) and len(numbers_) >= self.quorum, "offers-too-few", KEEPER)
-        times = [manifest[name] for name in ("issued_at", "join_until", "upload_until", "expires_at")]
-        spans = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-        longest = [self.task["join_ms"], self.task["upload_ms"], 8 * self.task["decide_ms"]]
-        require(
-            manifest["task"] == task
-            and blob_sound(manifest["model"])
-            and manifest["model"]["size"] == self.task["model"]["size"]
-            and all(0 < span <= most for span, most in zip(spans, longest, strict=True))
-            and len(manifest["rotation"]) == (16 if self.task["codec"]["rotate"] else 0)
-            and not (first and manifest["model"] != self.task["model"]),
-            "manifest-differs",
-            KEEPER,
-        )
-
-    def _votes(self, raws: Sequence[bytes], decides: str, wanted: bytes) -> dict[int, bytes]:
-        """The beacon by party of every genuine vote for `wanted`."""
-        votes = {}
-        for raw in raws:
-            try:
-                signed = open_inner(self.trust, raw, ("vote", self.task_name, self.round))
-            except Fault:
-                continue
-            if (signed.body["decides"], signed.body["digest"]) == (decides, wanted):
-                votes[int(signed.sender.split("/")[1])] = signed.body["beacon"]
-        return votes
+        self.task = open_task(self.trust, announced["task"])
+        self.round = open_manifest(self.task, announced["manifest"])
+        quorum_of_votes(self.round, announced["votes"], "manifest", self.round.digest)
+        self.parties, self.threshold, self.quorum, self.liars = self.task.committee
+        self.segments = self.task.segments
 
     def _roster(self) -> None:
         announced = self._own("roster", "roster", here=True).body
-        proposal = open_inner(self.trust, announced["proposal"], self._at("roster-proposal"))
-        sound = blob_sound(proposal.body["joins"]) and blob_sound(proposal.body["entries"])
-        require(proposal.body["manifest"] == self.manifest_digest and sound, "manifest-differs", KEEPER)
-        beacons = self._votes(announced["votes"], "roster", proposal.digest)
-        commitments = dict(self.members)
-        for party, beacon in beacons.items():
-            require(party in commitments, "votes-too-few", KEEPER)
-            made = digest("beacon", self.task_name, self.round, party, beacon)
-            require(made == commitments[party], "beacon-differs", f"party/{party}")
-        require(len(beacons) == len(announced["votes"]) >= self.quorum, "votes-too-few", KEEPER)
-        self.roster = digest("roster", proposal.digest, [[party, beacons[party]] for party in sorted(beacons)])
-        self.devices, self.identities, self.keys = self._joins(self._blob("joins", proposal.body["joins"]))
-        entries = encode([[d, k] for d, k in zip(self.devices, self.keys, strict=True)])
-        made_ref = blob_ref(entries, self.task["plan"]["chunk_size"])
-        require(made_ref == proposal.body["entries"], "roster-malformed", KEEPER)
-        n = len(self.devices)
-        self.neighbours = graph(n, numbers.degree(n, *self.shares), self.roster)
-        self.place = Place(
-            self.manifest_digest,
-            self.roster,
-            self.task["suite"],
-            self.segments,
-            subsets(self.parties, self.threshold - 1),
-            subsets(self.parties, self.quorum - 1),
-        )
-
-    def _joins(self, data: bytes) -> tuple[list[str], list[bytes], list[bytes]]:
-        devices, identities, keys = [], [], []
-        try:
-            raws = decode(data)
-            require(isinstance(raws, list), "roster-malformed")
-            require(self.task["devices_min"] <= len(raws) <= self.task["devices_max"], "roster-malformed")
-            for raw in raws:
-                signed = open_inner(self.trust, raw, self._at("join"))
-                name, key = x509.check(signed.body["certificate"], self.trust.ca, self.manifest["issued_at"])
-                genuine = signed.sender == f"device/{name}" and ed25519_verify(key, signed.signature, signed.tbs)
-                usable = any(x25519(bytes(31) + b"\x40", signed.body["key"]))
-                require(genuine and signed.body["manifest"] == self.manifest_digest and usable, "roster-malformed")
-                devices.append(name)
-                identities.append(key)
-                keys.append(signed.body["key"])
-            require(devices == sorted(set(devices)), "roster-malformed")
-        except Fault:
-            raise Fault("roster-malformed", KEEPER) from None
-        return devices, identities, keys
+        proposal, roster = open_proposal(self.round, announced["proposal"], announced["votes"])
+        self.identities, entries = open_joins(self.round, self._blob("joins", proposal["joins"]))
+        entries_follow(self.round, entries, proposal["entries"])
+        self.roster = open_roster(self.round, entries, roster)
+        self.neighbours = self.roster.neighbours
+        self.place = place_of(self.round, self.roster)
 
     # -- survivors, uploads, openings -----------------------------------------------------------------------------
 
     def _certificate(self) -> None:
         body = self._own("certificate", "certificate", here=True).body
-        proposal = open_inner(self.trust, body["proposal"], self._at("proposal"))
-        votes = self._votes(body["votes"], "set", proposal.digest)
-        require(len(votes) == len(body["votes"]) >= self.quorum, "votes-too-few", KEEPER)
-        if proposal.body["roster"] != self.roster:
+        proposal = open_inner(self.trust, body["proposal"], self.round.at("proposal"))
+        quorum_of_votes(self.round, body["votes"], "set", proposal.digest)
+        if proposal.body["roster"] != self.roster.digest:
             self.blame(KEEPER, "roster-differs")
         self.proposal = proposal.digest
-        self.survivors = survivors(self._blob("survivors", proposal.body["survivors"]), len(self.devices))
-        if len(self.survivors) < numbers.survivors_min(len(self.devices), *self.shares, self.cohort_min):
+        self.survivors = survivors(self._blob("survivors", proposal.body["survivors"]), len(self.roster.devices))
+        if len(self.survivors) < self.roster.survivors_min:
             self.blame(KEEPER, "survivors-too-few")
 
     def _uploads(self) -> None:
@@ -185,35 +103,19 @@ class Judge:
         self.headers: dict[int, dict[str, Value]] = {}
         self.sum: Vector = zeros(self.segments)
         for (index, wanted), raw, body in zip(self.survivors.items(), raws, bodies, strict=True):
-            device = f"device/{self.devices[index]}"
+            device = f"device/{self.roster.devices[index]}"
             try:
-                signed = open_inner(self.trust, raw, self._at("header"))
+                signed = open_inner(self.trust, raw, self.round.at("header"))
             except Fault as fault:
                 raise Fault(fault.code, KEEPER) from None
             genuine = ed25519_verify(self.identities[index], signed.signature, signed.tbs)
             mine = signed.sender == device and signed.digest == wanted
             require(mine and genuine, "signature-invalid", KEEPER)
-            self._check_header(signed.body, index, device)
+            check_header(self.round, self.roster, signed.body, device)
+            require(signed.body["index"] == index, "header-foreign", device)
             require(blob_ref(body, signed.body["body"]["chunk_size"]) == signed.body["body"], "upload-altered", KEEPER)
             self.headers[index] = signed.body
             self.sum = self.place.add(self.sum, unpack(self.segments, body))
-
-    def _check_header(self, header: dict[str, Value], index: int, device: str) -> None:
-        here = (header["manifest"], header["roster"]) == (self.manifest_digest, self.roster)
-        require(here, "header-foreign", device)
-        body = header["body"]
-        require(
-            header["index"] < len(self.devices)
-            and len(header["commitments"]) == 32 * (len(self.place.self_sets) + len(self.place.cap_sets))
-            and len(header["boxes"]) == len(self.members)
-            and len(header["edges"]) == 48 * len(self.neighbours[header["index"]])
-            and body["size"] == packed_size(self.segments)
-            and body["chunk_size"] == self.task["plan"]["chunk_size"]
-            and blob_sound(body),
-            "header-malformed",
-            device,
-        )
-        require(header["index"] == index, "header-foreign", device)
 
     def _openings(self) -> None:
         raws, plains = self.records["opening"], self.records["content"]
@@ -221,11 +123,11 @@ class Judge:
         self.contents: dict[int, list[dict[str, Value]]] = {}
         self.opened: list[list[Value]] = []
         for raw, plain in zip(raws, plains, strict=True):
-            signed = open_inner(self.trust, raw, self._at("opening"))
+            signed = open_inner(self.trust, raw, self.round.at("opening"))
             party = int(signed.sender.split("/")[1])
             parts = self.contents.setdefault(party, [])
             here = signed.body["proposal"] == self.proposal and signed.body["part"] == len(parts)
-            require(here and party in dict(self.members), "opening-foreign", signed.sender)
+            require(here and party in self.round.members, "opening-foreign", signed.sender)
             require(hashlib.sha256(plain).digest() == signed.body["plain"], "opening-altered", KEEPER)
             try:
                 content = decode(plain)
@@ -269,7 +171,7 @@ class Judge:
     def _self_sums(self, contents: dict[int, list[dict[str, Value]]], hopeless: list[str]) -> list[bytes] | None:
         found = []
         for subset, outside in enumerate(self.place.self_sets):
-            able = [member.party for member in self.members if member.party not in outside]
+            able = [party for party in self.round.members if party not in outside]
             hashes = {p: dict(parts[0]["hashes"])[subset] for p, parts in contents.items() if p in able}
             best, count = Counter(hashes.values()).most_common(1)[0] if hashes else (b"", 0)
             if count < self.threshold:
@@ -281,7 +183,7 @@ class Judge:
                     self.blame(f"party/{party}", "opening-differs")
             vouching = [party for party, other in hashes.items() if other == best]
             sent = [v for p in vouching for part in contents[p] for s, v in part["vectors"] if s == subset]
-            designated = able[(self.round + subset) % len(able)]
+            designated = able[(self.round.number + subset) % len(able)]
             if sent:
                 found.append(sent[0])
             elif designated in vouching:
@@ -304,10 +206,10 @@ class Judge:
             given = [{p: row[32 * number : 32 * number + 32] for p, row in shares.items()} for shares in rows]
             found = self._match(entry[:32], entry[32:], given)
             if found is None:
-                if len(contents) == len(self.members):
+                if len(contents) == len(self.round.members):
                     hopeless[0] = "edge-false"
                     if len(contents) == self.parties >= self.quorum + self.liars:
-                        self.blame(f"device/{self.devices[u]}", "edge-false")
+                        self.blame(f"device/{self.roster.devices[u]}", "edge-false")
                 return None
             secret, right = found
             for row, share in zip(given, right, strict=True):
@@ -331,23 +233,21 @@ class Judge:
     def _result(self) -> None:
         result = self._own("result", "result", here=True).body
         stated = [result[name] for name in ("manifest", "roster", "proposal", "count", "previous", "rotation")]
-        true = [self.manifest_digest, self.roster, self.proposal, len(self.survivors)]
-        if stated != [*true, self.manifest["previous"], self.manifest["rotation"]]:
+        manifest = self.round.body
+        true = [self.round.digest, self.roster.digest, self.proposal, len(self.survivors)]
+        if stated != [*true, manifest["previous"], manifest["rotation"]]:
             self.blame(KEEPER, "result-differs")
         if sorted(result["openings"]) != sorted(self.opened):
             self.blame(KEEPER, "result-differs")
         total = self._blob("sum", result["sum"])
-        model, following = self._blob("model", self.manifest["model"]), self._blob("next", result["model"])
-        codecs = [segment["codec"] for segment in self.task["segments"]]
-        rate = self.task["algorithm"]["rate_micros"]
-        rotation = self.manifest["rotation"]
-        if numbers.advance(model, total, self.segments, codecs, self.codec, rate, rotation) != following:
+        model, following = self._blob("model", manifest["model"]), self._blob("next", result["model"])
+        codecs = [segment["codec"] for segment in self.task.body["segments"]]
+        rate = self.task.body["algorithm"]["rate_micros"]
+        made = advance(model, total, self.segments, codecs, self.task.codec, rate, manifest["rotation"])
+        if made != following:
             self.blame(KEEPER, "model-differs")
 
     # -- helpers --------------------------------------------------------------------------------------------------
-
-    def _at(self, kind: str) -> tuple[str, str, int]:
-        return kind, self.task_name, self.round
 
     def _own(self, name: str, kind: str, *, here: bool = False) -> Signed:
         """The coordinator's message in record `name`; `here`: of this round."""
@@ -355,7 +255,7 @@ class Judge:
             signed = open_message(self.trust, self.records[name][0])
         except Fault as fault:
             raise Fault(fault.code, KEEPER) from None
-        right = signed.head["type"] == kind and (not here or signed.place == self._at(kind))
+        right = signed.head["type"] == kind and (not here or signed.place == self.round.at(kind))
         require(right, "message-misplaced", KEEPER)
         check_body(kind, signed.body)
         return signed

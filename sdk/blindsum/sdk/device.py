@@ -20,7 +20,7 @@ from blindsum.protocol.machines.step import Event, Machine
 from blindsum.protocol.refusals import REFUSALS
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
-from blindsum.runtime.kit import BrokerSettings, load_identity, load_trust, make_link
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
@@ -91,6 +91,7 @@ class Device:
         self._settings = load_settings(kit / "device.toml", DeviceSettings)
         self._trust = load_trust(kit)
         self._identity = load_identity(kit, self._trust)
+        self._broadcast_key = load_broadcast_key(kit)
         if (self._settings.fleet, self._settings.device) != (self._trust.fleet, self._identity.name):
             raise BlindsumError("kit-incomplete", f"{kit}: device.toml, certificate and trust bundle name different ones")
         self._on_event, self._inspect = on_event, inspect
@@ -178,6 +179,7 @@ class Device:
             seal=box_seal,
             floor=Floor(cohort_min=self._policy.min_cohort),
             willing=self._willing,
+            broadcast_key=self._broadcast_key,
         )
 
     def _willing(self, view: RoundView) -> str:

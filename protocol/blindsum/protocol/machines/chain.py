@@ -1,10 +1,13 @@
 """The model chain as a party follows it: no manifest gets a vote whose model this party has not recomputed (SPEC.md section 5.6).
 
-Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "pending/<task>" is a result whose
-sum is on its way; "followed/<task>" the round of the last. The model's chunks stay in the store as long as it is the last.
+Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "followed/<task>" its round;
+"pending/<task>/<digest>" the result that follows the one of that digest and waits for its sum, or for results before it. The
+model's chunks stay in the store as long as it is the last.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from blindsum.protocol.blobs import read_blob, write_blob
 from blindsum.protocol.codec import convert, decode, encode
@@ -19,6 +22,9 @@ from blindsum.protocol.view import TaskView, open_message, payload_of
 
 __all__ = ["Chain"]
 
+PENDING_MAX: Final = 16
+"""Results kept that cannot be followed yet: as many as a coordinator keeps to send again."""
+
 
 class Chain:
     """The results a party has followed, in all tasks."""
@@ -31,7 +37,7 @@ class Chain:
     def start(self, base: TaskView, now: int) -> None:
         """Begin (or go on after a restart) with what the store holds of this task."""
         self._inbox.want(base.name, self.head(base)[1], now)
-        pending = self._pending(base.name)
+        pending = self._pending(base, self.head(base)[0])
         if pending is not None:
             self._inbox.want(base.name, convert(pending.payload, Result).sum, now)
 
@@ -45,8 +51,9 @@ class Chain:
 
     def keeps(self, base: TaskView) -> set[bytes]:
         """The blobs that outlive a round."""
-        pending = self._pending(base.name)
-        blobs = {self.head(base)[1].id}
+        digest, model = self.head(base)
+        pending = self._pending(base, digest)
+        blobs = {model.id}
         return blobs if pending is None else blobs | {convert(pending.payload, Result).sum.id}
 
     def offer(self, base: TaskView, signed: Signed, now: int) -> Refused | None:
@@ -54,31 +61,42 @@ class Chain:
         result = payload_of(signed, Result)
         if isinstance(result, Refused):
             return result
-        digest, model = self.head(base)
-        if digest == signed.digest:
+        digest, _ = self.head(base)
+        if digest == signed.digest or signed.head.round < self._followed(base):
             return None
+        if signed.head.round == self._followed(base):
+            return Refused("second-result", "coordinator")
         if not (result.sum.sound and result.model.sound):
             return Refused("message-malformed", "coordinator", "blob reference")
-        if result.previous != digest:
-            return Refused("chain-behind", detail="results between this one and the last followed are missing")
-        pending = self._pending(base.name)
+        pending = self._pending(base, result.previous)
         if pending is not None and pending.digest != signed.digest:
             return Refused("second-result", "coordinator")
-        if pending is None:
-            self._journal.put(f"pending/{base.name}", signed.raw)
-        ready = [self._inbox.want(base.name, ref, now) for ref in (model, result.sum)]
-        return self._follow(base, result, signed) if all(ready) else None
+        if pending is None and len(list(self._journal.scan(f"pending/{base.name}/"))) < PENDING_MAX:
+            self._journal.put(f"pending/{base.name}/{result.previous.hex()}", signed.raw)
+        if result.previous != digest:
+            return Refused("chain-behind", detail="results between this one and the last followed are missing")
+        return self.resume(base, now)
 
     def resume(self, base: TaskView, now: int) -> Refused | None:
-        """A blob has arrived: try the pending result again."""
-        pending = self._pending(base.name)
-        return None if pending is None else self.offer(base, pending, now)
+        """A result or a blob has arrived: follow as many results as all is here for."""
+        for _ in range(PENDING_MAX):
+            digest, model = self.head(base)
+            pending = self._pending(base, digest)
+            if pending is None:
+                break
+            result = convert(pending.payload, Result)
+            if not all([self._inbox.want(base.name, ref, now) for ref in (model, result.sum)]):
+                break
+            fault = self._follow(base, result, pending)
+            if fault is not None:
+                return fault
+        return None
 
     def _follow(self, base: TaskView, result: Result, signed: Signed) -> Refused | None:
         _, model = self.head(base)
         old, total = read_blob(self._journal, model), read_blob(self._journal, result.sum)
         assert old is not None and total is not None
-        self._journal.delete(f"pending/{base.name}")
+        self._journal.delete(f"pending/{base.name}/{result.previous.hex()}")
         self._inbox.release(result.sum)
         try:
             new = advance(base, old, total, result.rotation)
@@ -93,13 +111,22 @@ class Chain:
             self._inbox.want(base.name, ref, 0)
         self._journal.put(f"chain/{base.name}", encode([signed.digest, ref]))
         self._journal.put(f"followed/{base.name}", encode(signed.head.round))
+        for key, raw in list(self._journal.scan(f"pending/{base.name}/")):
+            if self._open(raw).head.round <= signed.head.round:
+                self._journal.delete(key)
         self._journal.event("followed", task=base.name, round=signed.head.round, count=result.count)
         return None
 
-    def _pending(self, task: str) -> Signed | None:
-        raw = self._journal.get(f"pending/{task}")
-        if raw is None:
-            return None
+    def _pending(self, base: TaskView, digest: bytes) -> Signed | None:
+        """The result that is known to follow the one of this digest."""
+        raw = self._journal.get(f"pending/{base.name}/{digest.hex()}")
+        return None if raw is None else self._open(raw)
+
+    def _followed(self, base: TaskView) -> int:
+        value = self._journal.get(f"followed/{base.name}")
+        return int(decode(value)) if value else 0
+
+    def _open(self, raw: bytes) -> Signed:
         signed = open_message(self._trust, raw)
         assert isinstance(signed, Signed)
         return signed

@@ -5,40 +5,31 @@ Trusted for progress, never for privacy. It may die at any step: what it asked i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob, write_blob
-from blindsum.protocol.codec import DecodeError, convert, decode, encode
-from blindsum.protocol.envelope import Signed, peek
+from blindsum.protocol.blobs import write_blob
+from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.envelope import peek
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
+from blindsum.protocol.machines.intake import Intake
 from blindsum.protocol.machines.step import Step, Store
-from blindsum.protocol.masks import header_fault
 from blindsum.protocol.messages import (
-    Ask,
     Candidate,
-    Check,
-    Header,
-    Offer,
     Opening,
     OpeningContent,
     Proposal,
     Result,
-    Vote,
     chunks_of,
 )
-from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import (
-    beacon_commitment,
     open_join,
 )
 from blindsum.protocol.trust import Trust, party_number
-from blindsum.protocol.view import TaskView, open_message, open_task, payload_of
+from blindsum.protocol.view import TaskView, open_message, open_task
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -59,14 +50,13 @@ class CoordinatorMachine:
         random: Callable[[int], bytes],
         threads: int = 1,
     ) -> None:
-        self._box_private = box_private
         self._trust = trust
         self._desk = Desk(key=key, trust=trust, store=store, random=random)
         self._conduct = Conduct(self._desk, threads=threads)
         self._journal, self._fetches = self._desk.journal, self._desk.fetches
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, CoordinatorRound] = {}
-        self._openings: dict[bytes, tuple[str, bytes]] = {}
+        self._intake = Intake(self._desk, self._conduct, self._rounds, box_private=box_private)
         self._restore()
 
     # -- commands -------------------------------------------------------------------------------------------------
@@ -154,7 +144,7 @@ class CoordinatorMachine:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
-        return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
+        return self._journal.take(self._message(body, now) if peek(body) else self._intake.chunk(body, now))
 
     def wake(self, now: int) -> Step:
         for round_ in self._rounds.values():
@@ -166,7 +156,7 @@ class CoordinatorMachine:
             if round_.bodies is not None and round_.state.phase == "upload":
                 round_.bodies.fill_slots(now)
         for fetch in list(self._fetches.due(now)):
-            self._ask(fetch, now)
+            self._intake.ask(fetch, now)
         return self._journal.take()
 
     @property
@@ -192,278 +182,21 @@ class CoordinatorMachine:
         if round_ is None:
             return Refused("task-unknown", detail=head.task)
         if head.type == "ask" and head.sender.startswith("party/"):
-            return self._on_ask(round_, signed, now)
+            return self._intake.on_ask(round_, signed, now)
         if round_.state.number != head.round:
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
         handler = {
-            "offer": self._on_offer,
-            "vote": self._on_vote,
-            "join": self._on_join,
-            "header": self._on_header,
-            "ask": self._on_ask,
-            "check": self._on_check,
-            "opening": self._on_opening,
+            "offer": self._intake.on_offer,
+            "vote": self._intake.on_vote,
+            "join": self._intake.on_join,
+            "header": self._intake.on_header,
+            "ask": self._intake.on_ask,
+            "check": self._intake.on_check,
+            "opening": self._intake.on_opening,
         }.get(head.type)
         if handler is None:
             return Refused("message-misplaced", detail=head.type)
         return handler(round_, signed, now)
-
-    def _on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        offer = payload_of(signed, Offer)
-        if isinstance(offer, Refused):
-            return offer
-        if not box_usable(offer.box_key):
-            return Refused("offer-malformed", signed.head.sender, "an unusable box key")
-        party = party_number(signed.head.sender)
-        self._catch_up(round_.base, party, offer.chain)
-        if round_.state.phase != "offer" or party in round_.state.offers:
-            return None
-        round_.change(offers={**round_.state.offers, party: signed.raw})
-        self._desk.save(round_)
-        self._conduct.turn(round_, now)
-        return None
-
-    def _on_vote(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        vote = payload_of(signed, Vote)
-        if isinstance(vote, Refused):
-            return vote
-        state = round_.state
-        name, proposed, votes = {
-            "manifest": ("manifest_votes", state.manifest, state.manifest_votes),
-            "roster": ("roster_votes", state.roster_proposal, state.roster_votes),
-            "set": ("set_votes", state.proposal, state.set_votes),
-        }[vote.decides]
-        party = party_number(signed.head.sender)
-        if party in votes:
-            first = self._desk.signed(votes[party])
-            if first.payload["digest"] != vote.digest:
-                return self._desk.evidence(round_, "second-vote", signed.head.sender, first.raw, signed.raw)
-            return None
-        if not proposed or self._desk.digest(proposed) != vote.digest:
-            return Refused("vote-differs", signed.head.sender, vote.decides)
-        if vote.decides == "roster":
-            assert round_.view is not None
-            member = round_.view.member(party)
-            revealed = beacon_commitment(vote.beacon, round_.base.name, state.number, party)
-            if member is None or revealed != member.beacon_commitment:
-                return Refused("beacon-differs", signed.head.sender)
-        round_.change(**{name: {**votes, party: signed.raw}})
-        self._desk.save(round_)
-        self._conduct.turn(round_, now)
-        return None
-
-    def _on_join(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        view = round_.view
-        if view is None:
-            return Refused("round-stale", detail="no manifest yet")
-        opened = open_join(view, signed.raw)
-        if isinstance(opened, Refused):
-            return opened
-        device, identity, _, digest = opened
-        known = round_.joins.get(device)
-        if known is not None:
-            same = known[0] == signed.raw
-            self._desk.receipt(view, device, digest, "held" if same else "refused", "" if same else "second-join")
-            return None if same else Refused("second-join", signed.head.sender)
-        if round_.state.phase != "join":
-            self._desk.receipt(view, device, digest, "refused", "joining-closed")
-            return Refused("joining-closed", detail=device)
-        if len(round_.joins) >= round_.base.task.devices_max:
-            self._desk.receipt(view, device, digest, "refused", "cohort-full")
-            return Refused("cohort-full", detail=device)
-        round_.joins[device] = (signed.raw, identity)
-        self._journal.put(f"round/{view.name}/join/{device}", signed.raw)
-        self._desk.receipt(view, device, digest, "held", "")
-        self._journal.event("join", task=view.name, round=view.number, device=device)
-        self._conduct.turn(round_, now)
-        return None
-
-    def _on_header(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        view, roster, bodies = round_.view, round_.roster, round_.bodies
-        if view is None or roster is None or bodies is None:
-            return Refused("header-early")
-        header = payload_of(signed, Header)
-        if isinstance(header, Refused):
-            return header
-        if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
-            return Refused("header-foreign", detail=signed.head.sender)
-        device = roster.devices[header.index]
-        if not signed.valid(round_.joins[device][1]):
-            return Refused("signature-invalid", detail=signed.head.sender)
-        known = bodies.headers.get(header.index)
-        if known is not None:
-            if known[0].digest != signed.digest:
-                return self._desk.evidence(round_, "second-header", signed.head.sender, known[0].raw, signed.raw)
-            if header.index in bodies.complete:
-                self._desk.receipt(view, device, signed.digest, "complete", "")
-            elif round_.state.phase != "upload":
-                self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
-            return None
-        if round_.state.phase != "upload":
-            self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
-            return Refused("upload-late", detail=device)
-        code = header_fault(view, roster, header, packed_size(view.base.segments))
-        if code:
-            self._desk.receipt(view, device, signed.digest, "refused", code)
-            return Refused(code, signed.head.sender)
-        if not bodies.accept(signed, header, now):
-            # one of the two has copied the other's; which one shows no signature
-            self._desk.receipt(view, device, signed.digest, "refused", "header-foreign")
-            return Refused("header-foreign", detail=device)
-        self._journal.event("header", task=view.name, round=view.number, device=device)
-        for fetch in list(self._fetches.due(now)):
-            self._ask(fetch, now)
-        return None
-
-    def _on_ask(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        ask = payload_of(signed, Ask)
-        if isinstance(ask, Refused):
-            return ask
-        sender = signed.head.sender
-        if sender.startswith("device/"):
-            join = round_.joins.get(sender.removeprefix("device/"))
-            if join is None or not signed.valid(join[1]):
-                return Refused("signature-invalid", detail=sender)
-        ref = self._desk.served.get(ask.blob)
-        if ref is None:
-            return Refused("blob-unknown", detail=sender)
-        missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))
-        self._journal.send_chunks(sender, ask.blob, missing[: ask.window])
-        return None
-
-    def _on_check(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        check = payload_of(signed, Check)
-        if isinstance(check, Refused):
-            return check
-        bodies = round_.bodies
-        if bodies is None or round_.state.phase not in ("check", "vote", "open"):
-            return Refused("round-stale", detail="check")
-        party = party_number(signed.head.sender)
-        for index in check.missing:
-            if index in bodies.headers:
-                self._journal.send("header", f"party/{party}", bodies.headers[index][0].raw)
-        if check.missing:
-            round_.wait_ms = min(round_.wait_ms, RESEND_MS)
-            self._conduct.resend_after_relay(round_, party)
-            return None
-        if round_.state.phase != "check" or party in round_.state.checks:
-            return None
-        if check.survivors != self._desk.survivors_ref(round_.state.candidate, Candidate).id:
-            return Refused("survivors-differ", signed.head.sender)
-        round_.change(checks={**round_.state.checks, party: signed.raw})
-        self._desk.save(round_)
-        self._conduct.turn(round_, now)
-        return None
-
-    def _on_opening(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
-        opening = payload_of(signed, Opening)
-        if isinstance(opening, Refused):
-            return opening
-        state, view = round_.state, round_.view
-        if state.phase != "open" or view is None:
-            return None if signed.raw in state.openings else Refused("round-stale", detail="opening")
-        party = party_number(signed.head.sender)
-        if view.member(party) is None or opening.proposal != self._desk.digest(state.proposal):
-            return Refused("opening-foreign", signed.head.sender)
-        for raw in state.openings:
-            first = self._desk.signed(raw)
-            if (first.head.sender, first.payload["part"]) == (signed.head.sender, opening.part):
-                if first.digest != signed.digest:
-                    return self._desk.evidence(round_, "second-opening", signed.head.sender, raw, signed.raw)
-                return None
-        if opening.part != len(round_.contents.get(party, [])) or not opening.content.sound:
-            return Refused("opening-foreign", signed.head.sender)
-        round_.change(openings=[*state.openings, signed.raw])
-        self._desk.save(round_)
-        self._openings[opening.content.id] = (view.name, signed.raw)
-        count = opening.content.count
-        self._fetches.want(opening.content, signed.head.sender, now, pushed=min(WINDOW, count))
-        return None
-
-    # -- chunks ---------------------------------------------------------------------------------------------------
-
-    def _chunk(self, raw: bytes, now: int) -> Refused | None:
-        accepted = self._fetches.accept(raw)
-        if isinstance(accepted, Refused):
-            return accepted
-        fetch, write = accepted
-        if write is None:
-            return None
-        self._journal.write([write])
-        owner = self._openings.get(fetch.id)
-        if owner is not None:
-            if fetch.complete:
-                return self._opened(self._rounds[owner[0]], owner[1], fetch, now)
-            if fetch.outstanding == 0:
-                self._ask(fetch, now)
-            return None
-        round_ = next((r for r in self._rounds.values() if r.bodies is not None and r.bodies.owns(fetch.id)), None)
-        assert round_ is not None and round_.bodies is not None and round_.view is not None
-        round_.bodies.moved(fetch, now)
-        if not fetch.complete:
-            if fetch.outstanding == 0:
-                self._ask(fetch, now)
-            return None
-        index = round_.bodies.add(fetch, now)
-        assert round_.roster is not None
-        device = round_.roster.devices[index]
-        self._desk.receipt(round_.view, device, round_.bodies.headers[index][0].digest, "complete", "")
-        self._journal.event("upload", task=round_.base.name, round=round_.state.number, device=device)
-        self._conduct.turn(round_, now)
-        for due in list(self._fetches.due(now)):
-            self._ask(due, now)
-        return None
-
-    def _opened(self, round_: CoordinatorRound, raw: bytes, fetch: Fetch, now: int) -> Refused | None:
-        """An opening's box is all here: look inside."""
-        signed = self._desk.signed(raw)
-        assert round_.view is not None
-        opening = convert(signed.payload, Opening)
-        party = party_number(signed.head.sender)
-        sealed = read_blob(self._journal, fetch.ref)
-        assert sealed is not None
-        self._fetches.drop(fetch.id)
-        self._openings.pop(fetch.id)
-        self._journal.delete_all(f"blob/{fetch.id.hex()}/")
-        if round_.state.phase != "open":
-            return None  # too late: the result names the openings that it was made from
-        info = encode(["blindsum/1 opening", round_.view.digest, opening.proposal, party, opening.part])
-        plain = box_open(self._box_private, info, sealed)
-        if plain is None or hashlib.sha256(plain).digest() != opening.plain:
-            self._desk.fault(round_, signed.head.sender, "opening-unreadable")
-            return Refused("opening-unreadable", signed.head.sender)
-        try:
-            content = convert(decode(plain), OpeningContent)
-        except DecodeError:
-            self._desk.fault(round_, signed.head.sender, "opening-malformed")
-            return Refused("opening-malformed", signed.head.sender)
-        self._journal.put(f"round/{round_.base.name}/opening/{party:02d}/{opening.part:02d}", plain)
-        round_.contents.setdefault(party, []).append(content)
-        round_.wants.pop(party, None)
-        self._conduct.turn(round_, now)
-        return None
-
-    def _ask(self, fetch: Fetch, now: int) -> None:
-        round_ = next((r for r in self._rounds.values() if self._concerns(r, fetch.id)), None)
-        if round_ is None:
-            self._fetches.drop(fetch.id)
-        else:
-            self._journal.send("ask", fetch.owner, self._desk.sign(round_, "ask", fetch.owner, fetch.ask(now)))
-
-    def _concerns(self, round_: CoordinatorRound, blob: bytes) -> bool:
-        owner = self._openings.get(blob)
-        if owner is not None:
-            return owner[0] == round_.base.name
-        return round_.bodies is not None and round_.bodies.owns(blob)
-
-    def _catch_up(self, base: TaskView, party: int, chain: bytes) -> None:
-        """Send a party the results after the last one it has followed."""
-        results = [raw for _, raw in self._journal.scan(f"result/{base.name}/")]
-        digests = [self._desk.digest(raw) for raw in results]
-        if digests and chain != digests[-1]:
-            first = digests.index(chain) + 1 if chain in digests else 0
-            for raw in results[first:]:
-                self._journal.send("result", f"party/{party}", raw)
 
     def _clear(self, round_: CoordinatorRound) -> None:
         """Delete what a finished round left: joins, headers, bodies, openings, rosters."""
@@ -485,7 +218,7 @@ class CoordinatorMachine:
                 self._journal.delete_all(f"blob/{ref.id.hex()}/")
         for raw in round_.state.openings:
             blob = convert(self._desk.payload(raw), Opening).content.id
-            self._openings.pop(blob, None)
+            self._intake.openings.pop(blob, None)
             self._fetches.drop(blob)
             self._journal.delete_all(f"blob/{blob.hex()}/")
         self._journal.delete_all(f"round/{name}/")
@@ -530,5 +263,5 @@ class CoordinatorMachine:
             opening = convert(self._desk.payload(raw), Opening)
             signed = self._desk.signed(raw)
             if opening.part >= len(round_.contents.get(party_number(signed.head.sender), [])):
-                self._openings[opening.content.id] = (name, raw)
+                self._intake.openings[opening.content.id] = (name, raw)
                 self._fetches.want(opening.content, signed.head.sender, 0)

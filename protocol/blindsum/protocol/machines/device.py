@@ -37,7 +37,7 @@ from blindsum.protocol.messages import (
     Receipt,
     Result,
 )
-from blindsum.protocol.roster import RosterView, open_roster
+from blindsum.protocol.roster import open_roster
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import (
     CLOCK_SKEW_MAX_MS,
@@ -439,22 +439,12 @@ class DeviceMachine:
             assert isinstance(view, RoundView)
             round_ = DeviceRound(state, view, _digest(self._trust, state.join))
             self._rounds[task] = round_
-            if state.header:
-                round_.index_header()
-            if state.roster:
-                roster = open_message(self._trust, state.roster)
-                assert isinstance(roster, Signed)
-                round_.open_roster(roster)
+            round_.restore(self._journal)
             if state.phase == "joined":
                 self._fetch_inputs(round_, 0)
             if state.phase == "training":
-                assert round_.entries is not None
-                entries = read_blob(self._journal, round_.entries)
-                assert entries is not None
-                opened = open_roster(view, entries, round_.roster_hash)
-                assert isinstance(opened, RosterView)
-                round_.roster = opened
-                self._journal.event("train", task=task, round=state.number, devices=opened.size)
+                assert round_.roster is not None
+                self._journal.event("train", task=task, round=state.number, devices=round_.roster.size)
 
 
 def _digest(trust: Trust, raw: bytes) -> bytes:

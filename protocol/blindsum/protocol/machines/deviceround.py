@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from blindsum.protocol.blobs import RESEND_MS
+from blindsum.protocol.blobs import RESEND_MS, read_blob
 from blindsum.protocol.codec import convert, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import Refused
+from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
-from blindsum.protocol.roster import RosterView, open_roster_announcement
+from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_message, open_task, payload_of
 
@@ -65,6 +66,22 @@ class DeviceRound:
         proposal, _, self.roster_hash = opened
         self.entries = proposal.entries
         return None
+
+    def restore(self, store: Store) -> None:
+        """Derive everything from `state` and the blobs in `store`."""
+        if self.state.header:
+            self.index_header()
+        if self.state.roster:
+            signed = open_message(self.view.trust, self.state.roster)
+            assert isinstance(signed, Signed)
+            self.open_roster(signed)
+        if self.state.phase == "training":
+            assert self.entries is not None
+            entries = read_blob(store, self.entries)
+            assert entries is not None
+            opened = open_roster(self.view, entries, self.roster_hash)
+            assert isinstance(opened, RosterView)
+            self.roster = opened
 
     def index_header(self) -> None:
         """Derive what follows from the header in `state`."""

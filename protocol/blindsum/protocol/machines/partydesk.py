@@ -25,7 +25,8 @@ __all__ = ["PartyDesk"]
 class PartyDesk:
     """Signs and keeps for party `number`."""
 
-    def __init__(self, *, number: int, key: Ed25519PrivateKey, trust: Trust, store: Store, broadcast_key: bytes
+    def __init__(
+        self, *, number: int, key: Ed25519PrivateKey, trust: Trust, store: Store, broadcast_key: bytes
     ) -> None:
         self._key = key
         self.number = number

@@ -88,6 +88,6 @@ MESSAGES: Final[dict[str, tuple[type[Payload], str, int]]] = {
     "failure": (Failure, "coordinator", 1_024),
 }
 
-for _body, _, _ in MESSAGES.values():
-    ready(_body)
+for _name in MESSAGES:
+    ready(MESSAGES[_name][0])
 ready(OpeningContent)

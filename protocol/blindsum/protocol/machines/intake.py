@@ -1,0 +1,300 @@
+"""What the coordinator takes from devices and parties, message by message (SPEC.md section 8.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
+from blindsum.protocol.codec import DecodeError, convert, decode, encode
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.errors import Refused
+from blindsum.protocol.keys import box_open, box_usable
+from blindsum.protocol.machines.conduct import Conduct
+from blindsum.protocol.machines.coordinatorround import CoordinatorRound
+from blindsum.protocol.machines.desk import Desk
+from blindsum.protocol.masks import header_fault
+from blindsum.protocol.messages import (
+    Ask,
+    Candidate,
+    Check,
+    Header,
+    Offer,
+    Opening,
+    OpeningContent,
+    Vote,
+)
+from blindsum.protocol.ring import packed_size
+from blindsum.protocol.roster import beacon_commitment, open_join
+from blindsum.protocol.trust import party_number
+from blindsum.protocol.view import TaskView, payload_of
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Handlers of everything that is not a command. `openings`: blob id to (task, signed opening) of boxes on their way."""
+
+    def __init__(
+        self, desk: Desk, conduct: Conduct, rounds: Mapping[str, CoordinatorRound], *, box_private: bytes
+    ) -> None:
+        self._desk = desk
+        self._conduct = conduct
+        self._rounds = rounds
+        self._box_private = box_private
+        self.openings: dict[bytes, tuple[str, bytes]] = {}
+
+    def on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        offer = payload_of(signed, Offer)
+        if isinstance(offer, Refused):
+            return offer
+        if not box_usable(offer.box_key):
+            return Refused("offer-malformed", signed.head.sender, "an unusable box key")
+        party = party_number(signed.head.sender)
+        self._catch_up(round_.base, party, offer.chain)
+        if round_.state.phase != "offer" or party in round_.state.offers:
+            return None
+        round_.change(offers={**round_.state.offers, party: signed.raw})
+        self._desk.save(round_)
+        self._conduct.turn(round_, now)
+        return None
+
+    def on_vote(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        vote = payload_of(signed, Vote)
+        if isinstance(vote, Refused):
+            return vote
+        state = round_.state
+        name, proposed, votes = {
+            "manifest": ("manifest_votes", state.manifest, state.manifest_votes),
+            "roster": ("roster_votes", state.roster_proposal, state.roster_votes),
+            "set": ("set_votes", state.proposal, state.set_votes),
+        }[vote.decides]
+        party = party_number(signed.head.sender)
+        if party in votes:
+            first = self._desk.signed(votes[party])
+            if first.payload["digest"] != vote.digest:
+                return self._desk.evidence(round_, "second-vote", signed.head.sender, first.raw, signed.raw)
+            return None
+        if not proposed or self._desk.digest(proposed) != vote.digest:
+            return Refused("vote-differs", signed.head.sender, vote.decides)
+        if vote.decides == "roster":
+            assert round_.view is not None
+            member = round_.view.member(party)
+            revealed = beacon_commitment(vote.beacon, round_.base.name, state.number, party)
+            if member is None or revealed != member.beacon_commitment:
+                return Refused("beacon-differs", signed.head.sender)
+        round_.change(**{name: {**votes, party: signed.raw}})
+        self._desk.save(round_)
+        self._conduct.turn(round_, now)
+        return None
+
+    def on_join(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        view = round_.view
+        if view is None:
+            return Refused("round-stale", detail="no manifest yet")
+        opened = open_join(view, signed.raw)
+        if isinstance(opened, Refused):
+            return opened
+        device, identity, _, digest = opened
+        known = round_.joins.get(device)
+        if known is not None:
+            same = known[0] == signed.raw
+            self._desk.receipt(view, device, digest, "held" if same else "refused", "" if same else "second-join")
+            return None if same else Refused("second-join", signed.head.sender)
+        if round_.state.phase != "join":
+            self._desk.receipt(view, device, digest, "refused", "joining-closed")
+            return Refused("joining-closed", detail=device)
+        if len(round_.joins) >= round_.base.task.devices_max:
+            self._desk.receipt(view, device, digest, "refused", "cohort-full")
+            return Refused("cohort-full", detail=device)
+        round_.joins[device] = (signed.raw, identity)
+        self._desk.journal.put(f"round/{view.name}/join/{device}", signed.raw)
+        self._desk.receipt(view, device, digest, "held", "")
+        self._desk.journal.event("join", task=view.name, round=view.number, device=device)
+        self._conduct.turn(round_, now)
+        return None
+
+    def on_header(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        view, roster, bodies = round_.view, round_.roster, round_.bodies
+        if view is None or roster is None or bodies is None:
+            return Refused("header-early")
+        header = payload_of(signed, Header)
+        if isinstance(header, Refused):
+            return header
+        if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
+            return Refused("header-foreign", detail=signed.head.sender)
+        device = roster.devices[header.index]
+        if not signed.valid(round_.joins[device][1]):
+            return Refused("signature-invalid", detail=signed.head.sender)
+        known = bodies.headers.get(header.index)
+        if known is not None:
+            if known[0].digest != signed.digest:
+                return self._desk.evidence(round_, "second-header", signed.head.sender, known[0].raw, signed.raw)
+            if header.index in bodies.complete:
+                self._desk.receipt(view, device, signed.digest, "complete", "")
+            elif round_.state.phase != "upload":
+                self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
+            return None
+        if round_.state.phase != "upload":
+            self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
+            return Refused("upload-late", detail=device)
+        code = header_fault(view, roster, header, packed_size(view.base.segments))
+        if code:
+            self._desk.receipt(view, device, signed.digest, "refused", code)
+            return Refused(code, signed.head.sender)
+        if not bodies.accept(signed, header, now):
+            # one of the two has copied the other's; which one shows no signature
+            self._desk.receipt(view, device, signed.digest, "refused", "header-foreign")
+            return Refused("header-foreign", detail=device)
+        self._desk.journal.event("header", task=view.name, round=view.number, device=device)
+        for fetch in list(self._desk.fetches.due(now)):
+            self.ask(fetch, now)
+        return None
+
+    def on_ask(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        ask = payload_of(signed, Ask)
+        if isinstance(ask, Refused):
+            return ask
+        sender = signed.head.sender
+        if sender.startswith("device/"):
+            join = round_.joins.get(sender.removeprefix("device/"))
+            if join is None or not signed.valid(join[1]):
+                return Refused("signature-invalid", detail=sender)
+        ref = self._desk.served.get(ask.blob)
+        if ref is None:
+            return Refused("blob-unknown", detail=sender)
+        missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))
+        self._desk.journal.send_chunks(sender, ask.blob, missing[: ask.window])
+        return None
+
+    def on_check(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        check = payload_of(signed, Check)
+        if isinstance(check, Refused):
+            return check
+        bodies = round_.bodies
+        if bodies is None or round_.state.phase not in ("check", "vote", "open"):
+            return Refused("round-stale", detail="check")
+        party = party_number(signed.head.sender)
+        for index in check.missing:
+            if index in bodies.headers:
+                self._desk.journal.send("header", f"party/{party}", bodies.headers[index][0].raw)
+        if check.missing:
+            round_.wait_ms = min(round_.wait_ms, RESEND_MS)
+            self._conduct.resend_after_relay(round_, party)
+            return None
+        if round_.state.phase != "check" or party in round_.state.checks:
+            return None
+        if check.survivors != self._desk.survivors_ref(round_.state.candidate, Candidate).id:
+            return Refused("survivors-differ", signed.head.sender)
+        round_.change(checks={**round_.state.checks, party: signed.raw})
+        self._desk.save(round_)
+        self._conduct.turn(round_, now)
+        return None
+
+    def on_opening(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
+        opening = payload_of(signed, Opening)
+        if isinstance(opening, Refused):
+            return opening
+        state, view = round_.state, round_.view
+        if state.phase != "open" or view is None:
+            return None if signed.raw in state.openings else Refused("round-stale", detail="opening")
+        party = party_number(signed.head.sender)
+        if view.member(party) is None or opening.proposal != self._desk.digest(state.proposal):
+            return Refused("opening-foreign", signed.head.sender)
+        for raw in state.openings:
+            first = self._desk.signed(raw)
+            if (first.head.sender, first.payload["part"]) == (signed.head.sender, opening.part):
+                if first.digest != signed.digest:
+                    return self._desk.evidence(round_, "second-opening", signed.head.sender, raw, signed.raw)
+                return None
+        if opening.part != len(round_.contents.get(party, [])) or not opening.content.sound:
+            return Refused("opening-foreign", signed.head.sender)
+        round_.change(openings=[*state.openings, signed.raw])
+        self._desk.save(round_)
+        self.openings[opening.content.id] = (view.name, signed.raw)
+        count = opening.content.count
+        self._desk.fetches.want(opening.content, signed.head.sender, now, pushed=min(WINDOW, count))
+        return None
+
+    def chunk(self, raw: bytes, now: int) -> Refused | None:
+        accepted = self._desk.fetches.accept(raw)
+        if isinstance(accepted, Refused):
+            return accepted
+        fetch, write = accepted
+        if write is None:
+            return None
+        self._desk.journal.write([write])
+        owner = self.openings.get(fetch.id)
+        if owner is not None:
+            if fetch.complete:
+                return self._opened(self._rounds[owner[0]], owner[1], fetch, now)
+            if fetch.outstanding == 0:
+                self.ask(fetch, now)
+            return None
+        round_ = next((r for r in self._rounds.values() if r.bodies is not None and r.bodies.owns(fetch.id)), None)
+        assert round_ is not None and round_.bodies is not None and round_.view is not None
+        round_.bodies.moved(fetch, now)
+        if not fetch.complete:
+            if fetch.outstanding == 0:
+                self.ask(fetch, now)
+            return None
+        index = round_.bodies.add(fetch, now)
+        assert round_.roster is not None
+        device = round_.roster.devices[index]
+        self._desk.receipt(round_.view, device, round_.bodies.headers[index][0].digest, "complete", "")
+        self._desk.journal.event("upload", task=round_.base.name, round=round_.state.number, device=device)
+        self._conduct.turn(round_, now)
+        for due in list(self._desk.fetches.due(now)):
+            self.ask(due, now)
+        return None
+
+    def _opened(self, round_: CoordinatorRound, raw: bytes, fetch: Fetch, now: int) -> Refused | None:
+        """An opening's box is all here: look inside."""
+        signed = self._desk.signed(raw)
+        assert round_.view is not None
+        opening = convert(signed.payload, Opening)
+        party = party_number(signed.head.sender)
+        sealed = read_blob(self._desk.journal, fetch.ref)
+        assert sealed is not None
+        self._desk.fetches.drop(fetch.id)
+        self.openings.pop(fetch.id)
+        self._desk.journal.delete_all(f"blob/{fetch.id.hex()}/")
+        if round_.state.phase != "open":
+            return None  # too late: the result names the openings that it was made from
+        info = encode(["blindsum/1 opening", round_.view.digest, opening.proposal, party, opening.part])
+        plain = box_open(self._box_private, info, sealed)
+        if plain is None or hashlib.sha256(plain).digest() != opening.plain:
+            self._desk.fault(round_, signed.head.sender, "opening-unreadable")
+            return Refused("opening-unreadable", signed.head.sender)
+        try:
+            content = convert(decode(plain), OpeningContent)
+        except DecodeError:
+            self._desk.fault(round_, signed.head.sender, "opening-malformed")
+            return Refused("opening-malformed", signed.head.sender)
+        self._desk.journal.put(f"round/{round_.base.name}/opening/{party:02d}/{opening.part:02d}", plain)
+        round_.contents.setdefault(party, []).append(content)
+        round_.wants.pop(party, None)
+        self._conduct.turn(round_, now)
+        return None
+
+    def ask(self, fetch: Fetch, now: int) -> None:
+        round_ = next((r for r in self._rounds.values() if self._concerns(r, fetch.id)), None)
+        if round_ is None:
+            self._desk.fetches.drop(fetch.id)
+        else:
+            self._desk.journal.send("ask", fetch.owner, self._desk.sign(round_, "ask", fetch.owner, fetch.ask(now)))
+
+    def _concerns(self, round_: CoordinatorRound, blob: bytes) -> bool:
+        owner = self.openings.get(blob)
+        if owner is not None:
+            return owner[0] == round_.base.name
+        return round_.bodies is not None and round_.bodies.owns(blob)
+
+    def _catch_up(self, base: TaskView, party: int, chain: bytes) -> None:
+        """Send a party the results after the last one it has followed."""
+        results = [raw for _, raw in self._desk.journal.scan(f"result/{base.name}/")]
+        digests = [self._desk.digest(raw) for raw in results]
+        if digests and chain != digests[-1]:
+            first = digests.index(chain) + 1 if chain in digests else 0
+            for raw in results[first:]:
+                self._desk.journal.send("result", f"party/{party}", raw)
