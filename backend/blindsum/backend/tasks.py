@@ -127,7 +127,8 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
     record = seal_envelope(key, head, task)
     opened = open_task(trust, record)
     if isinstance(opened, Refused):
-        raise BlindsumError("parameters-unsafe", f"{opened.code}: {opened.detail}")
+        code = "" if opened.code == "parameters-unsafe" else f"{opened.code}: "
+        raise BlindsumError("parameters-unsafe", code + opened.detail)
     return TaskFiles(plan.name, record, artifact, model), derived
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from blindsum.fleet.figures import DemoFigures
 
 __all__ = ["demo"]
 
@@ -59,7 +62,23 @@ def demo(
     if as_json:
         print(json.dumps(figures.as_json()))
         return
-    table = Table(title="blindsum demo", show_header=False)
+    _show(figures)
+
+
+def _show(figures: DemoFigures) -> None:
+    """The rounds one by one, then the whole, then where to look further."""
+    out = Console(highlight=False)
+    rounds = Table(title="accuracy on held-out data, round by round")
+    for column in ("round", "joined", "in the sum", "secure sum == plain sum", "secure", "plain FedAvg"):
+        rounds.add_column(column, justify="right")
+    for each in figures.rounds:
+        exact = "exact" if each.exact else "[bold red]NOT exact[/]"
+        accuracy = (f"{100 * value:.1f} %" for value in (each.accuracy_secure, each.accuracy_plain))
+        rounds.add_row(str(each.round), str(each.joined), str(each.survivors), exact, *accuracy)
+    out.print(rounds)
+    table = Table(title="the whole run", show_header=False)
     for name, value in figures.as_table():
         table.add_row(name, value)
-    Console().print(table)
+    out.print(table)
+    out.print(f"report      {figures.report}", soft_wrap=True)
+    out.print(f"transcript  {figures.transcript}  (blindsum verify {figures.transcript})", soft_wrap=True)
