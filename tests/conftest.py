@@ -1,26 +1,102 @@
-"""What the whole suite shares: on a machine without Mosquitto its tests are left out, and said to be; CI always runs them."""
+"""What the whole suite shares: Mosquitto as a process. On a machine without it its tests are left out, and said to be; CI always
+runs them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-MOSQUITTO_MISSING = shutil.which("mosquitto", path=SEARCH_PATH) is None
+from blindsum.backend.broker import local_mosquitto_config
+
+START_S = 30.0
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
+MOSQUITTO = shutil.which("mosquitto", path=SEARCH_PATH)
 
 
 def pytest_report_header() -> list[str]:
-    if MOSQUITTO_MISSING:
+    if MOSQUITTO is None:
         return ["mosquitto is not installed: the tests on it are left out (apt-get install mosquitto brings them back)"]
     return []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs Mosquitto where there is none. In CI a missing Mosquitto is a failure of CI, so nothing is left out."""
-    if not MOSQUITTO_MISSING or os.environ.get("CI"):
+    if MOSQUITTO is not None or os.environ.get("CI"):
         return
     needy = [item for item in items if "mosquitto" in item.nodeid or "local_mosquitto" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=needy)
     items[:] = [item for item in items if item not in needy]
+
+
+class Mosquitto:
+    """A Mosquitto process with the configuration at `config`."""
+
+    def __init__(self, config: Path, port: int, scheme: str = "mqtt", host: str = "127.0.0.1") -> None:
+        self.config, self.port = config, port
+        self.url = f"{scheme}://{host}:{port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        assert MOSQUITTO is not None, "these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)"
+        log = self.config.with_suffix(".log").open("ab")
+        self.process = subprocess.Popen([MOSQUITTO, "-c", str(self.config)], stdout=log, stderr=log)
+        log.close()
+        end = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            assert self.process.poll() is None, self.config.with_suffix(".log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+Make = Callable[..., Mosquitto]
+
+
+@pytest.fixture
+def local_mosquitto(tmp_path: Path) -> Iterator[Make]:
+    """Makes running Mosquittos from the local test configuration and whatever lines are added."""
+    yield from _mosquittos(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    """The same for all tests of a module."""
+    yield from _mosquittos(tmp_path_factory.mktemp("mosquitto"))
+
+
+def _mosquittos(folder: Path) -> Iterator[Make]:
+    made: list[Mosquitto] = []
+
+    def make(more: str = "") -> Mosquitto:
+        port = _free_port()
+        config = local_mosquitto_config(folder, port=port)
+        config.write_text(config.read_text() + more)
+        made.append(Mosquitto(config, port))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

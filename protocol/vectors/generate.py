@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from scenarios import arithmetic, encoding, masking, messages, secrets, transcripts  # noqa: E402
+from scenarios import agreements, arithmetic, encoding, masking, messages, secrets, transcripts  # noqa: E402
 from scenarios.boxes import Boxes  # noqa: E402
 from scenarios.case import File  # noqa: E402
 from scenarios.product import Refusal, compute  # noqa: E402
@@ -22,13 +22,15 @@ from scenarios.scene import Scene  # noqa: E402
 
 __all__ = ["main", "render", "scenarios"]
 
+ZEROS_MIN = 256
+
 
 def scenarios(folder: Path = HERE) -> Iterator[File]:
     """All files, in order, without outcomes."""
     path = folder / "box.json"
     scene = Scene(Boxes(json.loads(path.read_text())["cases"] if path.exists() else []))
     files = [*transcripts.files(scene), *messages.files(scene)]  # first: they make boxes
-    for module in (encoding, secrets, masking, arithmetic):
+    for module in (encoding, secrets, masking, arithmetic, agreements):
         files += module.files(scene)
     yield from files
 
@@ -43,7 +45,9 @@ def render(file: File) -> str:
             assert not case.error, f"{file.path}: {case.name}: accepted, but {case.error} is meant"
         except Refusal as refusal:
             entry["error"] = str(refusal)
-            assert case.error == entry["error"], f"{file.path}: {case.name}: {refusal}, but {case.error or 'success'} is meant"
+            assert case.error == entry["error"], (
+                f"{file.path}: {case.name}: {refusal}, but {case.error or 'success'} is meant"
+            )
         cases.append(entry)
     assert len({case.name for case in file.cases}) == len(file.cases), f"{file.path}: two cases share a name"
     document = {"about": file.about, "section": file.section, "kind": file.kind}
@@ -53,9 +57,12 @@ def render(file: File) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Bytes as {"$hex"}, integers beyond 2^53 as {"$int"}, maps with other than text keys as {"$map"}."""
+    """Bytes as {"$hex"} (many zeros at their end as {"$zeros"}), integers beyond 2^53 as {"$int"}, maps with other than text
+    keys as {"$map"}."""
     if isinstance(value, bytes):
-        return {"$hex": value.hex()}
+        head = value.rstrip(b"\0")
+        many = len(value) - len(head) >= ZEROS_MIN
+        return {"$hex": head.hex(), "$zeros": len(value) - len(head)} if many else {"$hex": value.hex()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

@@ -1,20 +1,16 @@
-"""Real brokers as processes of their own: the embedded one and Mosquitto. A missing Mosquitto is a failure, not a skip."""
+"""Real brokers as processes of their own: the embedded one, and Mosquitto from the conftest above."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blindsum.backend.broker import EmbeddedBroker, local_mosquitto_config
+from blindsum.backend.broker import EmbeddedBroker
 from blindsum.runtime.mqtt import MqttLink
 from blindsum.runtime.ports import Inbound, LinkState, Outcome
 
@@ -28,44 +24,8 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
         time.sleep(0.005)
 
 
-def mosquitto_path() -> str:
-    path = os.environ.get("PATH", "") + os.pathsep + os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
-    found = shutil.which("mosquitto", path=path)
-    if found is None:
-        pytest.fail("these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)")
-    return found
-
-
-class Mosquitto:
-    """A Mosquitto process with the configuration at `config`."""
-
-    def __init__(self, config: Path, port: int, scheme: str = "mqtt", host: str = "127.0.0.1") -> None:
-        self.config, self.port = config, port
-        self.url = f"{scheme}://{host}:{port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        log = self.config.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen([mosquitto_path(), "-c", str(self.config)], stdout=log, stderr=log)
-        log.close()
-        end = time.monotonic() + WAIT_S
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            assert self.process.poll() is None, self.config.with_suffix(".log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-
 class Embedded:
-    """The embedded broker in the same dress."""
+    """The embedded broker in the same dress as a Mosquitto."""
 
     def __init__(self, mqtt: str = "5") -> None:
         self.mqtt = mqtt
@@ -87,35 +47,8 @@ class Embedded:
         self.broker.stop()
 
 
-Broker = Mosquitto | Embedded
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def local_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], Mosquitto]]:
-    """Makes running Mosquittos from the local test configuration and whatever lines are added."""
-    made: list[Mosquitto] = []
-
-    def make(more: str = "") -> Mosquitto:
-        port = free_port()
-        config = local_mosquitto_config(tmp_path, port=port)
-        config.write_text(config.read_text() + more)
-        made.append(Mosquitto(config, port))
-        made[-1].start()
-        return made[-1]
-
-    yield make
-    for broker in made:
-        broker.kill()
-
-
 @pytest.fixture(params=["embedded", "embedded-3.1.1", "mosquitto"])
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+def broker(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "mosquitto":
         yield request.getfixturevalue("local_mosquitto")()
         return

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from blindsum.protocol.blobs import read_blob
+from blindsum.protocol.codec import encode_chunk
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import edge_keypair
 from blindsum.protocol.machines.device import Floor
 from blindsum.protocol.machines.party import PartyFloor
 from blindsum.protocol.masks import header_fault, mask_upload, self_sum
-from blindsum.protocol.messages import Offer, OfferRequest, Task, Vote, chunks_of
+from blindsum.protocol.messages import Offer, OfferRequest, Result, Task, Vote, chunks_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import add_packed, equal, pack, packed_size, reduce, subtract_packed, unpack, zeros
 from blindsum.protocol.view import RoundView, open_manifest, open_task
@@ -227,6 +229,42 @@ def test_party_that_was_away_catches_up_and_votes_again() -> None:
     assert [event.data["round"] for event in world.happened("followed", "party/3")] == [1, 2, 3, 4]
     assert world.happened("opened", "party/3")[-1].data["round"] == 4
     world.check()
+
+
+def test_second_result_of_a_round_is_refused_before_and_after_the_first_is_followed() -> None:
+    world = World(4, devices=4, faulty=("coordinator",))
+    world.start()
+    world.until("join")
+    world.stop("party/3")
+    world.finish()
+    world.settle()
+    result = body_of(world.round.state.result, Result)
+    other = world.forge("result", "coordinator", "all", altered(result, count=1))
+    world.crash("party/3")
+    assert world.give("party/3", world.round.state.result).refused is None
+    for party in ("party/1", "party/3"):
+        refused = world.give(party, other).refused
+        assert (refused.code, refused.culprit) == ("second-result", "coordinator")
+
+
+def test_published_sum_or_model_that_does_not_fit_is_not_followed() -> None:
+    for field, code in (("model", "model-differs"), ("sum", "sum-malformed")):
+        world = World(4, devices=4, faulty=("coordinator",))
+        world.start()
+        world.until("open")
+        world.actors["coordinator"].behaviour = Silent("result", "chunk")
+        world.finish()
+        world.settle()
+        result = body_of(world.round.state.result, Result)
+        rows = world.actors["coordinator"].store
+        data = read_blob(rows, getattr(result, field))
+        at = 3 * 50 + 7  # in a sum: the sign of the total weight
+        ref, chunks = chunks_of(data[:at] + b"\xff" + data[at + 1 :], world.base.chunk_size)
+        lie = world.forge("result", "coordinator", "all", altered(result, **{field: ref}))
+        blob, right = (ref, chunks) if field == "sum" else (result.sum, [read_blob(rows, result.sum)])
+        step = hand(world, "party/1", Forged(lie, (encode_chunk(blob.id, 0, right[0]),)))
+        assert (step.refused.code, step.refused.culprit) == (code, "coordinator")
+        assert not world.happened("followed", "party/1")
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

@@ -93,10 +93,20 @@ def test_no_examples_is_an_error(batches: Batches) -> None:
 
 @pytest.mark.parametrize(
     "batch",
-    [X, (X,), (X, Y, Y), 7, None, (X, 7), (X[:5], Y), ([[1.0], [1.0, 2.0]], Y[:2]), (X[:, :3], Y), (X, Y + 1), (X, Y.astype(str))],
-    ids=["one array", "one of two", "three", "number", "none", "scalar targets", "unequal", "ragged", "wrong shape", "no such class",
-         "words"],
-)  # fmt: skip
+    [
+        pytest.param(X, id="one array"),
+        pytest.param((X,), id="one of two"),
+        pytest.param((X, Y, Y), id="three"),
+        pytest.param(7, id="number"),
+        pytest.param(None, id="none"),
+        pytest.param((X, 7), id="scalar targets"),
+        pytest.param((X[:5], Y), id="unequal"),
+        pytest.param(([[1.0], [1.0, 2.0]], Y[:2]), id="ragged"),
+        pytest.param((X[:, :3], Y), id="wrong shape"),
+        pytest.param((X, Y + 1), id="no such class"),
+        pytest.param((X, Y.astype(str)), id="words"),
+    ],
+)
 def test_examples_of_another_shape_are_refused(batch: object) -> None:
     assert refusal(lambda _epoch: [batch]) == "training-batch-invalid"
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blindsum.protocol.errors import BlindsumError
@@ -45,7 +46,7 @@ def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:
         return
     table = Table(title=title or None, show_header=False)
     for name, value in figures.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     Console().print(table)
 
 
@@ -58,10 +59,10 @@ def fail(error: BlindsumError, *, as_json: bool) -> None:
             )
         )
     console = Console(stderr=True, highlight=False)
-    console.print(f"[bold red]error[/] {error.code}: {error.detail or error.cause}", soft_wrap=True)
+    console.print(f"[bold red]error[/] {error.code}: {escape(error.detail or error.cause)}", soft_wrap=True)
     if error.detail:
-        console.print(f"  cause:  {error.cause}", soft_wrap=True)
-    console.print(f"  remedy: {error.remedy}", soft_wrap=True)
+        console.print(f"  cause:  {escape(error.cause)}", soft_wrap=True)
+    console.print(f"  remedy: {escape(error.remedy)}", soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -260,10 +261,10 @@ def verify(
     else:
         console = Console(highlight=False)
         for name, value in report.facts.items():
-            console.print(f"  {name.replace('_', ' '):16} {value}")
+            console.print(f"  {name.replace('_', ' '):16} {escape(str(value))}")
         for fault in report.faults:
             cause = REFUSALS[fault.code].cause if fault.code in REFUSALS else ""
-            console.print(f"[bold red]fault[/] {fault.principal}: {fault.code} {fault.detail}")
+            console.print(f"[bold red]fault[/] {escape(f'{fault.principal}: {fault.code} {fault.detail}')}")
             console.print(f"      {cause}")
         console.print("[bold green]valid[/]" if report.valid else "[bold red]NOT valid[/]")
         if report.valid and trust is None:

@@ -72,19 +72,23 @@ def digest(label: str, *parts: object) -> bytes:
 
 def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes:
     """HKDF-SHA-256 with empty salt and info = encode([label, *context]). `size` bytes, at most 8160."""
-    info = encode([LABEL + label, *context])
-    prk = hmac.digest(bytes(32), secret, "sha256")
+    return _hkdf(secret, encode([LABEL + label, *context]), size)
+
+
+def equal(left: bytes, right: bytes) -> bool:
+    """Constant-time comparison of secrets."""
+    return hmac.compare_digest(left, right)
+
+
+def _hkdf(secret: bytes, info: bytes, size: int) -> bytes:
+    """RFC 5869 with SHA-256 and no salt."""
+    prk = hmac.digest(bytes(HASH_SIZE), secret, "sha256")
     out, block, counter = b"", b"", 0
     while len(out) < size:
         counter += 1
         block = hmac.digest(prk, block + info + bytes([counter]), "sha256")
         out += block
     return out[:size]
-
-
-def equal(left: bytes, right: bytes) -> bool:
-    """Constant-time comparison of secrets."""
-    return hmac.compare_digest(left, right)
 
 
 # -- pairwise keys ----------------------------------------------------------------------------------------------------
@@ -216,9 +220,9 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int) -> tuple[str, str, byt
         moment = datetime.fromtimestamp(now / 1000, UTC)
         if not isinstance(key, Ed25519PublicKey) or not isinstance(root, Ed25519PublicKey) or len(names) != 1:
             return "certificate-invalid", "", b""
-        if certificate.issuer != authority.subject or constraints.value.ca:
+        if constraints.value.ca:
             return "certificate-invalid", "", b""
-        root.verify(certificate.signature, certificate.tbs_certificate_bytes)
+        certificate.verify_directly_issued_by(authority)  # names, both statements of the algorithm, signature
         name = names[0].value
         if not isinstance(name, str):
             return "certificate-invalid", "", b""

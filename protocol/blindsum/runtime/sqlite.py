@@ -1,9 +1,9 @@
 """A role's memory in one SQLite file: rows by key and the outbox, committed together.
 
-WAL with synchronous=FULL: a commit that returned survives power loss. secure_delete overwrites what is deleted and a commit
-that deletes rows also empties the write-ahead log, so an erased seed is not left in either file (a copy that the file system
-or the flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as it
-is. One process at a time owns the file.
+WAL with synchronous=FULL: a commit that returned survives power loss. secure_delete overwrites what is deleted or replaced and
+a commit that does either also empties the write-ahead log, so an erased seed is not left in either file (a copy that the file
+system or the flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as
+it is. One process at a time owns the file.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ WAL_SIZE_MAX: Final = 16 << 20
 
 _SCHEMA: Final = """
 CREATE TABLE kv (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
+CREATE TABLE wire (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 CREATE TABLE outbox (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, chunk INTEGER NOT NULL, "to" TEXT NOT NULL, retain INTEGER NOT NULL,
   kind TEXT, body BLOB, blob BLOB, idx INTEGER, UNIQUE ("to", blob, idx)
@@ -68,7 +69,7 @@ class SqliteStore:
         self.path = Path(path)
         self.dropped = 0
         self._pending = 0  # rows in the outbox
-        self._erased = False  # whether the open transaction erases rows
+        self._erased = False  # whether the open transaction deletes or replaces rows
         self._overwrites = False
         self._lock = threading.RLock()
         try:
@@ -87,7 +88,7 @@ class SqliteStore:
 
     def get(self, key: str) -> bytes | None:
         with self._guard():
-            row = self._db.execute("SELECT value FROM kv WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT value FROM {_table(key)} WHERE key = ?", (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -100,7 +101,9 @@ class SqliteStore:
 
     def _pages(self, columns: str, prefix: str) -> Iterator[Any]:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff"
-        query = f"SELECT {columns} FROM kv WHERE key {{}} ? AND key < ? ORDER BY key LIMIT ?"
+        both = WIRE_PREFIX.startswith(prefix) and prefix != WIRE_PREFIX
+        table = "(SELECT * FROM kv UNION ALL SELECT * FROM wire)" if both else _table(prefix)
+        query = f"SELECT {columns} FROM {table} WHERE key {{}} ? AND key < ? ORDER BY key LIMIT ?"
         start, compare = prefix, ">="
         while True:
             with self._guard():
@@ -188,15 +191,19 @@ class SqliteStore:
         self._pending = self._count()
 
     def _write(self, key: str, value: bytes | None) -> None:
-        # What goes through the broker is no secret, and there can be hundreds of megabytes of it.
-        secret = not key.startswith(WIRE_PREFIX)
+        # What goes through the broker is no secret, and there can be hundreds of megabytes of it. It has a table of its own:
+        # SQLite moves rows between a table's pages, and where it does not overwrite, a moved secret would leave a copy.
+        table = _table(key)
+        secret = table == "kv"
         if secret != self._overwrites:
             self._overwrite(secret)
-        if value is not None:
-            upsert = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-            self._db.execute(upsert, (key, value))
-        elif self._db.execute("DELETE FROM kv WHERE key = ?", (key,)).rowcount > 0:
-            self._erased |= secret
+        if value is None:
+            gone = self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,)).rowcount
+        else:
+            gone = self._db.execute(f"UPDATE {table} SET value = ? WHERE key = ?", (value, key)).rowcount
+            if not gone:
+                self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, value))
+        self._erased |= secret and gone > 0
 
     def _overwrite(self, on: bool) -> None:
         self._db.execute(f"PRAGMA secure_delete = {int(on)}")
@@ -237,3 +244,7 @@ class SqliteStore:
                     raise
                 code = _CODES.get(number & 0xFF, "disk-failed")
                 raise BlindsumError(code, f"{self.path}: {error}") from error
+
+
+def _table(key: str) -> str:
+    return "wire" if key.startswith(WIRE_PREFIX) else "kv"

@@ -62,7 +62,7 @@ class Forged:
 def hand(world: World, role: str, forged: Forged) -> Step:
     """Give a role the message, then the chunks it may be waiting for. Returns the step that answered, or the last one."""
     steps = [world.give(role, body) for body in (forged.body, *forged.chunks)]
-    return next((step for step in steps if step.refused is not None or _answers(step)), steps[-1])
+    return next((step for step in steps if _answers(step)), steps[-1])
 
 
 def said(step: Step, kind: str) -> list[bytes]:
@@ -155,4 +155,7 @@ def roster(world: World, proposed: Forged, votes: Iterable[bytes]) -> Forged:
 
 
 def _answers(step: Step) -> bool:
+    """Whether a step is a word on the message itself: a refusal (not of a chunk that is here already), a vote, an opening."""
+    if step.refused is not None:
+        return step.refused.code != "chunk-unexpected"
     return any(isinstance(out, Message) and out.kind in ("vote", "check", "opening") for out in step.messages)

@@ -11,7 +11,7 @@ Value: TypeAlias = Any
 """int, bytes, str, bool, None, list or dict"""
 
 DEPTH_MAX = 8
-CHUNK_MESSAGE_SIZE_MAX = 262_144 + 64
+CHUNK_MESSAGE_SIZE_MAX = 262_144 + 80
 BLOB_CHUNKS_MAX = 1024
 
 
@@ -139,13 +139,14 @@ def chunk_check(ref: dict[str, Value], blob: bytes, index: int, data: bytes) -> 
 
 
 def from_json(value: Any) -> Value:
-    """Vectors write bytes as {"$hex"}, integers beyond 2^53 as {"$int"}, maps with other than text keys as {"$map"}."""
+    """Vectors write bytes as {"$hex"} (many zeros at their end as {"$zeros"}), integers beyond 2^53 as {"$int"}, maps with
+    other than text keys as {"$map"}."""
     if isinstance(value, list):
         return [from_json(item) for item in value]
     if not isinstance(value, dict):
         return value
     if "$hex" in value:
-        return bytes.fromhex(value["$hex"])
+        return bytes.fromhex(value["$hex"]) + bytes(value.get("$zeros", 0))
     if "$int" in value:
         return int(value["$int"])
     if "$map" in value:
@@ -155,7 +156,8 @@ def from_json(value: Any) -> Value:
 
 def to_json(value: Value) -> Any:
     if isinstance(value, bytes):
-        return {"$hex": value.hex()}
+        zeros = len(value) - len(value.rstrip(b"\0"))
+        return {"$hex": value.rstrip(b"\0").hex(), "$zeros": zeros} if zeros >= 256 else {"$hex": value.hex()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

@@ -70,21 +70,29 @@ def aes128_ctr(key: bytes, nonce: bytes, first: int, start: int, size: int) -> b
     return stream[start % 16 : start % 16 + size]
 
 
+def aes128_gcm_seal(key: bytes, nonce: bytes, text: bytes) -> bytes:
+    """Ciphertext and tag, without associated data. 12-byte nonces only."""
+    sealed = bytes(a ^ b for a, b in zip(text, aes128_ctr(key, nonce, 2, 0, len(text)), strict=True))
+    return sealed + _tag(aes128_round_keys(key), nonce, sealed, b"")
+
+
 def aes128_gcm_open(key: bytes, nonce: bytes, sealed: bytes, associated: bytes) -> bytes | None:
     """The plaintext, or None where the tag is wrong. 12-byte nonces only."""
     text, tag = sealed[:-16], sealed[-16:]
-    keys = aes128_round_keys(key)
-    h = int.from_bytes(aes128_block(keys, bytes(16)), "big")
-    total = 0
-    padded = b"".join(part + bytes(-len(part) % 16) for part in (associated, text))
-    for at in range(0, len(padded) + 16, 16):
-        last = struct.pack(">QQ", 8 * len(associated), 8 * len(text))
-        total = _multiply(total ^ int.from_bytes((padded + last)[at : at + 16], "big"), h)
-    mask = aes128_block(keys, nonce + b"\0\0\0\1")
-    expected = bytes(a ^ b for a, b in zip(total.to_bytes(16, "big"), mask, strict=True))
-    if len(sealed) < 16 or not hmac.compare_digest(expected, tag):
+    if len(sealed) < 16 or not hmac.compare_digest(_tag(aes128_round_keys(key), nonce, text, associated), tag):
         return None
     return bytes(a ^ b for a, b in zip(text, aes128_ctr(key, nonce, 2, 0, len(text)), strict=True))
+
+
+def _tag(keys: list[bytes], nonce: bytes, text: bytes, associated: bytes) -> bytes:
+    """GHASH of both parts and their lengths, under the mask of counter 1."""
+    h, total = int.from_bytes(aes128_block(keys, bytes(16)), "big"), 0
+    padded = b"".join(part + bytes(-len(part) % 16) for part in (associated, text))
+    padded += struct.pack(">QQ", 8 * len(associated), 8 * len(text))
+    for at in range(0, len(padded), 16):
+        total = _multiply(total ^ int.from_bytes(padded[at : at + 16], "big"), h)
+    mask = aes128_block(keys, nonce + b"\0\0\0\1")
+    return bytes(a ^ b for a, b in zip(total.to_bytes(16, "big"), mask, strict=True))
 
 
 def _multiply(x: int, y: int) -> int:
@@ -104,7 +112,12 @@ def chacha20(key: bytes, nonce: bytes, first: int, start: int, size: int) -> byt
 
 
 def _chacha20_block(key: bytes, counter: int, nonce: bytes) -> bytes:
-    initial = [*struct.unpack("<4I", b"expand 32-byte k"), *struct.unpack("<8I", key), counter, *struct.unpack("<3I", nonce)]
+    initial = [
+        *struct.unpack("<4I", b"expand 32-byte k"),
+        *struct.unpack("<8I", key),
+        counter,
+        *struct.unpack("<3I", nonce),
+    ]
     state = initial[:]
 
     def quarter(a: int, b: int, c: int, d: int) -> None:

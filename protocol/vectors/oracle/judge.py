@@ -182,12 +182,11 @@ class Judge:
                 if other != best:
                     self.blame(f"party/{party}", "opening-differs")
             vouching = [party for party, other in hashes.items() if other == best]
-            sent = [v for p in vouching for part in contents[p] for s, v in part["vectors"] if s == subset]
             designated = able[(self.round.number + subset) % len(able)]
-            if sent:
-                found.append(sent[0])
-            elif designated in vouching:
+            if designated in vouching and subset not in dict(contents[designated][0]["vectors"]):
                 self.blame(f"party/{designated}", "opening-malformed")
+            sent = [v for p in vouching for part in contents[p] for s, v in part["vectors"] if s == subset]
+            found += sent[:1]
         return found if len(found) == len(self.place.self_sets) else None
 
     def _edge_secrets(
@@ -200,35 +199,44 @@ class Judge:
         if edges and not all(rows):
             return None
         secrets = []
+        liars: frozenset[int] = frozenset()
+        heard: set[int] = set()
+        witnesses: Counter[int] = Counter()
         for number, (u, v) in enumerate(edges):
             place = 48 * self.neighbours[u].index(v)
             entry = self.headers[u]["edges"][place : place + 48]
             given = [{p: row[32 * number : 32 * number + 32] for p, row in shares.items()} for shares in rows]
-            found = self._match(entry[:32], entry[32:], given)
-            if found is None:
+            stories = self._stories(entry[:32], entry[32:], given, liars)
+            if not stories:
                 if len(contents) == len(self.round.members):
                     hopeless[0] = "edge-false"
                     if len(contents) == self.parties >= self.quorum + self.liars:
                         self.blame(f"device/{self.roster.devices[u]}", "edge-false")
                 return None
-            secret, right = found
-            for row, share in zip(given, right, strict=True):
-                for party, other in row.items():
-                    if other != share:
-                        self.blame(f"party/{party}", "edge-share-differs")
+            secret, liars = stories[0]
             secrets.append(secret)
+            if liars and u not in heard:
+                heard.add(u)
+                witnesses.update(frozenset.intersection(*(suspects for _, suspects in stories)))
+        corrupt = len(self.roster.devices) * self.task.shares[0] // 1000
+        for party, count in sorted(witnesses.items()):
+            if count > corrupt:
+                self.blame(f"party/{party}", "edge-share-differs")
         return secrets
 
-    def _match(self, cap: bytes, check: bytes, given: list[dict[int, bytes]]) -> tuple[bytes, list[bytes]] | None:
-        parties = sorted({party for row in given for party in row})
-        for out in chain.from_iterable(combinations(parties, size) for size in range(self.liars + 1)):
-            values = [{share for party, share in row.items() if party not in out} for row in given]
-            if all(len(shares) == 1 for shares in values):
-                right = [share for shares in values for share in shares]
-                secret = xor(cap, *right)
+    def _stories(
+        self, cap: bytes, check: bytes, given: list[dict[int, bytes]], before: frozenset[int]
+    ) -> list[tuple[bytes, frozenset[int]]]:
+        """(secret whose check holds, parties whose lies explain what was given), `before` first, then from few liars to many."""
+        parties, stories = sorted({party for row in given for party in row}), []
+        sets = (frozenset(chosen) for size in range(self.liars + 1) for chosen in combinations(parties, size))
+        for out in chain((before,), sets):
+            rows = [[share for party, share in row.items() if party not in out] or list(row.values()) for row in given]
+            if all(len(set(shares)) == 1 for shares in rows):
+                secret = xor(cap, *(shares[0] for shares in rows))
                 if self.place.edge_check(secret) == check:
-                    return secret, right
-        return None
+                    stories.append((secret, out))
+        return stories
 
     def _result(self) -> None:
         result = self._own("result", "result", here=True).body

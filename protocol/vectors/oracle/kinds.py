@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from oracle import cbor, curves, envelope, kem, masks, numbers, x509
+from oracle import cbor, ciphers, curves, envelope, kem, masks, numbers, views, x509
 from oracle.fault import Fault, require
 from oracle.judge import judge, survivors
 from oracle.schema import BLOB, check_body
@@ -37,6 +37,17 @@ def _chunk(given: Values) -> Values:
     if "ref" in given:
         cbor.chunk_check(given["ref"], blob, index, data)
     return {"blob": blob, "index": index, "size": len(data), "sha256": hashlib.sha256(data).digest()}
+
+
+def _broadcast(given: Values) -> Values:
+    key = masks.derive(given["key"], "broadcast", given["blob"], size=16)
+    nonce = given["index"].to_bytes(12, "big")
+    if "data" in given:
+        return {"sealed": ciphers.aes128_gcm_seal(key, nonce, given["data"])}
+    data = ciphers.aes128_gcm_open(key, nonce, given["sealed"], b"")
+    if data is None:
+        raise Fault("chunk-wrong")
+    return {"data": data}
 
 
 def _blob(given: Values) -> Values:
@@ -160,7 +171,11 @@ def _upload(given: Values) -> Values:
     vector = masks.unpack(place.segments, given["vector"])
     made = masks.upload(place, index, vector, given["private"], given["keys"], neighbours, self_seeds, cap_seeds)
     contents = [
-        b"".join(seeds[s] for seeds, sets in ((self_seeds, place.self_sets), (cap_seeds, place.cap_sets)) for s in masks.held(p, sets))
+        b"".join(
+            seeds[s]
+            for seeds, sets in ((self_seeds, place.self_sets), (cap_seeds, place.cap_sets))
+            for s in masks.held(p, sets)
+        )
         for p in given["members"]
     ]
     commitments = [place.commitment(index, "self", s, seed) for s, seed in enumerate(self_seeds)]
@@ -207,6 +222,63 @@ def _transcript(given: Values) -> Values:
     return {"faults": judge(envelope.trust_open(given["trust"]), records)}
 
 
+# -- agreements ---------------------------------------------------------------------------------------------------------
+
+
+def _task(given: Values) -> Values:
+    task = views.open_task(envelope.trust_open(given["trust"]), given["bytes"])
+    return {
+        "digest": task.digest,
+        "self_subsets": len(task.self_sets),
+        "cap_subsets": len(task.cap_sets),
+        "packed_size": masks.packed_size(task.segments),
+    }
+
+
+def _view(given: Values, raw: bytes) -> views.Round:
+    return views.open_manifest(views.open_task(envelope.trust_open(given["trust"]), given["task"]), raw)
+
+
+def _manifest(given: Values) -> Values:
+    view = _view(given, given["bytes"])
+    return {"digest": view.digest, "round": view.number, "members": list(view.members)}
+
+
+def _join(given: Values) -> Values:
+    device, identity, signed = views.open_join(_view(given, given["manifest"]), given["bytes"])
+    return {"device": device, "identity": identity, "key": signed.body["key"], "digest": signed.digest}
+
+
+def _agreed(given: Values) -> tuple[views.Round, list[bytes], bytes, views.Roster]:
+    view = _view(given, given["manifest"])
+    proposal, roster = views.open_proposal(view, given["proposal"], given["votes"])
+    identities, entries = views.open_joins(view, given["joins"])
+    views.entries_follow(view, entries, proposal["entries"])
+    return view, identities, entries, views.open_roster(view, entries, roster)
+
+
+def _roster(given: Values) -> Values:
+    _, _, entries, roster = _agreed(given)
+    return {
+        "roster": roster.digest,
+        "entries": entries,
+        "neighbours": roster.neighbours,
+        "survivors_min": roster.survivors_min,
+    }
+
+
+def _header(given: Values) -> Values:
+    view, identities, _, roster = _agreed(given)
+    signed = envelope.open_message(view.task.trust, given["bytes"])
+    check_body("header", signed.body)
+    index = signed.body["index"]
+    mine = index < len(roster.devices) and signed.sender == f"device/{roster.devices[index]}"
+    require(mine, "header-foreign")
+    require(curves.ed25519_verify(identities[index], signed.signature, signed.tbs), "signature-invalid")
+    views.check_header(view, roster, signed.body, signed.sender)
+    return {"index": index, "digest": signed.digest}
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,15 +316,14 @@ def _rotate(given: Values) -> Values:
 def _advance(given: Values) -> Values:
     codecs = [segment["codec"] for segment in given["segments"]]
     rate, rotation = given["rate_micros"], given["rotation"]
-    model = numbers.advance(
-        given["model"], given["total"], _segments(given), codecs, _codec(given), rate, rotation
-    )
+    model = numbers.advance(given["model"], given["total"], _segments(given), codecs, _codec(given), rate, rotation)
     return {"model": model}
 
 
 KINDS: dict[str, Callable[[Values], Values]] = {
     "cbor": _cbor,
     "chunk": _chunk,
+    "broadcast": _broadcast,
     "blob": _blob,
     "bitmap": _bitmap,
     "trust": _trust,
@@ -273,6 +344,11 @@ KINDS: dict[str, Callable[[Values], Values]] = {
     "round": _round,
     "survivors": _survivors,
     "transcript": _transcript,
+    "task": _task,
+    "manifest": _manifest,
+    "join": _join,
+    "roster": _roster,
+    "header": _header,
     "committee": _committee,
     "degree": _degree,
     "bits": _bits,

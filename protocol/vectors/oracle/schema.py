@@ -156,9 +156,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
     "receipt": (fields(subject=HASH, status=one_of("held", "complete", "refused"), code=CODE), "coordinator", 1_024),
     "candidate": (fields(roster=HASH, survivors=BLOB), "coordinator", 40_960),
     "check": (
-        fields(
-            survivors=HASH, missing=many(INDEX, 0, MANY_DEVICES), bad=many(row(INDEX, CODE), 0, MANY_DEVICES)
-        ),
+        fields(survivors=HASH, missing=many(INDEX, 0, MANY_DEVICES), bad=many(row(INDEX, CODE), 0, MANY_DEVICES)),
         "party",
         393_216,
     ),

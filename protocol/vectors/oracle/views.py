@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from oracle import numbers, x509
 from oracle.cbor import BLOB_CHUNKS_MAX, Value, blob_ref, blob_sound, decode, digest, encode
@@ -128,7 +129,7 @@ def open_manifest(task: Task, raw: bytes) -> Round:
         members[party] = offer.body["beacon_commitment"]
     require(len(members) >= task.committee[2], "offers-too-few", KEEPER)
     times = [body[name] for name in ("issued_at", "join_until", "upload_until", "expires_at")]
-    spans = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    spans = [later - earlier for earlier, later in pairwise(times)]
     longest = [task.body["join_ms"], task.body["upload_ms"], 8 * task.body["decide_ms"]]
     first = body["previous"] == bytes(32)
     require(

@@ -56,9 +56,10 @@ class Certificate(NamedTuple):
 def _parse(der: bytes) -> Certificate:
     top, end = _read(der, 0)
     require(end == len(der), _INVALID)
-    body, _, signature = top.children()
+    body, stated, signature = top.children()
     fields = [node for node in body.children() if node.tag != 0xA0]  # without the version
-    _, _, issuer, validity, subject, key = fields[:6]
+    _, signed_with, issuer, validity, subject, key = fields[:6]
+    require(signed_with.whole == stated.whole and stated.children()[0].content == _ED25519, _INVALID)
     algorithm, bits = key.children()
     require(algorithm.children()[0].content == _ED25519 and len(bits.content) == 33, _INVALID)
     pairs = [pair.children() for group in subject.children() for pair in group.children()]

@@ -7,6 +7,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.codec import encode, encode_chunk
+from blindsum.protocol.keys import chunk_seal
 from blindsum.protocol.messages import chunks_of
 from scenarios.case import File, secret
 from scenarios.scene import FLEET, TASK, Scene
@@ -80,7 +81,7 @@ _BROKEN: Final = (
 
 
 def files(scene: Scene) -> list[File]:
-    return [_cbor(), _chunk(), _blob(), _bitmap(), _trust(scene), _envelope(scene)]
+    return [_cbor(), _chunk(), _broadcast(), _blob(), _bitmap(), _trust(scene), _envelope(scene)]
 
 
 def _cbor() -> File:
@@ -103,11 +104,19 @@ def _chunk() -> File:
         file.ok(f"index {index}", bytes=encode_chunk(ref.id, index, b"x"))
     for index in (0, 2):
         file.ok(f"chunk {index} of a blob", bytes=encode_chunk(ref.id, index, chunks[index]), ref=named)
+    file.ok("65536 bytes", bytes=encode_chunk(ref.id, 0, bytes(65_536)))
+    file.ok("largest, sealed", bytes=encode_chunk(ref.id, (1 << 20) - 1, bytes(262_144 + 16)))
+    file.bad("message-too-large", "larger", bytes=encode_chunk(ref.id, 0, bytes(262_144 + 80)))
     file.bad("chunk-unexpected", "of another blob", bytes=encode_chunk(secret("id"), 0, chunks[0]), ref=named)
     file.bad("chunk-wrong", "beyond the last", bytes=encode_chunk(ref.id, 3, chunks[2]), ref=named)
     file.bad("chunk-wrong", "at another index", bytes=encode_chunk(ref.id, 1, chunks[0]), ref=named)
     file.bad("chunk-wrong", "cut off by one byte", bytes=encode_chunk(ref.id, 2, chunks[2][:-1]), ref=named)
-    file.bad("chunk-wrong", "one bit flipped", bytes=encode_chunk(ref.id, 2, bytes([chunks[2][0] ^ 1]) + chunks[2][1:]), ref=named)
+    file.bad(
+        "chunk-wrong",
+        "one bit flipped",
+        bytes=encode_chunk(ref.id, 2, bytes([chunks[2][0] ^ 1]) + chunks[2][1:]),
+        ref=named,
+    )
     good = encode_chunk(ref.id, 1, b"abc")
     file.bad(_MALFORMED, "index of 2^20", bytes=encode([1, ref.id, 1 << 20, b"abc"]))
     file.bad(_MALFORMED, "negative index", bytes=encode([1, ref.id, -1, b"abc"]))
@@ -119,6 +128,29 @@ def _chunk() -> File:
     file.bad(_MALFORMED, "cut off", bytes=good[:-1])
     file.bad(_MALFORMED, "long index", bytes=good[:36] + b"\x18\x01" + good[37:])
     file.bad(_MALFORMED, "long length", bytes=good[:37] + b"\x58\x03" + good[38:])
+    return file
+
+
+def _broadcast() -> File:
+    key, blob = secret("broadcast"), secret("id")
+    given = {"key": key, "blob": blob, "index": 3}
+    file = File("broadcast.json", "a chunk of the coordinator, sealed against the broker", "6", "broadcast", given)
+    sealed = chunk_seal(key, blob, 3, secret("chunk", 50))
+    for size in (1, 16, 50):
+        file.ok(f"{size} bytes", data=secret("chunk", size))
+    file.ok("another index", data=secret("chunk", 50), index=1023)
+    file.ok("another blob", data=secret("chunk", 50), blob=secret("other id"))
+    file.ok("opened", sealed=sealed)
+    changed: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("of another index", {"index": 2}),
+        ("of another blob", {"blob": secret("other id")}),
+        ("under another key", {"key": secret("another key")}),
+        ("one bit flipped", {"sealed": bytes([sealed[0] ^ 1]) + sealed[1:]}),
+        ("cut off", {"sealed": sealed[:-1]}),
+        ("empty", {"sealed": b""}),
+    )
+    for name, changes in changed:
+        file.bad("chunk-wrong", name, **{"sealed": sealed, **changes})
     return file
 
 
@@ -214,7 +246,11 @@ def _envelope(scene: Scene) -> File:
         ("message-version", "version 2 and other fields", message({"v": 2, "epoch": 7})),
         ("message-type-unknown", "unknown type", message({"type": "votes"})),
         ("fleet-foreign", "another fleet", message({"fleet": "vector"})),
-        ("sender-wrong-role", "a vote of the coordinator", message({"from": "coordinator"}, signer=scene.key("coordinator"))),
+        (
+            "sender-wrong-role",
+            "a vote of the coordinator",
+            message({"from": "coordinator"}, signer=scene.key("coordinator")),
+        ),
         ("sender-wrong-role", "a vote of a device", message({"from": "device/d-0"}, signer=scene.key("device/d-0"))),
         ("signature-invalid", "key of another party", message(signer=scene.key("party/1"))),
         ("signature-invalid", "a party there is not", message({"from": "party/5"})),
@@ -265,10 +301,17 @@ def _add_order(raw: bytes) -> bytes:
 
 def _unsorted(scene: Scene) -> bytes:
     """A header whose keys are in the wrong order, under a signature that is right."""
-    pairs = [(1, -8), ("v", 1), ("from", "party/2"), ("to", "coordinator"), ("task", TASK), ("type", "vote"), ("fleet", FLEET), ("round", 1)]
+    pairs = [
+        (1, -8),
+        ("v", 1),
+        ("from", "party/2"),
+        ("to", "coordinator"),
+        ("task", TASK),
+        ("type", "vote"),
+        ("fleet", FLEET),
+        ("round", 1),
+    ]
     protected = b"\xa8" + b"".join(encode(key) + encode(value) for key, value in pairs)
     payload = encode({"beacon": b"", "decides": "set", "digest": secret("proposal")})
     signature = scene.key("party/2").sign(encode(["Signature1", protected, b"", payload]))
     return b"\xd2" + encode([protected, {}, payload, signature])
-
-

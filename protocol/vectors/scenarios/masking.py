@@ -28,7 +28,9 @@ def _vector(name: str, segments: list[dict[str, Any]]) -> bytes:
 
 
 def _keystream() -> File:
-    file = File("keystream.json", "the pages of a stream: beginnings, ends, and what lies between blocks", "2.2", "keystream")
+    file = File(
+        "keystream.json", "the pages of a stream: beginnings, ends, and what lies between blocks", "2.2", "keystream"
+    )
     for suite, size in _SUITES:
         key = secret(f"stream of {suite}", size)
         for page, start, count in (
@@ -44,7 +46,9 @@ def _keystream() -> File:
 
 
 def _mask() -> File:
-    file = File("mask.json", "a keystream added to and subtracted from a vector: every segment starts a page", "2.2", "mask")
+    file = File(
+        "mask.json", "a keystream added to and subtracted from a vector: every segment starts a page", "2.2", "mask"
+    )
     for suite, size in _SUITES:
         for widths in ((16,), (24,), (32,), (64,), (24, 64), (16, 24, 32, 64)):
             segments = [_segment(5, width, f"s{place}") for place, width in enumerate(widths)]
@@ -83,9 +87,13 @@ def _subsets() -> File:
 
 
 def _graph() -> File:
-    file = File("graph.json", "neighbours from a seed: cycles until all have enough, the complete graph for few", "2.4", "graph")
+    file = File(
+        "graph.json", "neighbours from a seed: cycles until all have enough, the complete graph for few", "2.4", "graph"
+    )
     for devices, degree in ((2, 2), (5, 4), (6, 2), (7, 4), (12, 4), (24, 6), (40, 20)):
-        file.ok(f"{devices} devices, {degree} neighbours", devices=devices, degree=degree, seed=secret(f"graph {devices}"))
+        file.ok(
+            f"{devices} devices, {degree} neighbours", devices=devices, degree=degree, seed=secret(f"graph {devices}")
+        )
     return file
 
 
@@ -182,4 +190,3 @@ def _survivors(scene: Scene) -> File:
         file.bad("survivors-malformed", name, bytes=encode(value))
     file.bad("survivors-malformed", "trailing byte", bytes=encode(rows[:2]) + b"\0")
     return file
-

@@ -36,7 +36,10 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "a deadline of 99 ms": {"join_ms": 99},
     },
     "offer-request": {"no task": {"task": b""}, "a task in text": {"task": "task"}},
-    "offer": {"a box key of 1215 bytes": {"box_key": bytes(1215)}, "a commitment of 31 bytes": {"beacon_commitment": bytes(31)}},
+    "offer": {
+        "a box key of 1215 bytes": {"box_key": bytes(1215)},
+        "a commitment of 31 bytes": {"beacon_commitment": bytes(31)},
+    },
     "manifest": {
         "eleven offers": {"offers": [b"o"] * 11},
         "a rotation of 17 bytes": {"rotation": bytes(17)},
@@ -56,7 +59,10 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "a certificate of 1025 bytes": {"certificate": bytes(1025)},
         "a key of 31 bytes": {"key": bytes(31)},
     },
-    "roster-proposal": {"joins as bytes": {"joins": b"joins"}, "entries without digests": {"entries": {"size": 1, "chunk_size": 1024}}},
+    "roster-proposal": {
+        "joins as bytes": {"joins": b"joins"},
+        "entries without digests": {"entries": {"size": 1, "chunk_size": 1024}},
+    },
     "roster": {"votes as a map": {"votes": {"1": b"vote"}}, "no proposal": {"proposal": b""}},
     "header": {
         "index 100000": {"index": 100_000},
@@ -83,7 +89,11 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "party 11": {"openings": [[11, _HASH]]},
         "an opening without a digest": {"openings": [[1]]},
     },
-    "ask": {"no window": {"window": 0}, "a window of 65": {"window": 65}, "a bitmap of 129 bytes": {"have": bytes(129)}},
+    "ask": {
+        "no window": {"window": 0},
+        "a window of 65": {"window": 65},
+        "a bitmap of 129 bytes": {"have": bytes(129)},
+    },
 }
 """What is changed in a body of each type, so that it breaks the schema."""
 
@@ -101,13 +111,18 @@ def _file(scene: Scene, section: str, kind: str) -> File:
     if kind in ("header", "offer", "offer-request", "join"):
         chosen = chosen[:1]
     for number, sent in enumerate(chosen, 1):
-        file.ok(f"{number}: from {sent.sender} to {sent.to}", **_inputs(scene, sent, msgspec.to_builtins(sent.payload, builtin_types=(bytes,))))
+        file.ok(
+            f"{number}: from {sent.sender} to {sent.to}",
+            **_inputs(scene, sent, msgspec.to_builtins(sent.payload, builtin_types=(bytes,))),
+        )
     sent = chosen[0]
     body = _small(kind, msgspec.to_builtins(sent.payload, builtin_types=(bytes,)))
     for name, changes in _FAULTS[kind].items():
         file.bad(_MALFORMED, name, **_inputs(scene, sent, {**body, **changes}))
     least = next(iter(body))
-    file.bad(_MALFORMED, f"field {least} missing", **_inputs(scene, sent, {k: v for k, v in body.items() if k != least}))
+    file.bad(
+        _MALFORMED, f"field {least} missing", **_inputs(scene, sent, {k: v for k, v in body.items() if k != least})
+    )
     file.bad(_MALFORMED, "one field more", **_inputs(scene, sent, {**body, "extra": 0}))
     file.bad(_MALFORMED, "fields as an array", **_inputs(scene, sent, list(body.values())))
     return file

@@ -13,12 +13,20 @@ from blindsum.protocol import codec, graph, keys, masks, params, prg, quantize, 
 from blindsum.protocol.blobs import bits, bits_set
 from blindsum.protocol.envelope import Head, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, chunks_of
+from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, Header, chunks_of
 from blindsum.protocol.optimiser import advance
-from blindsum.protocol.roster import read_survivors
+from blindsum.protocol.roster import (
+    Joins,
+    RosterView,
+    open_join,
+    open_joins,
+    open_roster,
+    open_roster_announcement,
+    read_survivors,
+)
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import open_message, payload_of
+from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, open_task, payload_of
 from scenarios.plan import codec_of, plain_view, segments_of
 
 __all__ = ["KINDS", "Refusal", "compute"]
@@ -65,6 +73,14 @@ def _chunk(given: Values) -> Values:
         if not ref.accepts(index, data):
             _refuse("chunk-wrong")
     return {"blob": blob, "index": index, "size": len(data), "sha256": hashlib.sha256(data).digest()}
+
+
+def _broadcast(given: Values) -> Values:
+    key, blob, index = given["key"], given["blob"], given["index"]
+    if "data" in given:
+        return {"sealed": keys.chunk_seal(key, blob, index, given["data"])}
+    data = keys.chunk_open(key, blob, index, given["sealed"])
+    return _refuse("chunk-wrong") if data is None else {"data": data}
 
 
 def _blob(given: Values) -> Values:
@@ -261,6 +277,70 @@ def _transcript(given: Values) -> Values:
     return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
 
 
+# -- agreements ---------------------------------------------------------------------------------------------------------
+
+
+def _take(value: Any) -> Any:
+    return _refuse(value.code) if isinstance(value, Refused) else value
+
+
+def _task(given: Values) -> Values:
+    base: TaskView = _take(open_task(Trust.decode(given["trust"]), given["bytes"]))
+    return {
+        "digest": base.digest,
+        "self_subsets": len(base.self_subsets),
+        "cap_subsets": len(base.cap_subsets),
+        "packed_size": ring.packed_size(base.segments),
+    }
+
+
+def _view(given: Values, raw: bytes) -> RoundView:
+    base: TaskView = _take(open_task(Trust.decode(given["trust"]), given["task"]))
+    view: RoundView = _take(open_manifest(base, raw))
+    return view
+
+
+def _manifest(given: Values) -> Values:
+    view = _view(given, given["bytes"])
+    return {"digest": view.digest, "round": view.number, "members": [member.party for member in view.members]}
+
+
+def _join(given: Values) -> Values:
+    device, identity, join, digest = _take(open_join(_view(given, given["manifest"]), given["bytes"]))
+    return {"device": device, "identity": identity, "key": join.key, "digest": digest}
+
+
+def _agreed(given: Values) -> tuple[RoundView, Joins, RosterView]:
+    view = _view(given, given["manifest"])
+    proposal, _, digest = _take(open_roster_announcement(view, given["proposal"], given["votes"]))
+    joins: Joins = _take(open_joins(view, given["joins"]))
+    if chunks_of(joins.entries, view.base.chunk_size)[0] != proposal.entries:
+        _refuse("roster-malformed")
+    return view, joins, _take(open_roster(view, joins.entries, digest))
+
+
+def _roster(given: Values) -> Values:
+    _, joins, roster = _agreed(given)
+    return {
+        "roster": roster.digest,
+        "entries": joins.entries,
+        "neighbours": [list(roster.neighbours(index)) for index in range(roster.size)],
+        "survivors_min": roster.survivors_min,
+    }
+
+
+def _header(given: Values) -> Values:
+    view, joins, roster = _agreed(given)
+    signed = _take(open_message(view.trust, given["bytes"]))
+    header = _take(payload_of(signed, Header))
+    if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
+        _refuse("header-foreign")
+    if not signed.valid(joins.identities[header.index]):
+        _refuse("signature-invalid")
+    fault = masks.header_fault(view, roster, header, ring.packed_size(view.base.segments))
+    return {"index": header.index, "digest": signed.digest} if not fault else _refuse(fault)
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -271,9 +351,7 @@ def _committee(given: Values) -> Values:
 
 def _degree(given: Values) -> Values:
     shares = given["corrupt_permille"], given["dropped_permille"]
-    threat = params.ThreatModel(
-        corrupt_permille=shares[0], dropped_permille=shares[1], cohort_min=given["cohort_min"]
-    )
+    threat = params.ThreatModel(corrupt_permille=shares[0], dropped_permille=shares[1], cohort_min=given["cohort_min"])
     n = given["devices"]
     return {"degree": graph.degree_for(n, *shares), "survivors_min": params.survivors_min(n, threat)}
 
@@ -302,6 +380,7 @@ def _advance(given: Values) -> Values:
 KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "cbor": _cbor,
     "chunk": _chunk,
+    "broadcast": _broadcast,
     "blob": _blob,
     "bitmap": _bitmap,
     "trust": _trust,
@@ -322,6 +401,11 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "round": _round,
     "survivors": _survivors,
     "transcript": _transcript,
+    "task": _task,
+    "manifest": _manifest,
+    "join": _join,
+    "roster": _roster,
+    "header": _header,
     "committee": _committee,
     "degree": _degree,
     "bits": _bits,

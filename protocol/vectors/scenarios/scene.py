@@ -106,7 +106,9 @@ class Scene:
         self.names = [f"d-{number}" for number in range(DEVICES)]
         self.seeds |= {f"device/{name}": secret(f"key of device/{name}") for name in self.names}
         self.ca = self._certificate(FLEET, "ca", 1, ca=True)
-        self.certificates = {name: self._certificate(name, f"device/{name}", i + 2) for i, name in enumerate(self.names)}
+        self.certificates = {
+            name: self._certificate(name, f"device/{name}", i + 2) for i, name in enumerate(self.names)
+        }
         self.trust = Trust(
             FLEET,
             self.ca,
@@ -212,9 +214,7 @@ class Scene:
         self.privates = [secret(f"edge key of {name}") for name in self.names]
         joins = {}
         for name, private in zip(self.names, self.privates, strict=True):
-            join = Join(
-                manifest=self.view.digest, certificate=self.certificates[name], key=edge_keypair(private)[1]
-            )
+            join = Join(manifest=self.view.digest, certificate=self.certificates[name], key=edge_keypair(private)[1])
             sent = self.send("join", f"device/{name}", "coordinator", join)
             joins[name] = sent.raw
             self.send(
@@ -288,7 +288,9 @@ class Scene:
         ref = self.blob(self.survivors)
         self.send("candidate", "coordinator", "parties", Candidate(roster=self.roster.digest, survivors=ref))
         self.send("check", "party/1", "coordinator", Check(survivors=ref.id, missing=[], bad=[]))
-        self.send("check", "party/3", "coordinator", Check(survivors=ref.id, missing=[0, 5], bad=[(1, "box-unreadable")]))
+        self.send(
+            "check", "party/3", "coordinator", Check(survivors=ref.id, missing=[0, 5], bad=[(1, "box-unreadable")])
+        )
         self.proposal = self.send(
             "proposal", "coordinator", "parties", Proposal(roster=self.roster.digest, survivors=ref)
         )

@@ -59,6 +59,7 @@ def _derivations() -> File:
         file.ok(f"edge-mask, {size} bytes", secret=seed, label="edge-mask", context=[manifest], size=size)
     file.ok("edge", secret=seed, label="edge", context=[manifest, roster, 3, 24], size=32)
     file.ok("cap", secret=seed, label="cap", context=[manifest, roster, 24, 3, 5], size=32)
+    file.ok("broadcast", secret=seed, label="broadcast", context=[secret("id")], size=16)
     file.ok("graph cycle", secret=roster, label="graph cycle", context=[1], size=24)
     file.ok("rotation", secret=secret("rotation", 16), label="rotation", context=[1], size=24)
     file.ok("round", secret=seed, label="round", context=[0], size=32)
@@ -131,6 +132,7 @@ def _certificates(scene: Scene) -> File:
         ("a CA", issue(is_ca=True)),
         ("the fleet CA itself", ca),
         ("name altered", tampered),
+        ("another algorithm stated beside the signature", _restated(good)),
         ("two common names", _other(scene, names=2)),
         ("no common name", _other(scene, names=0)),
         ("no basic constraints", _other(scene, constraints=False)),
@@ -142,6 +144,12 @@ def _certificates(scene: Scene) -> File:
     ):
         file.bad("certificate-invalid", name, certificate=certificate, ca=ca, now=START)
     return file
+
+
+def _restated(certificate: bytes) -> bytes:
+    """The last Ed25519 object identifier, which no signature covers, turned into that of Ed448."""
+    at = certificate.rindex(bytes.fromhex("06032b6570"))
+    return certificate[: at + 4] + b"\x71" + certificate[at + 5 :]
 
 
 def _old(key: Ed25519PrivateKey) -> bytes:

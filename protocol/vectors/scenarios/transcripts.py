@@ -55,16 +55,34 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
         ("manifest with two votes", [("announcement", 0, again("announcement", few))]),
         ("manifest with one vote twice", [("announcement", 0, again("announcement", double))]),
         ("announcement not by the coordinator", [("announcement", 0, _flip(scene.announcement.raw, -1))]),
-        ("roster with two votes", [("roster", 0, again("roster", msgspec.structs.replace(roster, votes=roster.votes[:2])))]),
+        (
+            "roster with two votes",
+            [("roster", 0, again("roster", msgspec.structs.replace(roster, votes=roster.votes[:2])))],
+        ),
         (
             "a beacon that was not committed to",
-            [("roster", 0, again("roster", msgspec.structs.replace(roster, votes=[roster.votes[0], false_beacon, roster.votes[2]])))],
+            [
+                (
+                    "roster",
+                    0,
+                    again(
+                        "roster",
+                        msgspec.structs.replace(roster, votes=[roster.votes[0], false_beacon, roster.votes[2]]),
+                    ),
+                )
+            ],
         ),
         ("joins altered", [("joins", 0, _flip(scene.joins, 300))]),
         ("survivors altered", [("survivors", 0, _flip(scene.survivors, 10))]),
         (
             "survivor set with two votes",
-            [("certificate", 0, again("certificate", msgspec.structs.replace(certificate, votes=certificate.votes[:2])))],
+            [
+                (
+                    "certificate",
+                    0,
+                    again("certificate", msgspec.structs.replace(certificate, votes=certificate.votes[:2])),
+                )
+            ],
         ),
         ("header altered", [("header", 2, _flip(scene.headers[2].raw, 3000))]),
         ("headers swapped", [("header", 0, scene.headers[1].raw)]),
@@ -72,7 +90,10 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
         ("content altered", [("content", 0, _flip(scene.openings[0][1], 20))]),
         ("opening in the place of another part", [("opening", 3, scene.openings[1][0].raw)]),
         ("a party vouches for a wrong sum", _opens(scene, 1, _false_hash(scene.contents[2][0]))),
-        ("a party opens a wrong sum that nobody else was asked for", _opens(scene, 1, _false_sum(scene.contents[2][0]))),
+        (
+            "a party opens a wrong sum that nobody else was asked for",
+            _opens(scene, 1, _false_sum(scene.contents[2][0])),
+        ),
         ("a party opens a sum without its hash", _opens(scene, 1, _false_vector(scene.contents[2][0]))),
         ("a party gives a wrong share", _opens(scene, 2, _false_share(scene.contents[3][0]))),
         ("a party gives a share too few", _opens(scene, 2, _few_shares(scene.contents[3][0]))),
@@ -87,7 +108,10 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
             ],
         ),
         ("another first model", [("model", 0, scene.next)]),
-        ("another trust bundle", [("trust", 0, encode([*_trust(scene)[:1], scene.certificates["d-0"], *_trust(scene)[2:]]))]),
+        (
+            "another trust bundle",
+            [("trust", 0, encode([*_trust(scene)[:1], scene.certificates["d-0"], *_trust(scene)[2:]]))],
+        ),
         ("trust bundle that is none", [("trust", 0, b"trust")]),
     ]
 

@@ -85,7 +85,8 @@ class Chain:
             if pending is None:
                 break
             result = convert(pending.payload, Result)
-            if not all([self._inbox.want(base.name, ref, now) for ref in (model, result.sum)]):
+            ready = [self._inbox.want(base.name, ref, now) for ref in (model, result.sum)]
+            if not all(ready):
                 break
             fault = self._follow(base, result, pending)
             if fault is not None:

@@ -51,6 +51,11 @@ class Inbox:
         for blob in [blob for blob, owner in self._tasks.items() if owner == task and blob not in keep]:
             self._drop(blob)
 
+    @property
+    def blobs(self) -> set[bytes]:
+        """What is awaited or has come and is not released yet."""
+        return set(self._tasks)
+
     def due(self, now: int) -> Iterator[tuple[Fetch, str]]:
         return ((fetch, self._tasks[fetch.id]) for fetch in list(self._fetches.due(now)))
 

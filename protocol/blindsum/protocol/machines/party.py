@@ -254,8 +254,7 @@ class PartyMachine:
         self._journal.delete(f"state/{task}")
         self._journal.delete_all(f"round/{task}/")
         self._inbox.release_task(task, keep=self._chain.keeps(round_.base))
-        for raw in round_.state.openings:
-            self._journal.delete_all(f"blob/{self._desk.opening(raw).content.id.hex()}/")
+        self._sweep()
         self._journal.event("round-over", task=task, round=round_.state.number, why=why)
 
     def _restore(self) -> None:
@@ -269,11 +268,11 @@ class PartyMachine:
             round_ = PartyRound(self._bases[task], convert(decode(value), PartyState))
             round_.restore(self._journal)
             self._rounds[task] = round_
-        self._sweep()
 
     def _sweep(self) -> None:
-        """Delete the blobs that an earlier life was fetching: whoever still needs one asks for it again."""
-        keep = {blob for base in self._bases.values() for blob in self._chain.keeps(base)}
+        """Delete the blobs that nobody keeps or waits for any more, also those that an earlier life had begun to fetch."""
+        keep = self._inbox.blobs
+        keep.update(blob for base in self._bases.values() for blob in self._chain.keeps(base))
         for round_ in self._rounds.values():
             keep.update(self._desk.opening(raw).content.id for raw in round_.state.openings)
         for key in list(self._journal.keys("blob/")):

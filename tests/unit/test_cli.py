@@ -1,0 +1,239 @@
+"""The command line: every command shows an example, answers in JSON when asked, and ends with a stable status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from blindsum.backend import cli
+from blindsum.backend.provision import create_fleet
+from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.runtime.kit import load_trust
+from blindsum.training import TrainingSession, build_artifact, models
+
+COMMANDS = (
+    ("bench",), ("broker",), ("coordinator",), ("demo",), ("enrol",), ("init",), ("model", "build"), ("party",), ("task", "create"),
+    ("verify",),
+)  # fmt: skip
+STREAMS = {("coordinator",), ("party",)}
+"""Roles write a line of JSON for each event whether asked or not."""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(*arguments) -> (exit status, stdout, stderr) of `blindsum` in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["blindsum", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def answer(run: Run) -> Callable[..., Any]:
+    """answer(*arguments): the one JSON object that a successful command with --json prints."""
+
+    def call(*arguments: object) -> Any:
+        status, out, err = run(*arguments, "--json")
+        assert status == 0, out + err
+        assert len(out.strip().splitlines()) == 1
+        return json.loads(out)
+
+    return call
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_these_are_all_the_commands(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    for command in COMMANDS:
+        assert f" {command[0]} " in out, command
+    for group in ("model", "task"):
+        assert {command[1] for command in COMMANDS if command[0] == group} <= set(run(group, "--help")[1].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_an_example_and_every_option_is_explained(run: Run, command: tuple[str, ...]) -> None:
+    status, out, err = run(*command, "--help")
+    assert (status, err) == (0, "")
+    assert f"Example: blindsum {' '.join(command)}" in out
+    assert run(*command, "-h") == (status, out, err)
+    assert ("--json" in out) is (command not in STREAMS)
+
+
+@pytest.mark.parametrize("arguments", [(), ("model",), ("task",)], ids=" ".join)
+def test_command_without_a_job_shows_help(run: Run, arguments: tuple[str, ...]) -> None:
+    status, out, err = run(*arguments)
+    assert status in (0, 2)
+    assert "Usage" in out + err and "--help" in out + err
+
+
+def test_version_is_the_packages(run: Run) -> None:
+    assert run("--version") == (0, version("blindsum") + "\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ini",), ("init",), ("init", "x", "--broken"), ("demo", "--devices", "3"), ("demo", "--parties", "5"), ("bench", "nothing"),
+     ("demo", "--rounds", "0"), ("demo", "--dropout", "0.9"), ("task", "create", "a", "b", "c")],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_ends_with_status_2_and_says_what_is_wrong(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*arguments)
+    assert status == 2 and not out
+    assert "Error" in err and "Traceback" not in err
+    assert not os.listdir(tmp_path)
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "fleet"
+    create_fleet(folder, fleet="clinics", malicious_parties=1, broker="mqtt://127.0.0.1:1883")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(fleet: Path) -> Path:
+    path = fleet.parent / "net.bsa"
+    path.write_bytes(build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy"))
+    return path
+
+
+def test_init_says_which_folder_goes_where(answer: Callable[..., Any], tmp_path: Path) -> None:
+    made = answer("init", tmp_path / "fleet", "--malicious-parties", 1)
+    assert made["operator"] == str(tmp_path / "fleet" / "operator")
+    assert made["coordinator"] == str(tmp_path / "fleet" / "coordinator")
+    assert made["parties"] == [str(tmp_path / "fleet" / f"party-{number}") for number in range(1, 5)]
+    assert all(Path(kit).is_dir() for kit in made["parties"])
+
+
+def test_enrol_takes_names_or_a_count(answer: Callable[..., Any], fleet: Path) -> None:
+    assert answer("enrol", fleet, "tablet", "phone")["enrolled"] == 2
+    assert answer("enrol", fleet, "--count", 3, "--prefix", "watch")["kits"] == str(fleet / "devices")
+    names = sorted(path.name for path in (fleet / "devices").iterdir())
+    assert names == ["phone", "tablet", "watch-00001", "watch-00002", "watch-00003"]
+
+
+def test_model_build_tells_what_it_trains(answer: Callable[..., Any], tmp_path: Path) -> None:
+    onnx.save(models.mlp([4, 8, 3], seed=1), tmp_path / "net.onnx")
+    told = answer("model", "build", tmp_path / "net.onnx", tmp_path / "net.bsa", "--optimizer", "adam")
+    data = (tmp_path / "net.bsa").read_bytes()
+    session = TrainingSession(data)
+    assert told["bytes"] == len(data)
+    assert told["parameters"] == session.parameters.size == 4 * 8 + 8 + 8 * 3 + 3
+    assert told["tensors"] == [name for name, _ in session.layout]
+    assert session.manifest.optimiser == "adam"
+
+
+def test_task_create_puts_a_signed_task_where_the_coordinator_looks(
+    answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path
+) -> None:
+    made = answer("task", "create", fleet, "fraud", artifact, "--devices-max", 100)
+    place = fleet / "coordinator" / "tasks" / "fraud"
+    assert made["folder"] == str(place) and (place / "task.cose").is_file()
+    assert made["bits"] >= 4 and made["degree"] > 0
+    status, out, _ = run("task", "create", fleet, "wear", artifact, "--devices-max", 100)
+    assert status == 0 and "4: 1 may be malicious" in out  # for people: every number with what it follows from
+
+
+@pytest.mark.parametrize("option", ["--corrupt", "--dropped", "--rate", "--clip-norm", "--join-s", "--upload-s", "--decide-s"])
+@pytest.mark.parametrize("value", ["nan", "-1"])
+def test_task_create_refuses_numbers_that_mean_nothing(run: Run, fleet: Path, artifact: Path, option: str, value: str) -> None:
+    status, out, err = run("task", "create", fleet, "odd", artifact, "--devices-max", 100, option, value, "--json")
+    assert status == cli.EXIT_ERROR
+    assert json.loads(out)["error"]["code"] == "parameters-unsafe"
+    assert "Traceback" not in err
+    assert not (fleet / "coordinator" / "tasks" / "odd").exists()
+
+
+def test_output_for_people_is_a_table_and_not_json(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("init", tmp_path / "fleet")
+    assert status == 0 and not err
+    assert str(tmp_path / "fleet" / "operator") in out
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(out)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_error_has_code_cause_and_remedy_on_both_outputs(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("enrol", tmp_path, "phone", "--json")
+    entry = CATALOGUE["kit-incomplete"]
+    assert status == cli.EXIT_ERROR == 2
+    error = json.loads(out)["error"]
+    assert error["code"] == "kit-incomplete" and "trust.cbor" in error["detail"]
+    assert (error["cause"], error["remedy"]) == (entry.cause, entry.remedy)
+    for part in ("kit-incomplete", entry.cause, entry.remedy):
+        assert part in err
+    assert run("enrol", tmp_path, "phone")[:2] == (2, "")  # without --json stdout stays free for results
+
+
+def test_answer_no_has_a_status_of_its_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.blindsum").write_bytes(b"no transcript")
+    status, out, _ = run("verify", tmp_path / "x.blindsum", "--json")
+    assert status == cli.EXIT_INVALID == 1
+    assert json.loads(out)["valid"] is False
+    assert run("verify", tmp_path / "x.blindsum")[0] == 1
+
+
+def test_every_error_of_the_catalogue_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for code in CATALOGUE:
+        cli.fail(BlindsumError(code, "[/folder] [b]100%"), as_json=True)
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["error"]["detail"] == "[/folder] [b]100%"
+        for part in (code, "[/folder] [b]100%", CATALOGUE[code].cause, CATALOGUE[code].remedy):  # brackets are no styles here
+            assert part in captured.err
+
+
+def test_trust_bundle_of_a_kit_pins_verify(run: Run, fleet: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.blindsum").write_bytes(b"blindsum transcript 1\n")
+    _, out, _ = run("verify", tmp_path / "x.blindsum", "--trust", fleet / "operator" / "trust.cbor", "--json")
+    assert json.loads(out)["trust_pinned"] is True
+    assert load_trust(fleet / "operator").fleet == "clinics"
+    status, out, _ = run("verify", tmp_path / "x.blindsum", "--trust", fleet / "operator" / "operator.toml", "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (2, "kit-incomplete")
+
+
+def test_commands_run_as_a_module_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "blindsum.backend.cli", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == version("blindsum")
+
+
+def test_help_loads_neither_onnxruntime_nor_cryptography_heavy_parts() -> None:
+    """`blindsum --help` is what people type first."""
+    script = (
+        "import sys; sys.argv = ['blindsum', '--help']\n"
+        "from blindsum.backend import cli\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('onnxruntime', 'onnx', 'sklearn', 'matplotlib', 'paho') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"

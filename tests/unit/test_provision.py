@@ -1,0 +1,159 @@
+"""Making a fleet: who gets which file, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from blindsum.backend.party import PartySettings
+from blindsum.backend.provision import ENROL_MAX, FleetFolder, create_fleet, enrol
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.keys import certificate_fault, public_of
+from blindsum.runtime.kit import load_identity, load_key, load_trust
+from blindsum.runtime.settings import load_settings
+from blindsum.runtime.system import now_ms
+from blindsum.sdk import Device
+
+URL = "mqtts://broker.example:8883"
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> FleetFolder:
+    return create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=URL)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("f", "parties"), [(1, 4), (2, 7), (3, 10)])
+def test_fleet_has_3f_plus_1_parties_that_all_hold_one_trust_bundle(tmp_path: Path, f: int, parties: int) -> None:
+    made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=f, broker=URL)
+    assert len(made.parties) == parties
+    bundles = {(kit / "trust.cbor").read_bytes() for kit in (made.operator, made.coordinator, *made.parties)}
+    assert len(bundles) == 1
+    trust = load_trust(made.operator)
+    assert len(trust.parties) == parties
+    for number in range(1, parties + 1):
+        assert trust.key_of(f"party/{number}") == public_of(load_key(tmp_path / "fleet" / f"party-{number}" / "key.pem"))
+
+
+def test_each_kit_has_what_its_role_needs_and_nobody_elses_keys(fleet: FleetFolder) -> None:
+    common = {"trust.cbor", "broadcast.key"}
+    assert names_in(fleet.operator) == common | {"ca.pem", "operator.pem", "operator.toml"}
+    assert names_in(fleet.coordinator) == common | {"key.pem", "box.key", "coordinator.toml"}
+    for kit in fleet.parties:
+        assert names_in(kit) == common | {"key.pem", "party.toml"}
+    device = enrol(fleet, ["phone-1"], broker=URL)[0]
+    assert names_in(device) == common | {"key.pem", "certificate.der", "device.toml"}
+    kits = [fleet.operator, fleet.coordinator, *fleet.parties, device]
+    secrets = [path.read_bytes() for kit in kits for path in kit.glob("*.pem")]
+    secrets.append((fleet.coordinator / "box.key").read_bytes())
+    assert len(set(secrets)) == len(secrets)
+
+
+def test_every_key_file_is_readable_by_its_owner_only(fleet: FleetFolder) -> None:
+    enrol(fleet, ["phone-1"], broker=URL)
+    private = [*fleet.root.rglob("*.pem"), *fleet.root.rglob("*.key")]
+    assert len(private) >= 13
+    for path in private:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_settings_of_each_kit_load_and_name_the_broker(fleet: FleetFolder) -> None:
+    kit = enrol(fleet, ["phone-1"], broker=URL)[0]
+    assert Device.open(kit).name == "phone-1"
+    for number, party in enumerate(fleet.parties, 1):
+        settings = load_settings(party / "party.toml", PartySettings)
+        assert (settings.fleet, settings.party, settings.cohort_min) == ("clinics", number, 2)
+        assert settings.broker.url == URL
+
+
+def test_broker_address_is_checked_and_quoted(tmp_path: Path) -> None:
+    with pytest.raises(BlindsumError, match="broker-url-invalid"):
+        create_fleet(tmp_path / "a", fleet="clinics", malicious_parties=1, broker="nonsense")
+    assert not (tmp_path / "a").exists()
+    odd = 'ws://[::1]:80/a"b\\c'
+    made = create_fleet(tmp_path / "b", fleet="clinics", malicious_parties=1, broker=odd)
+    assert tomllib.loads((made.coordinator / "coordinator.toml").read_text("utf-8"))["broker"]["url"] == odd
+    with pytest.raises(BlindsumError, match="broker-url-invalid"):
+        enrol(made, ["phone-1"], broker="nonsense")
+    assert not made.device("phone-1").exists()
+
+
+def test_certificates_are_the_fleets_with_a_serial_each(fleet: FleetFolder) -> None:
+    kits = enrol(fleet, [f"phone-{number}" for number in range(20)], broker=URL)
+    trust = load_trust(fleet.operator)
+    serials = set()
+    for kit in kits:
+        raw = (kit / "certificate.der").read_bytes()
+        fault, name, _ = certificate_fault(raw, ca=trust.ca, now=now_ms())
+        assert (fault, name) == ("", kit.name)
+        serials.add(x509.load_der_x509_certificate(raw).serial_number)
+        assert load_identity(kit, trust).name == kit.name
+    assert len(serials) == 20 and min(serials) > 0
+
+
+def test_two_fleets_of_one_name_do_not_know_each_other(fleet: FleetFolder, tmp_path: Path) -> None:
+    other = create_fleet(tmp_path / "other", fleet="clinics", malicious_parties=1, broker=URL)
+    assert load_trust(other.operator) != load_trust(fleet.operator)
+    kit = enrol(other, ["phone-1"], broker=URL)[0]
+    with pytest.raises(BlindsumError, match="kit-certificate"):
+        load_identity(kit, load_trust(fleet.operator))
+
+
+def test_folder_with_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "fleet").mkdir()
+    (tmp_path / "fleet" / "thesis.txt").write_text("mine")
+    with pytest.raises(BlindsumError, match="folder-not-empty"):
+        create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=URL)
+    assert names_in(tmp_path / "fleet") == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("name", ["", "Clinics", "a b", "a/b", "+", "#", "é", "a" * 65, "a\n"])
+def test_unusable_names_are_refused_and_nothing_is_made(fleet: FleetFolder, tmp_path: Path, name: str) -> None:
+    with pytest.raises(BlindsumError, match="name-unusable"):
+        create_fleet(tmp_path / "new", fleet=name, malicious_parties=1, broker=URL)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(BlindsumError, match="name-unusable"):
+        enrol(fleet, ["phone-1", name], broker=URL)
+    assert not (fleet.root / "devices").exists()
+
+
+@pytest.mark.parametrize("name", ["coordinator", "party-1", "party-x"])
+def test_device_cannot_be_called_what_another_role_is_called(fleet: FleetFolder, name: str) -> None:
+    with pytest.raises(BlindsumError, match="name-unusable"):
+        enrol(fleet, [name], broker=URL)
+
+
+@pytest.mark.parametrize("f", [0, -1, 4])
+def test_committee_that_is_unsafe_or_too_large_is_refused(tmp_path: Path, f: int) -> None:
+    with pytest.raises(BlindsumError, match="parameters-unsafe"):
+        create_fleet(tmp_path / "new", fleet="clinics", malicious_parties=f, broker=URL)
+    assert not (tmp_path / "new").exists()
+
+
+def test_name_with_a_kit_or_named_twice_makes_no_kit_at_all(fleet: FleetFolder) -> None:
+    kit = enrol(fleet, ["phone-1"], broker=URL)[0]
+    key = (kit / "key.pem").read_bytes()
+    with pytest.raises(BlindsumError, match="folder-not-empty"):
+        enrol(fleet, ["phone-2", "phone-1"], broker=URL)
+    with pytest.raises(BlindsumError, match="twice"):
+        enrol(fleet, ["phone-3", "phone-3"], broker=URL)
+    assert (kit / "key.pem").read_bytes() == key
+    assert names_in(fleet.root / "devices") == {"phone-1"}
+
+
+def test_enrolment_is_bounded(fleet: FleetFolder) -> None:
+    with pytest.raises(BlindsumError, match=str(ENROL_MAX)):
+        enrol(fleet, ["x"] * (ENROL_MAX + 1), broker=URL)
+
+
+def test_enrolment_without_the_operators_kit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BlindsumError, match="kit-incomplete"):
+        enrol(FleetFolder(tmp_path), ["phone-1"], broker=URL)
+    assert not (tmp_path / "devices").exists()
