@@ -28,6 +28,7 @@ from blindsum.training import build_artifact, models
 
 TASK = "digits"
 DEVICES = 8
+START_S = 60.0
 
 
 @dataclass
@@ -47,9 +48,15 @@ class SmallFleet:
     over: bool = False
 
     def start(self) -> None:
+        """The coordinator comes last, when the devices are there: on a busy machine their start takes longer than joining."""
         for number, kit in enumerate(self.folder.parties, 1):
             self.stack.party(number, kit)
         self.stack.host(0, self.root / "host.json")
+        missing = DEVICES
+        while missing:
+            self.stack.check()
+            name, event = self.events.get(timeout=START_S)
+            missing -= name == "host-0" and event["event"] == "connected"
         self.stack.coordinator(self.folder.coordinator)
 
     def watch(self, until: float, each: Callable[[str, dict[str, Any]], None] = lambda _name, _event: None) -> None:

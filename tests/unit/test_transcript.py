@@ -199,7 +199,7 @@ def test_order_of_different_records_does_not_matter_but_that_of_devices_does(pla
     assert faults(world, by_name) == [("coordinator", "signature-invalid")]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=200))
 def test_nothing_in_a_file_makes_the_verifier_raise(smallest: tuple[World, Records], junk: bytes) -> None:
     _, records = smallest
