@@ -23,7 +23,7 @@ from blindsum.runtime.kit import load_trust
 from blindsum.sdk import Context, Device, DeviceEvent, Policy
 from blindsum.training import SGD, build_artifact, models
 
-CLINICS, ROUNDS = 4, 4
+CLINICS, ROUNDS = 4, 3
 
 
 def app(kit: Path, features: np.ndarray, targets: np.ndarray) -> Device:
@@ -82,7 +82,9 @@ def main() -> None:
         model = np.frombuffer(read_records(data)["next"][0], "<f4").astype(np.float32)
         accuracy = evaluate(artifact, model, held_out)["accuracy"]
         print(f"transcript of the last round: {'valid' if report.valid else report.faults}")
-        print(f"result: {accuracy:.1%} of {len(held_out)} held-out digits, learnt from {CLINICS} clinics that showed nobody theirs")
+        print(
+            f"result: {accuracy:.1%} of {len(held_out)} held-out digits, learnt from {CLINICS} clinics that showed nobody theirs"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what needs Mosquitto where there is none. In CI a missing Mosquitto is a failure of CI, so nothing is left out."""
     if MOSQUITTO is not None or os.environ.get("CI"):
         return
-    needy = [item for item in items if "mosquitto" in item.nodeid or "local_mosquitto" in getattr(item, "fixturenames", ())]
+    needy = [
+        item for item in items if "mosquitto" in item.nodeid or "local_mosquitto" in getattr(item, "fixturenames", ())
+    ]
     config.hook.pytest_deselected(items=needy)
     items[:] = [item for item in items if item not in needy]
 
@@ -45,7 +47,9 @@ class Mosquitto:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        assert MOSQUITTO is not None, "these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)"
+        assert MOSQUITTO is not None, (
+            "these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)"
+        )
         log = self.config.with_suffix(".log").open("ab")
         self.process = subprocess.Popen([MOSQUITTO, "-c", str(self.config)], stdout=log, stderr=log)
         log.close()

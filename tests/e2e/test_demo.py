@@ -134,7 +134,9 @@ def test_demo_counts_devices_so_that_the_numbers_add_up(run: DemoRun) -> None:
     assert devices["enrolled"] > devices["joined"] >= devices["uploaded"] > 0
     summed = sum(each["survivors"] for each in answer["per_round"])
     assert devices["dropped"] == devices["enrolled"] - summed > 0
-    assert all(each["exact"] and sum(each["dropped"].values()) == DEVICES - each["survivors"] for each in answer["per_round"])
+    assert all(
+        each["exact"] and sum(each["dropped"].values()) == DEVICES - each["survivors"] for each in answer["per_round"]
+    )
 
 
 def test_demo_shows_what_the_secure_sum_costs_and_what_it_brings(run: DemoRun) -> None:
@@ -222,7 +224,9 @@ def windows_of(run: DemoRun, vectors: list[bytes]) -> dict[bytes, bytes]:
     value. That is what sums leak (the demo's owners have very unequal data), not what the masks are for."""
     files = (run.folder / "fleet" / "coordinator" / "transcripts").glob("*.blindsum")
     sums = [read_records(path.read_bytes())["sum"][0] for path in files]
-    cut = [vector[at : at + WINDOW_SIZE] for vector in vectors for at in range(0, len(vector) - WINDOW_SIZE, WINDOW_SIZE)]
+    cut = [
+        vector[at : at + WINDOW_SIZE] for vector in vectors for at in range(0, len(vector) - WINDOW_SIZE, WINDOW_SIZE)
+    ]
     telling = [window for window in cut if len(set(window)) >= DISTINCT_MIN]
     hidden = {window[:8]: window for window in telling if not any(window in total for total in sums)}
     assert len(hidden) > 100 * len(vectors), "these vectors look like nothing"
@@ -274,7 +278,10 @@ def rows_of(path: Path) -> dict[str, bytes]:
     copy = sqlite3.connect(":memory:")
     with sqlite3.connect(path) as database:
         database.backup(copy)
-    tables = [name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%key TEXT%'")]
+    tables = [
+        name
+        for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%key TEXT%'")
+    ]
     return {key: value for table in tables for key, value in copy.execute(f"SELECT key, value FROM {table}")}
 
 

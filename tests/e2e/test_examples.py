@@ -33,4 +33,3 @@ def test_example_runs_as_is_and_ends_with_its_result(name: str, tmp_path: Path) 
     assert found, done.stdout
     assert all(int(accuracy) >= ACCURACY_MIN for accuracy in found.groups())
     assert not list(tmp_path.iterdir())
-

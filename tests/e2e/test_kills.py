@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-
 ROUNDS = 20
 ROLES = ("coordinator", "party-1", "party-2", "party-3", "party-4", "host-0")
 QUIET_S = (0.2, 1.6)

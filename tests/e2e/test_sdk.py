@@ -6,6 +6,7 @@ round of the fleet is judged, so no test may leave an inexact sum or a second up
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from blindsum.backend.broker import EmbeddedBroker
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
@@ -30,6 +33,7 @@ from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.transcript import read_records, verify
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import TaskView, open_task
+from blindsum.runtime.kit import load_trust
 from blindsum.runtime.mqtt import MqttLink
 from blindsum.runtime.ports import Inbound, Link
 from blindsum.runtime.sqlite import SqliteStore
@@ -503,6 +507,23 @@ def test_broker_that_is_not_there_is_nothing_special(lonely: Path) -> None:
     device.start()
     assert device.state is State.CONNECTING and url in device.reason
     stop_in_time(device)
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+def test_stop_does_not_wait_for_a_broker_that_does_not_answer(lonely: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        authority = x509.load_der_x509_certificate(load_trust(lonely).ca)
+        (lonely / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
+        url = f"{scheme}://127.0.0.1:{mute.getsockname()[1]}"
+        text = (lonely / "device.toml").read_text("utf-8").partition("[broker]")[0]
+        ca = 'ca = "ca.pem"\n' if scheme == "mqtts" else ""
+        (lonely / "device.toml").write_text(f'{text}[broker]\nurl = "{url}"\n{ca}', "utf-8")
+        device = Device.open(lonely)
+        for _ in range(2):
+            device.start()
+            mute.accept()
+            assert device.state is State.CONNECTING
+            stop_in_time(device)
 
 
 def test_connection_that_comes_and_goes_shows_in_the_state(lonely: Path) -> None:

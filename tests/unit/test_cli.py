@@ -161,9 +161,13 @@ def test_task_create_puts_a_signed_task_where_the_coordinator_looks(
     assert status == 0 and "4: 1 may be malicious" in out  # for people: every number with what it follows from
 
 
-@pytest.mark.parametrize("option", ["--corrupt", "--dropped", "--rate", "--clip-norm", "--join-s", "--upload-s", "--decide-s"])
+@pytest.mark.parametrize(
+    "option", ["--corrupt", "--dropped", "--rate", "--clip-norm", "--join-s", "--upload-s", "--decide-s"]
+)
 @pytest.mark.parametrize("value", ["nan", "-1"])
-def test_task_create_refuses_numbers_that_mean_nothing(run: Run, fleet: Path, artifact: Path, option: str, value: str) -> None:
+def test_task_create_refuses_numbers_that_mean_nothing(
+    run: Run, fleet: Path, artifact: Path, option: str, value: str
+) -> None:
     status, out, err = run("task", "create", fleet, "odd", artifact, "--devices-max", 100, option, value, "--json")
     assert status == cli.EXIT_ERROR
     assert json.loads(out)["error"]["code"] == "parameters-unsafe"
@@ -207,7 +211,12 @@ def test_every_error_of_the_catalogue_can_be_printed(capsys: pytest.CaptureFixtu
         cli.fail(BlindsumError(code, "[/folder] [b]100%"), as_json=True)
         captured = capsys.readouterr()
         assert json.loads(captured.out)["error"]["detail"] == "[/folder] [b]100%"
-        for part in (code, "[/folder] [b]100%", CATALOGUE[code].cause, CATALOGUE[code].remedy):  # brackets are no styles here
+        for part in (
+            code,
+            "[/folder] [b]100%",
+            CATALOGUE[code].cause,
+            CATALOGUE[code].remedy,
+        ):  # brackets are no styles here
             assert part in captured.err
 
 
@@ -222,7 +231,11 @@ def test_trust_bundle_of_a_kit_pins_verify(run: Run, fleet: Path, tmp_path: Path
 
 def test_commands_run_as_a_module_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "blindsum.backend.cli", "--version"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "blindsum.backend.cli", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.strip() == version("blindsum")
 

@@ -32,7 +32,7 @@ def test_header_stays_below_ten_kilobytes_with_four_parties_and_32_or_more_neigh
         assert len(header.boxes) == 4
         assert header.body.count >= 12
         sizes.append(len(raw))
-    assert len(set(open_envelope(raw).head.sender for raw in headers)) == 40
+    assert len({open_envelope(raw).head.sender for raw in headers}) == 40
     assert max(sizes) <= HEADER_SIZE_MAX
 
 

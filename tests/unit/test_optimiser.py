@@ -38,7 +38,9 @@ def base(*, rate_micros: int = 1_000_000, **changes: Any) -> TaskView:
 
 def packed(view: TaskView, levels: list[int], weight: int) -> bytes:
     values = (levels, [weight, 0])
-    return pack(view.segments, [from_signed(s, np.array(v, np.int64)) for s, v in zip(view.segments, values, strict=True)])
+    return pack(
+        view.segments, [from_signed(s, np.array(v, np.int64)) for s, v in zip(view.segments, values, strict=True)]
+    )
 
 
 def transcription(view: TaskView, model: bytes, total: bytes, rotation: bytes = b"") -> bytes:

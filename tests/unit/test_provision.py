@@ -39,7 +39,9 @@ def test_fleet_has_3f_plus_1_parties_that_all_hold_one_trust_bundle(tmp_path: Pa
     trust = load_trust(made.operator)
     assert len(trust.parties) == parties
     for number in range(1, parties + 1):
-        assert trust.key_of(f"party/{number}") == public_of(load_key(tmp_path / "fleet" / f"party-{number}" / "key.pem"))
+        assert trust.key_of(f"party/{number}") == public_of(
+            load_key(tmp_path / "fleet" / f"party-{number}" / "key.pem")
+        )
 
 
 def test_each_kit_has_what_its_role_needs_and_nobody_elses_keys(fleet: FleetFolder) -> None:

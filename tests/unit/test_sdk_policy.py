@@ -42,7 +42,9 @@ def test_condition_that_is_not_told_at_all_is_refused_at_once() -> None:
     assert "charging" in code_of(require="charging")
 
 
-@pytest.mark.parametrize("require", ["charging or unmetered", "not charging", "charging and", "and", "charging and  and idle"])
+@pytest.mark.parametrize(
+    "require", ["charging or unmetered", "not charging", "charging and", "and", "charging and  and idle"]
+)
 def test_only_and_joins_conditions(require: str) -> None:
     assert code_of(require=require, conditions=lambda: {"charging": True, "unmetered": True, "idle": True})
 

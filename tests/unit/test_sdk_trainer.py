@@ -86,7 +86,9 @@ def test_each_epoch_asks_for_its_examples() -> None:
     assert trained.examples == 4  # those of the last epoch, which is also the weight
 
 
-@pytest.mark.parametrize("batches", [lambda _epoch: [], lambda _epoch: [(X[:0], Y[:0])]], ids=["nothing", "empty arrays"])
+@pytest.mark.parametrize(
+    "batches", [lambda _epoch: [], lambda _epoch: [(X[:0], Y[:0])]], ids=["nothing", "empty arrays"]
+)
 def test_no_examples_is_an_error(batches: Batches) -> None:
     assert refusal(batches) == "no-examples"
 

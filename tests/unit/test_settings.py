@@ -62,7 +62,9 @@ def test_order_comments_and_inline_tables_do_not_matter(tmp_path: Path) -> None:
         (GOOD.replace("party = 2", '"parti" = 2'), 2, "did you mean 'party'?"),
     ],
 )
-def test_unknown_key_is_named_with_line_and_nearest_right_one(tmp_path: Path, wrong: str, line: int, right: str) -> None:
+def test_unknown_key_is_named_with_line_and_nearest_right_one(
+    tmp_path: Path, wrong: str, line: int, right: str
+) -> None:
     detail = refused(tmp_path, wrong)
     assert f"line {line}:" in detail and right in detail
 

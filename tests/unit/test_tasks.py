@@ -129,7 +129,9 @@ def test_unusable_name_is_refused(fleet: FleetFolder, name: str) -> None:
         ({"chunk_size": 1}, "chunks of 1"),
     ],
 )  # fmt: skip
-def test_unsafe_or_meaningless_numbers_are_refused_by_name(fleet: FleetFolder, changes: dict[str, object], figure: str) -> None:
+def test_unsafe_or_meaningless_numbers_are_refused_by_name(
+    fleet: FleetFolder, changes: dict[str, object], figure: str
+) -> None:
     detail = refused(fleet, **changes)
     assert detail.startswith("parameters-unsafe") and figure in detail
 
@@ -155,7 +157,12 @@ def test_saved_task_is_what_a_coordinator_loads(fleet: FleetFolder, tmp_path: Pa
     place = save_task(files, tmp_path)
     assert place == tmp_path / "tasks" / "fraud"
     loaded = load_task(place)
-    assert (loaded.name, loaded.record, loaded.plan, loaded.model) == (files.name, files.record, files.plan, files.model)
+    assert (loaded.name, loaded.record, loaded.plan, loaded.model) == (
+        files.name,
+        files.record,
+        files.plan,
+        files.model,
+    )
 
 
 def test_signed_record_is_written_last(fleet: FleetFolder, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def wave(number: int, length: int = LENGTH) -> np.ndarray:
     return (0.5 * values / np.linalg.norm(values)).astype(np.float32)
 
 
-def encode(view: TaskView, update: np.ndarray, weight: int = 1, statistics: tuple[int, ...] = (0, 0), key: bytes = KEY) -> Any:
+def encode(
+    view: TaskView, update: np.ndarray, weight: int = 1, statistics: tuple[int, ...] = (0, 0), key: bytes = KEY
+) -> Any:
     rotation = SEED if view.task.codec.rotate else b""
     return encode_update(view, update, weight=weight, statistics=statistics, rotation=rotation, key=key)
 

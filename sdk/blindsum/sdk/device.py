@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import box_seal
@@ -107,7 +107,7 @@ class Device:
         policy: Policy | None = None,
         on_event: Callable[[DeviceEvent], None] | None = None,
         inspect: Inspect | None = None,
-    ) -> Device:
+    ) -> Self:
         """The device whose kit is in folder `kit`. `on_event` is called on a thread of its own. `inspect` is shown, in this process
         only, each update before it is masked; where it raises, nothing leaves. Raises BlindsumError."""
         return cls(Path(kit), policy or Policy(), on_event=on_event, inspect=inspect)
