@@ -39,6 +39,7 @@ __all__ = [
     "RoundView",
     "TaskView",
     "count_votes",
+    "digest_of",
     "expect",
     "open_manifest",
     "open_message",
@@ -86,6 +87,13 @@ def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
     if key is None or not signed.valid(key):
         return Refused("signature-invalid", detail=head.sender)
     return signed
+
+
+def digest_of(trust: Trust, raw: bytes) -> bytes:
+    """The digest of a message that was checked when it was stored."""
+    signed = open_message(trust, raw)
+    assert isinstance(signed, Signed), signed
+    return signed.digest
 
 
 def payload_of(signed: Signed, kind: type[P]) -> P | Refused:

@@ -42,6 +42,7 @@ from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import (
     CLOCK_SKEW_MAX_MS,
     RoundView,
+    digest_of,
     open_message,
     payload_of,
 )
@@ -241,7 +242,7 @@ class DeviceMachine:
             roster=b"",
             header=b"",
         )
-        round_ = DeviceRound(state, view, _digest(self._trust, raw))
+        round_ = DeviceRound(state, view, digest_of(self._trust, raw))
         self._rounds[task] = round_
         self._save(round_)
         self._send(round_, "join", raw, now)
@@ -437,7 +438,7 @@ class DeviceMachine:
                 continue
             view = open_announcement(self._trust, signed)
             assert isinstance(view, RoundView)
-            round_ = DeviceRound(state, view, _digest(self._trust, state.join))
+            round_ = DeviceRound(state, view, digest_of(self._trust, state.join))
             self._rounds[task] = round_
             round_.restore(self._journal)
             if state.phase == "joined":
@@ -445,9 +446,3 @@ class DeviceMachine:
             if state.phase == "training":
                 assert round_.roster is not None
                 self._journal.event("train", task=task, round=state.number, devices=round_.roster.size)
-
-
-def _digest(trust: Trust, raw: bytes) -> bytes:
-    signed = open_message(trust, raw)
-    assert isinstance(signed, Signed)
-    return signed.digest
