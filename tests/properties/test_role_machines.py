@@ -158,12 +158,12 @@ class DeviceMachineRules(RoleMachine):
         state = self.state()
         if state and state["header"]:
             assert state["key"] == b""
-            assert self.spent >= state["number"]
+            assert self.number("spent") >= state["number"]
 
     @invariant()
     def it_is_in_no_round_that_it_has_spent_but_to_send_the_upload(self) -> None:
         state = self.state()
-        assert not state or state["phase"] in ("uploading", "uploaded") or state["number"] > self.spent
+        assert not state or state["phase"] in ("uploading", "uploaded") or state["number"] > self.number("spent")
 
 
 # -- party ------------------------------------------------------------------------------------------------------------
@@ -277,5 +277,4 @@ class CoordinatorMachineRules(RoleMachine):
 TestDevice = DeviceMachineRules.TestCase
 TestParty = PartyMachineRules.TestCase
 TestCoordinator = CoordinatorMachineRules.TestCase
-for case in (TestDevice, TestParty, TestCoordinator):
-    case.settings = SETTINGS
+TestDevice.settings = TestParty.settings = TestCoordinator.settings = SETTINGS

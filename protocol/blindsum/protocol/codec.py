@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import cbor2
 import msgspec
 
-__all__ = ["DEPTH_MAX", "DecodeError", "convert", "decode", "decode_chunk", "encode", "encode_chunk", "ready"]
+__all__ = ["DEPTH_MAX", "NO_TAGS", "DecodeError", "convert", "decode", "decode_chunk", "encode", "encode_chunk", "ready"]
 
 DEPTH_MAX = 8
 """Containers nested deeper than this are refused before they are built."""
@@ -42,7 +42,7 @@ def decode(data: bytes) -> Any:
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=False,
-            semantic_decoders=_NO_TAGS,
+            semantic_decoders=NO_TAGS,
         )
         same = cbor2.dumps(value, canonical=True) == data
     except Exception as error:  # every fault of the decoder is the sender's
@@ -92,7 +92,7 @@ def decode_chunk(data: bytes) -> tuple[bytes, int, bytes]:
     return blob, index, body
 
 
-class _NoTags(Mapping[int, Callable[..., NoReturn]]):
+class NoTags(Mapping[int, Callable[..., NoReturn]]):
     """Refuses every tag before what it would be made into is made: half a megabyte of decimal fraction takes a minute."""
 
     def __getitem__(self, tag: int) -> Callable[..., NoReturn]:
@@ -109,7 +109,7 @@ class _NoTags(Mapping[int, Callable[..., NoReturn]]):
         raise ValueError("a tag")
 
 
-_NO_TAGS = _NoTags()
+NO_TAGS = NoTags()
 _ATOMS = frozenset({int, bytes, str, bool, type(None)})
 
 

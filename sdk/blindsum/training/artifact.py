@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from blindsum.protocol.codec import NO_TAGS
 from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, TENSORS_MAX, Manifest, Size, Weight
@@ -109,6 +110,7 @@ def _header(head: bytes) -> Header:
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=True,
+            semantic_decoders=NO_TAGS,
         )
         header = msgspec.convert(raw, Header, strict=True)
     except (cbor2.CBORDecodeError, msgspec.ValidationError, ValueError) as error:
