@@ -61,9 +61,9 @@ def test_one_answer_finds_a_party_that_forgot_its_vote() -> None:
 
 
 def test_one_answer_finds_a_device_that_forgot_its_upload() -> None:
-    world = World(2, devices=4, checkers=(OneAnswer, OneUpload))
+    world = World(2, devices=4, behaviours={"device/d-0003": Silent("header")}, checkers=(OneAnswer, OneUpload))
     world.start()
-    world.until("upload")
+    world.until("upload")  # which lasts, since one device is awaited
     backup = world.backup("device/d-0001")
     world.until(lambda: world.happened("uploading", "device/d-0001"))
     world.restore("device/d-0001", backup)

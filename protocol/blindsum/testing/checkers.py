@@ -154,7 +154,7 @@ class Transcripts(Checker):
 class RoundsForgotten(Checker):
     """When a round is over, devices and parties keep no secret of it; what anybody keeps does not grow with the rounds."""
 
-    PARTY: Final = ("task/", "last/", "chain/", "followed/", "evidence/", "blob/")
+    PARTY: Final = ("task/", "last/", "chain/", "pending/", "followed/", "evidence/", "blob/")
     DEVICE: Final = ("spent/", "blob/")
 
     def ended(self, world: World) -> None:

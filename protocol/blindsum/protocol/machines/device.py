@@ -254,19 +254,18 @@ class DeviceMachine:
         receipt = payload_of(signed, Receipt)
         if isinstance(receipt, Refused):
             return receipt
-        state = round_.state
         if receipt.subject not in (round_.join_digest, round_.header_digest):
             return Refused("receipt-foreign", detail=receipt.status)
         if receipt.status == "refused":
             self._leave(signed.head.task, "round-abandoned", code=receipt.code)
         elif receipt.subject == round_.join_digest:
-            if not state.acknowledged:
+            if not round_.state.acknowledged:
                 self._save(round_, acknowledged=True)
-        elif receipt.status == "complete" and state.phase == "uploading":
+        elif receipt.status == "complete" and round_.state.phase == "uploading":
             assert round_.body is not None
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
             self._save(round_, phase="uploaded")
-            self._journal.event("uploaded", task=signed.head.task, round=state.number)
+            self._journal.event("uploaded", task=signed.head.task, round=round_.state.number)
         return None
 
     def _on_roster(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
@@ -369,16 +368,19 @@ class DeviceMachine:
                 self._journal.listen(round_.view.name, ref.id)
 
     def _forget_inputs(self, round_: DeviceRound) -> None:
-        """Drop what only training needed; the plan stays, later rounds use it again."""
+        """Drop what only training needed, unless another task's round needs it too; the plan stays, later rounds use it again."""
+        others = (other.view for other in self._rounds.values() if other is not round_)
+        shared = {ref.id for view in others for ref in (view.manifest.model, view.task.plan)}
         for ref in (round_.view.manifest.model, round_.entries):
-            if ref is not None:
+            if ref is not None and ref.id not in shared:
                 self._fetches.drop(ref.id)
                 self._journal.delete_all(f"blob/{ref.id.hex()}/")
 
     def _leave(self, task: str, name: str, **data: object) -> None:
         round_ = self._rounds.pop(task)
         self._forget_inputs(round_)
-        self._fetches.drop(round_.view.task.plan.id)
+        if not any(other.view.task.plan.id == round_.view.task.plan.id for other in self._rounds.values()):
+            self._fetches.drop(round_.view.task.plan.id)
         if round_.body is not None:
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
         # a late copy of the announcement must not make this device join again under another key
