@@ -59,7 +59,7 @@ def test_flipped_truncated_and_random_messages_are_refused_and_the_rounds_go_on(
     fleet = small_fleet(rounds=ROUNDS)
     mallory = Mallory(fleet.url, fleet.base.trust.fleet, 3)
     fleet.start()
-    fleet.watch(150.0, lambda _name, _event: mallory.turn())
+    fleet.watch(240.0, lambda _name, _event: mallory.turn())
     mallory.close()
     assert mallory.sent > 200
     assert len(fleet.finished) >= ROUNDS - 1, fleet.failed

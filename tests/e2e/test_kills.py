@@ -7,11 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 ROUNDS = 20
 ROLES = ("coordinator", "party-1", "party-2", "party-3", "party-4", "host-0")
 QUIET_S = (0.2, 1.6)
+KILLS = 25
+"""Then the rest of the rounds is left in peace, however slow the machine is."""
 
 
+@pytest.mark.timeout(900)
 def test_twenty_rounds_with_a_role_killed_at_random_moments(small_fleet: Callable[..., Any]) -> None:
     fleet = small_fleet(rounds=ROUNDS)
     fleet.start()
@@ -21,7 +26,7 @@ def test_twenty_rounds_with_a_role_killed_at_random_moments(small_fleet: Callabl
 
     def disturb(_name: str, _event: dict[str, Any]) -> None:
         nonlocal kills, next_kill
-        if time.monotonic() < next_kill:
+        if time.monotonic() < next_kill or kills >= KILLS:
             return
         role = dice.choice(ROLES)
         fleet.stack.kill(role)
@@ -29,7 +34,7 @@ def test_twenty_rounds_with_a_role_killed_at_random_moments(small_fleet: Callabl
         kills += 1
         next_kill = time.monotonic() + dice.uniform(*QUIET_S)
 
-    fleet.watch(270.0, disturb)
+    fleet.watch(600.0, disturb)
     assert kills >= 10
     assert sorted([*fleet.finished, *fleet.failed]) == list(range(1, ROUNDS + 1))
     assert len(fleet.finished) >= ROUNDS // 2, fleet.failed
@@ -46,7 +51,7 @@ def test_the_broker_is_killed_between_and_inside_rounds(small_fleet: Callable[..
             wanted.pop(event["round"])
             fleet.stack.restart_broker()
 
-    fleet.watch(150.0, disturb)
+    fleet.watch(240.0, disturb)
     assert not wanted
     assert len(fleet.finished) >= 5, fleet.failed
     fleet.judge()
