@@ -50,8 +50,9 @@ def vectors_of(segments: list[Segment], count: int, seed: int) -> list[list[Lane
     for _ in range(count):
         lanes = []
         for segment in segments:
-            values = dice.integers(0, 2**segment.width, segment.length, dtype=np.uint64)
-            values[0] = dice.choice([0, 1, 2**segment.width - 1, 2 ** (segment.width - 1)]).astype(np.uint64)
+            values = dice.integers(0, 2**segment.width - 1, segment.length, dtype=np.uint64, endpoint=True)
+            ends = (0, 1, 2**segment.width - 1, 2 ** (segment.width - 1))
+            values[0] = np.uint64(ends[dice.integers(len(ends))])
             lanes.append(values.astype(lane_dtype(segment.width)))
         out.append(lanes)
     return out
