@@ -43,7 +43,9 @@ def test_mypy_is_strict_over_the_whole_distribution(project: dict[str, Any]) -> 
     assert settings["packages"] == ["blindsum"]
     loosened = [override for override in settings["overrides"] if set(override) - {"module", "ignore_missing_imports"}]
     assert not loosened
-    assert not [name for override in settings["overrides"] for name in override["module"] if name.startswith("blindsum")]
+    assert not [
+        name for override in settings["overrides"] for name in override["module"] if name.startswith("blindsum")
+    ]
 
 
 def test_a_device_needs_five_light_packages(project: dict[str, Any]) -> None:
@@ -57,7 +59,9 @@ def test_extras_are_those_of_the_readme(project: dict[str, Any], root: Path) -> 
     assert all(f"[{name}]" in everything for name in EXTRAS - {"all", "dev"})
     assert "blindsum[all]" in extras["dev"]
     readme = (root / "README.md").read_text("utf-8")
-    wanted = {name.split(">")[0] for names in extras.values() for name in names if not name.startswith("blindsum[")}
+    wanted = {
+        re.split(r"[>=]", name)[0] for names in extras.values() for name in names if not name.startswith("blindsum[")
+    }
     missing = [name for name in sorted(BASE | wanted) if f"`{name}`" not in readme]
     assert not missing, "dependencies without a reason in the README"
 
@@ -67,7 +71,11 @@ def test_every_dependency_is_used(project: dict[str, Any], root: Path) -> None:
     declared = [*project["project"]["dependencies"], *(name for names in extras.values() for name in names)]
     packages = {re.split(r"[<>=\[]", name)[0] for name in declared} - {"blindsum"} - TOOLS
     text = "\n".join(path.read_text("utf-8") for path in root.rglob("*/**/*.py"))
-    unused = [name for name in packages if not re.search(rf"^\s*(?:from|import) {MODULES.get(name, name)}\b", text, re.MULTILINE)]
+    unused = [
+        name
+        for name in packages
+        if not re.search(rf"^\s*(?:from|import) {MODULES.get(name, name)}\b", text, re.MULTILINE)
+    ]
     assert not unused
 
 
