@@ -215,7 +215,7 @@ def _images(blocks: list[nn.Module], width: int) -> Example:
         net=_Classifier(nn.Sequential(*blocks), width),
         inputs={"features": _normal(3, 32, 32)},
         targets=_integers(CLASSES),
-        last_block=(f"blocks.{len(blocks) - 1}.*", "head.*"),
+        last_block=("head.*", f"blocks.{len(blocks) - 1}.*"),
     )
 
 
