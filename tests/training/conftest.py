@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from blindsum.training import TrainingSession, build_artifact, decode
-from blindsum.training.manifest import FEATURES, TARGETS
+from blindsum.training.manifest import TARGETS, feature
 from blindsum.training.protobuf import with_initialisers
 
 Array = NDArray[np.generic]
@@ -78,7 +78,7 @@ def run_reference(artifact: bytes, x: Array, t: Array) -> list[Array]:
     """The outputs of the train graph as onnx.reference computes them: the loss, then gradients or updated tensors."""
     decoded = decode(artifact)
     evaluator = ReferenceEvaluator(onnx.load_model_from_string(with_initialisers(decoded.train, decoded.constants)))
-    feeds: dict[str, Array] = {FEATURES: x, TARGETS: t}
+    feeds: dict[str, Array] = {feature(decoded.manifest.features[0].name): x, TARGETS: t}
     feeds |= {f"@{name}": np.float32(value) for name, value in decoded.manifest.hyperparameters.items()}
     at = 0
     for weight in decoded.manifest.parameters:

@@ -170,8 +170,8 @@ HUGE = manifest.ELEMENTS_MAX + 1
         (lambda h: h["manifest"]["parameters"].reverse(), "training-artifact-malformed"),
         (lambda h: h["manifest"]["states"][0].update(shape=[1 << 20, 1 << 20]), "training-artifact-too-large"),
         (lambda h: h["manifest"]["states"][0].update(name="layer1.weight"), "training-artifact-malformed"),
-        (lambda h: h["manifest"]["features"].update(shape=[1 << 20, 1 << 20]), "training-artifact-too-large"),
-        (lambda h: h["manifest"]["features"].update(dtype="object"), "training-artifact-malformed"),
+        (lambda h: h["manifest"]["features"][0].update(shape=[1 << 20, 1 << 20]), "training-artifact-too-large"),
+        (lambda h: h["manifest"]["features"][0].update(dtype="object"), "training-artifact-malformed"),
         (lambda h: h["manifest"].update(loss="none"), "training-artifact-malformed"),
         (lambda h: h["manifest"].update(opset=17), "training-artifact-malformed"),
         (lambda h: h["manifest"].update(source="x" * 64), "training-artifact-malformed"),
@@ -186,8 +186,10 @@ HUGE = manifest.ELEMENTS_MAX + 1
         (lambda h: h["constants"][0].update(name="layer1.weight"), "training-artifact-malformed"),
         (lambda h: h["constants"][0].update(name=h["constants"][1]["name"]), "training-artifact-malformed"),
         (lambda h: h["constants"][0].update(name="@elsewhere"), "training-artifact-malformed"),
-        (lambda h: h["constants"][0].update(name="@features"), "training-artifact-malformed"),
-        (lambda h: h["manifest"]["parameters"][0].update(name="@features"), "training-artifact-malformed"),
+        (lambda h: h["constants"][0].update(name="@features/features"), "training-artifact-malformed"),
+        (lambda h: h["manifest"]["features"].append(h["manifest"]["features"][0]), "training-artifact-malformed"),
+        (lambda h: h["manifest"].update(features=[]), "training-artifact-malformed"),
+        (lambda h: h["manifest"]["parameters"][0].update(name="@features/features"), "training-artifact-malformed"),
         (lambda h: h.update(graphs=[1 << 27, 1, 1]), "training-artifact-too-large"),
         (lambda h: h.update(graphs=[1, 1, 1]), "training-artifact-malformed"),
         (lambda h: h.update(graphs=[0, 0]), "training-artifact-malformed"),
@@ -273,7 +275,7 @@ def test_graph_that_breaks_the_rules_is_refused(change, code):
 def test_constant_that_asks_for_huge_memory_is_refused():
     good = decode(GOOD)
     proto = onnx.load_model_from_string(good.predict)
-    proto.graph.node.append(helper.make_node("Expand", ["@features", "@size"], ["@huge"]))
+    proto.graph.node.append(helper.make_node("Expand", ["@features/features", "@size"], ["@huge"]))
     size = {"@size": np.array([1 << 30, 1 << 30])}
     data = artifact.encode(
         dataclasses.replace(good, predict=proto.SerializeToString(), constants={**good.constants, **size})
@@ -312,7 +314,7 @@ def test_good_graph_reads_as_the_onnx_package_reads_it():
             (node.op_type, tuple(node.input), tuple(node.output)) for node in proto.graph.node
         ]
         assert [tensor.name for tensor in model.inputs] == [item.name for item in proto.graph.input]
-        assert model.inputs[0] == protobuf.Tensor("@features", "float32", ("batch", 4))
+        assert model.inputs[0] == protobuf.Tensor("@features/features", "float32", ("batch", 4))
 
 
 @pytest.mark.parametrize("dtype", sorted(protobuf.DTYPES.values()))

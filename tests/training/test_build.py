@@ -295,11 +295,51 @@ def test_operator_that_devices_do_not_run_is_refused(make_model):
     assert _refusal(model).startswith("training-operator-forbidden: node '': RandomUniformLike")
 
 
-def test_two_inputs_or_outputs_are_refused(make_model):
-    two = make_model(
-        "(float[N,3] x, float[N,3] z) => (float[N,3] y) { a = Mul (x, w) y = Add (a, z) }", {"w": ARRAY[0]}
+def test_several_inputs_are_given_by_name_or_in_order(make_model):
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    model = make_model(
+        "(float[N,3] x, int64[M] k) => (float[N,3] y) { a = Mul (x, w) g = Gather (e, k) y = Add (a, g) }",
+        {"w": ARRAY[0], "e": table},
     )
-    assert "one input and one output, not ['x', 'z'] and ['y']" in _refusal(two)
+    session = TrainingSession(build_artifact(model, loss="mse", trainable=["w"], optimizer="gradient"))
+    stated = [(item.name, item.dtype, item.shape) for item in session.manifest.features]
+    assert stated == [("x", "float32", (3,)), ("k", "int64", ())]
+    x, k = np.float32([[1, 2, 3], [4, 5, 6]]), np.array([3, 0])
+    expected = x * ARRAY[0] + table[k]
+    np.testing.assert_allclose(session.predict((x, k)), expected, rtol=1e-6)
+    np.testing.assert_allclose(session.predict({"k": k, "x": x}), expected, rtol=1e-6)
+    loss, gradient = session.step({"x": x, "k": k}, expected + 2)
+    assert loss == pytest.approx(4.0)
+    np.testing.assert_allclose(gradient, 2 * (-2 * x).sum(axis=0) / 6, rtol=1e-5)
+    assert session.evaluate((x, k), expected + 2)["loss"] == pytest.approx(4.0)
+    for features in (x, (x,), (x, k, k), {"x": x}, {"x": x, "k": k, "z": k}, (x, k[:1]), (k, x)):
+        with pytest.raises(BlindsumError, match="training-batch-invalid"):
+            session.predict(features)
+
+
+def test_input_that_the_output_does_not_need_is_left_out(make_model):
+    model = make_model(
+        "(float[N,3] x, float[N,9] z) => (float[N,3] y, float[N,9] v) { y = Mul (x, w) v = Abs (z) }", {"w": ARRAY[0]}
+    )
+    session = TrainingSession(build_artifact(model, loss="mse", output="y"))
+    assert [item.name for item in session.manifest.features] == ["x"]
+    assert "choose the output to train: output= one of y, v" in _refusal(model)
+    assert "output 'q' is none of y, v" in _refusal(model, output="q")
+
+
+def test_symbolic_dimensions_are_fixed_by_name_or_place(make_model):
+    text = "(float[N,T,3] x, float[N,T,?] z) => (float[N,T,3] y) { a = Mul (x, w) y = Add (a, z) }"
+    model, sizes = make_model(text, {"w": ARRAY[0]}), {"T": 5, "z.2": 3}
+    session = TrainingSession(build_artifact(model, loss="mse", dimensions=sizes))
+    assert [item.shape for item in session.manifest.features] == [(5, 3), (5, 3)]
+    assert 'dimensions={"T": ..., "z.2": ...}' in _refusal(model)
+    assert "dimensions U; the symbolic ones are T, z.2" in _refusal(model, dimensions={**sizes, "U": 1})
+
+
+def test_inputs_of_different_fixed_batches_are_refused(make_model):
+    body = "a = Concat <axis=0> (x, x) b = Mul (a, w) y = Add (b, z)"
+    model = make_model(f"(float[2,3] x, float[4,3] z) => (float[4,3] y) {{ {body} }}", {"w": ARRAY[0]})
+    assert "the first dimensions of its inputs are not one batch: x 2, z 4" in _refusal(model)
 
 
 def test_output_that_does_not_fit_the_loss_is_refused(make_model):
@@ -318,6 +358,7 @@ def test_manifest_says_what_is_trained():
     assert (manifest.loss, manifest.optimiser, manifest.opset) == ("cross-entropy", "adam", 18)
     assert manifest.hyperparameters == {"lr": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
     assert manifest.metrics == ("loss", "accuracy")
-    assert (manifest.features.shape, manifest.targets.shape, manifest.targets.dtype) == ((4,), (), "int64")
+    assert (manifest.features[0].name, manifest.features[0].shape) == ("features", (4,))
+    assert (manifest.targets.shape, manifest.targets.dtype) == ((), "int64")
     assert manifest.size == 4 * 6 + 6 + 6 * 3 + 3
     assert manifest.operators["Gemm"] == 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,9 @@ __all__ = ["STATISTICS", "Aborted", "Trained", "train"]
 STATISTICS = ("examples", "loss_micros")
 """What a device adds to the exact segment of a sum after its weight: number of examples, and their summed training loss of the last
 epoch in 10^-6."""
+
+Batch = tuple[ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...], ArrayLike]
+"""Features and targets; a model of several inputs takes its features by name, or as a tuple in their order."""
 
 LOSS_MAX = 1e6
 """A loss above this is reported as this, so that no device's loss can wrap the sum."""
@@ -38,7 +41,7 @@ def train(
     plan: bytes,
     model: bytes,
     settings: Training,
-    batches: Callable[[int], Iterable[tuple[ArrayLike, ArrayLike]]],
+    batches: Callable[[int], Iterable[Batch]],
     *,
     obstacle: Callable[[], str],
 ) -> Trained:
@@ -50,6 +53,7 @@ def train(
     session = TrainingSession(plan)
     start = np.frombuffer(model, dtype="<f4").astype(np.float32)
     session.parameters = start
+    names = [item.name for item in session.manifest.features]
     if "lr" in session.hyperparameters:
         session.hyperparameters = {"lr": settings.rate_micros / 1e6}
     count, loss = 0, 0.0
@@ -57,14 +61,14 @@ def train(
         _go_on(obstacle)
         count, loss = 0, 0.0
         for batch in batches(epoch):
-            x, y = _arrays(batch)
-            for at in range(0, len(x), settings.batch_size):
+            x, y = _arrays(batch, names)
+            for at in range(0, len(y), settings.batch_size):
                 _go_on(obstacle)
                 part = slice(at, at + settings.batch_size)
-                value = session.step(x[part], y[part])
+                value = session.step({name: array[part] for name, array in x.items()}, y[part])
                 assert isinstance(value, float)
-                count += len(x[part])
-                loss += value * len(x[part])
+                count += len(y[part])
+                loss += value * len(y[part])
     if count == 0:
         raise BlindsumError("no-examples")
     return Trained(session.parameters - start, count, min(loss / count, LOSS_MAX))
@@ -75,14 +79,17 @@ def _go_on(obstacle: Callable[[], str]) -> None:
         raise Aborted(reason)
 
 
-def _arrays(batch: tuple[ArrayLike, ArrayLike]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """What the app yielded, as two arrays of the same length."""
+def _arrays(batch: Batch, names: list[str]) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.generic]]:
+    """What the app yielded, as arrays of the same length: one for each of the model's inputs `names`, and the targets."""
     try:
         features, targets = batch
-        x, y = np.asarray(features), np.asarray(targets)
-        rows = len(x), len(y)
+        if not isinstance(features, Mapping):
+            given = features if isinstance(features, tuple) and len(names) > 1 else (features,)
+            features = dict(zip(names, given, strict=True))
+        x, y = {name: np.asarray(array) for name, array in features.items()}, np.asarray(targets)
+        rows = [len(array) for array in (*x.values(), y)]
     except (TypeError, ValueError) as error:
         raise BlindsumError("training-batch-invalid", f"examples are pairs of arrays (features, targets): {error}") from None
-    if rows[0] != rows[1]:
-        raise BlindsumError("training-batch-invalid", f"{rows[0]} features but {rows[1]} targets")
+    if len(set(rows)) != 1:
+        raise BlindsumError("training-batch-invalid", f"{', '.join(map(str, rows[:-1]))} features but {rows[-1]} targets")
     return x, y

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
@@ -23,7 +23,7 @@ from blindsum.runtime.driver import Driver
 from blindsum.runtime.logs import fields
 from blindsum.runtime.system import random_bytes
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, train
+from blindsum.sdk.trainer import Aborted, Batch, train
 
 __all__ = ["Context", "Examples", "Inspect", "Inspection", "Worker"]
 
@@ -54,7 +54,7 @@ class Inspection:
     lanes: list[np.ndarray] = field(repr=False)
 
 
-Examples = Callable[[Context], Iterable[tuple[ArrayLike, ArrayLike]]]
+Examples = Callable[[Context], Iterable[Batch]]
 Inspect = Callable[[Inspection], None]
 
 
@@ -149,7 +149,7 @@ class Worker:
 
         self._call(upload)
 
-    def _batches(self, context: Context) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+    def _batches(self, context: Context) -> Iterator[Batch]:
         with _of_the_app("examples"):
             yield from self._examples[context.task](context)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from .autodiff import Graph, differentiate, update
 from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LOSSES, LossRule
 from .autodiff.prepare import Prepared, prepare
-from .manifest import LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight
+from .manifest import LOSS, PREDICTION, TARGETS, Batch, Input, Manifest, Weight
 from .optimisers import Optimiser, as_optimiser
 from .protobuf import Tensor
 from .verify import IR_VERSION
@@ -30,11 +30,12 @@ def build_artifact(
     loss: str,
     trainable: Sequence[str] | None = None,
     optimizer: str | Optimiser = "sgd",
+    output: str | None = None,
+    dimensions: Mapping[str, int] | None = None,
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
-    `model`: one input of shape (batch, ...), one output of shape (batch, ...), standard operators; a ModelProto, its
-    bytes or a path.
+    `model`: inputs and output of shape (batch, ...), standard operators; a ModelProto, its bytes or a path.
     `loss`: "cross-entropy" of softmax(output), shape (batch, classes), with int64 class numbers as targets;
     "binary-cross-entropy" of sigmoid(output), with float32 targets in [0, 1] of the output's shape; or "mse", with
     float32 targets of the output's shape. The first two hold the activation, so a final Softmax or Sigmoid of the model
@@ -43,6 +44,9 @@ def build_artifact(
     loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
     `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates
     nothing).
+    `output`: which of the model's outputs the loss takes; the others are left out. None: the only one.
+    `dimensions`: sizes for the symbolic dimensions of the inputs, but for the batch; one without a name goes by
+    "INPUT.AXIS".
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
     "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
@@ -51,7 +55,7 @@ def build_artifact(
     optimiser = as_optimiser(optimizer)
     if loss not in LOSSES:
         raise BlindsumError("training-request-invalid", f"loss {loss!r} is none of {', '.join(LOSSES)}")
-    rule, prepared = LOSSES[loss], prepare(model)
+    rule, prepared = LOSSES[loss], prepare(model, output, dimensions or {})
     logits = _before_cut(prepared.graph, prepared.output, rule)
     targets = _targets(prepared.graph.shape(logits), loss, rule)
 
@@ -76,7 +80,7 @@ def build_artifact(
         metrics=("loss", *rule.metrics),
         optimiser=optimiser.name,  # type: ignore[arg-type]
         hyperparameters=optimiser.hyperparameters,
-        features=Batch(dtype=prepared.features_dtype, shape=_static(prepared.features)),  # type: ignore[arg-type]
+        features=tuple(Input(name=i.name, dtype=i.dtype, shape=_static(i.shape)) for i in prepared.features),  # type: ignore[arg-type]
         targets=targets,
         prediction=Batch(dtype="float32", shape=_static(prepared.graph.shape(prepared.output)[1:])),
         parameters=tuple(Weight(name=name, shape=initial[name].shape) for name in parameters),

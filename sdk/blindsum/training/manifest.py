@@ -14,9 +14,10 @@ ELEMENTS_MAX = 1 << 28  # in one tensor
 TENSORS_MAX = 100_000
 METRICS_MAX = 16
 HYPERPARAMETERS_MAX = 16
+INPUTS_MAX = 64
 
 # Names of our own begin with @; those of the model never do.
-FEATURES, TARGETS, LOSS, PREDICTION, STEP = "@features", "@targets", "@loss", "@prediction", "@step"
+TARGETS, LOSS, PREDICTION, STEP = "@targets", "@loss", "@prediction", "@step"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=ELEMENTS_MAX)]
 Shape = Annotated[tuple[Size, ...], msgspec.Meta(max_length=RANK_MAX)]
@@ -35,6 +36,12 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     shape: Shape
 
 
+class Input(Batch, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An input of the model, by the name that the model gives it."""
+
+    name: Name
+
+
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A tensor that belongs to the model or to the optimiser."""
 
@@ -50,7 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: Annotated[tuple[Name, ...], msgspec.Meta(max_length=METRICS_MAX)]
     optimiser: Literal["sgd", "adam", "gradient"]
     hyperparameters: Annotated[dict[Name, float], msgspec.Meta(max_length=HYPERPARAMETERS_MAX)]
-    features: Batch
+    features: Annotated[tuple[Input, ...], msgspec.Meta(min_length=1, max_length=INPUTS_MAX)]
     targets: Batch
     prediction: Batch
     parameters: Annotated[tuple[Weight, ...], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
@@ -84,10 +91,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return [Tensor(f"@{name}", "float32", ()) for name in self.metrics]
 
     def predict_inputs(self) -> list[Tensor]:
-        return [_batch(FEATURES, self.features)]
+        return [_batch(feature(item.name), item) for item in self.features]
 
     def predict_outputs(self) -> list[Tensor]:
         return [_batch(PREDICTION, self.prediction)]
+
+
+def feature(name: str) -> str:
+    """The graphs' input for the model's input `name`."""
+    return f"@features/{name}"
 
 
 def updated(name: str) -> str:

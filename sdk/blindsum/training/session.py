@@ -13,13 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .artifact import decode
-from .manifest import FEATURES, LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, gradient, updated
+from .manifest import LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, feature, gradient, updated
 from .protobuf import with_initialisers
 
 THREADS_MAX = 64
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, which bounds their memory
 
 Floats = NDArray[np.float32]
+Features = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
+"""An array where the model has one input, else one for each: by name, or as a tuple in the manifest's order."""
+Feeds = dict[str, NDArray[np.generic]]
 
 
 class TrainingSession:
@@ -95,7 +98,7 @@ class TrainingSession:
         self._banks[self._at].fill(flat)
         self._forget()
 
-    def step(self, features: ArrayLike, targets: ArrayLike) -> float | tuple[float, Floats]:
+    def step(self, features: Features, targets: ArrayLike) -> float | tuple[float, Floats]:
         """Train on one batch; its size may differ from step to step.
 
         `features`: (batch, ...) as `manifest.features` states. `targets`: (batch,) class numbers for cross-entropy,
@@ -105,10 +108,9 @@ class TrainingSession:
         Raises "training-batch-invalid", "training-runtime-failed" or, where the loss is NaN or infinite,
         "training-diverged"; the parameters then stay as they were.
         """
-        x, t = self._batch(features, targets)
         binding = self._bindings[self._at]
-        binding.bind_cpu_input(FEATURES, x)
-        binding.bind_cpu_input(TARGETS, t)
+        for name, array in self._batch(features, targets).items():
+            binding.bind_cpu_input(name, array)
         with _runtime():
             self._train.run_with_iobinding(binding)
         loss = float(self._loss)
@@ -119,35 +121,55 @@ class TrainingSession:
         self._forget()
         return loss
 
-    def evaluate(self, features: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+    def evaluate(self, features: Features, targets: ArrayLike) -> dict[str, float]:
         """Mean loss and metrics over all the examples, with the current parameters."""
-        x, t = self._batch(features, targets)
+        feeds = self._batch(features, targets)
         self._evaluate = self._evaluate or self._session(self._artifact.evaluate, self._weights())
         totals = np.zeros(len(self.manifest.metrics))
-        for rows in _pieces(len(x)):
+        for piece, rows in _pieces(feeds):
             with _runtime():
-                values = self._evaluate.run(None, {FEATURES: x[rows], TARGETS: t[rows]})
-            totals += np.array(values, np.float64) * len(x[rows])
-        metrics: dict[str, float] = dict(zip(self.manifest.metrics, (totals / len(x)).tolist(), strict=True))
+                values = self._evaluate.run(None, piece)
+            totals += np.array(values, np.float64) * rows
+        totals /= len(feeds[TARGETS])
+        metrics: dict[str, float] = dict(zip(self.manifest.metrics, totals.tolist(), strict=True))
         _require_finite(metrics["loss"])
         return metrics
 
-    def predict(self, features: ArrayLike) -> Floats:
+    def predict(self, features: Features) -> Floats:
         """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
-        x = _array("features", features, self.manifest.features)
+        feeds = self._features(features)
         self._predict = self._predict or self._session(self._artifact.predict, self._weights())
         with _runtime():
-            return np.concatenate([self._predict.run([PREDICTION], {FEATURES: x[rows]})[0] for rows in _pieces(len(x))])
+            return np.concatenate([self._predict.run([PREDICTION], piece)[0] for piece, _ in _pieces(feeds)])
 
-    def _batch(self, features: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-        x = _array("features", features, self.manifest.features)
-        t = _array("targets", targets, self.manifest.targets)
-        if len(x) != len(t):
-            raise BlindsumError("training-batch-invalid", f"{len(x)} features but {len(t)} targets")
+    def _features(self, features: Features) -> Feeds:
+        """The arrays of one batch by graph input."""
+        wanted = self.manifest.features
+        names = [item.name for item in wanted]
+        if not isinstance(features, Mapping):
+            given = features if isinstance(features, tuple) and len(wanted) > 1 else (features,)
+            if len(given) != len(names):
+                raise BlindsumError("training-batch-invalid", f"{len(given)} arrays for the inputs {', '.join(names)}")
+            features = dict(zip(names, given, strict=True))
+        if set(features) != set(names):
+            raise BlindsumError(
+                "training-batch-invalid", f"features {', '.join(map(str, features))}, not {', '.join(names)}"
+            )
+        title = "features" if len(wanted) == 1 else "features {}"
+        feeds = {feature(i.name): _array(title.format(i.name), features[i.name], i) for i in wanted}
+        if len({len(array) for array in feeds.values()}) > 1:
+            raise BlindsumError("training-batch-invalid", f"features of {[len(x) for x in feeds.values()]} rows")
+        return feeds
+
+    def _batch(self, features: Features, targets: ArrayLike) -> Feeds:
+        feeds, t = self._features(features), _array("targets", targets, self.manifest.targets)
+        rows = len(next(iter(feeds.values())))
+        if rows != len(t):
+            raise BlindsumError("training-batch-invalid", f"{rows} features but {len(t)} targets")
         low, high = _range(self.manifest)
         if not (t.min() >= low and t.max() <= high):  # NaN fails too
             raise BlindsumError("training-batch-invalid", f"targets from {t.min()} to {t.max()}, not in {low}..{high}")
-        return x, t
+        return {**feeds, TARGETS: t}
 
     def _session(self, graph: bytes, constants: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession:
         """Weights go in as constants, so that onnxruntime folds and prepacks them."""
@@ -261,6 +283,9 @@ def _range(manifest: Manifest) -> tuple[float, float]:
     return -math.inf, math.inf
 
 
-def _pieces(rows: int) -> Iterator[slice]:
+def _pieces(feeds: Feeds) -> Iterator[tuple[Feeds, int]]:
+    """The batch in pieces of bounded size, each with its number of rows."""
+    rows = len(next(iter(feeds.values())))
     for start in range(0, rows, EVALUATE_ROWS_MAX):
-        yield slice(start, min(start + EVALUATE_ROWS_MAX, rows))
+        end = min(start + EVALUATE_ROWS_MAX, rows)
+        yield {name: array[start:end] for name, array in feeds.items()}, end - start

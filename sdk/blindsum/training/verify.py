@@ -40,7 +40,7 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
     kept = sum(math.prod(weight.shape) for weight in manifest.states)
     if kept > STATES_PER_PARAMETER_MAX * manifest.size + 1:
         raise BlindsumError("training-artifact-too-large", f"{kept} numbers kept for {manifest.size} parameters")
-    for batch in (manifest.features, manifest.targets, manifest.prediction):
+    for batch in (*manifest.features, manifest.targets, manifest.prediction):
         if math.prod(batch.shape) > ELEMENTS_MAX:
             raise BlindsumError("training-artifact-too-large", f"an example of shape {batch.shape}")
 

@@ -1,7 +1,7 @@
 """Bring an author's ONNX model into the form that differentiation works on.
 
-Standard domain, operator set 18 or later, weights and `Constant` nodes as named arrays, one input of features whose
-first dimension is the symbol "batch", one output, every shape inferred.
+Standard domain, operator set 18 or later, weights and `Constant` nodes as named arrays, inputs of features whose first
+dimension is the symbol "batch" and whose others are fixed, one output, every shape inferred.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from onnx import numpy_helper
 
 from blindsum.protocol.errors import BlindsumError
 
-from ..manifest import FEATURES
+from ..manifest import feature
 from ..operators import OPERATORS, OPSET_MAX, OPSET_MIN
-from ..protobuf import DTYPES
+from ..protobuf import DTYPES, Tensor
 from ..verify import IR_VERSION
 from .graph import Dimension, Graph, Shape, attribute
 from .reverse import reached
@@ -35,33 +35,37 @@ class Prepared:
     """The model's nodes, constants and shapes in `graph`; in `weights` the names of its own initialisers."""
 
     graph: Graph
-    features: Shape  # of one example
-    features_dtype: str
+    features: tuple[Tensor, ...]  # as the model names them, shapes of one example
     output: str
     weights: tuple[str, ...]
     source: str  # SHA-256 of the given bytes
 
 
-def prepare(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> Prepared:
-    """Raises `BlindsumError` "training-model-invalid" or "training-operator-forbidden" where the model does not fit."""
+def prepare(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str], output: str | None, dimensions: Mapping[str, int]
+) -> Prepared:
+    """`output`: the one to train, None for the only one. `dimensions`: sizes of symbolic dimensions other than the batch.
+
+    Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data" or
+    "training-operator-forbidden" where the model does not fit.
+    """
     proto, source = _load(model)
     proto = _upgraded(proto)
     constants, nodes, weights = _lifted(proto)
-    given = [item for item in proto.graph.input if item.name not in weights]
-    if len(given) != 1 or len(proto.graph.output) != 1:
-        names = [item.name for item in given], [item.name for item in proto.graph.output]
-        raise _invalid(f"it must have one input and one output, not {names[0]} and {names[1]}; cut the others away")
-    dtype, declared = _declared(given[0])
-    _rename(nodes, given[0].name)
-    shape: Shape = (BATCH, *declared[1:])
-    output = proto.graph.output[0].name
-    graph = Graph(nodes=nodes, constants=constants, shapes={FEATURES: shape}, opset=proto.opset_import[0].version)
+    output = _chosen(proto, output)
+    graph = Graph(nodes=nodes, constants=constants, shapes={}, opset=proto.opset_import[0].version)
     graph.prune([output])
-    _follow_batch(graph, dtype, output, declared[0])
+    read = {name for node in graph.nodes for name in node.input} | {output}
+    given = [item for item in proto.graph.input if item.name not in weights and item.name in read]
+    declared = _declared(given, dimensions)
+    for item in declared:
+        graph.rename(item.name, feature(item.name))
+        graph.shapes[feature(item.name)] = (BATCH, *item.shape[1:])
+    batch = max(size if isinstance(size := item.shape[0], int) else 0 for item in declared)
+    _follow_batch(graph, {feature(item.name): item.dtype for item in declared}, output, batch)
     return Prepared(
         graph=graph,
-        features=shape[1:],
-        features_dtype=dtype,
+        features=tuple(Tensor(item.name, item.dtype, item.shape[1:]) for item in declared),
         output=output,
         weights=tuple(name for name in weights if name in graph.constants),
         source=source,
@@ -148,39 +152,65 @@ def _constant(node: onnx.NodeProto) -> NDArray[np.generic]:
     return numpy_helper.to_array(value)
 
 
-def _declared(item: onnx.ValueInfoProto) -> tuple[str, Shape]:
-    tensor = item.type.tensor_type
-    dtype = DTYPES.get(tensor.elem_type)
-    dims: Shape = tuple(_dimension(dim) for dim in tensor.shape.dim)
-    if dtype is None or not dims or not all(isinstance(dim, int) for dim in dims[1:]):
-        raise _invalid(
-            f"input {item.name!r} must be a batch of numbers, with all dimensions but the first fixed; it is {dims}"
+def _chosen(proto: onnx.ModelProto, output: str | None) -> str:
+    names = [item.name for item in proto.graph.output]
+    if output is None and len(names) > 1:
+        raise BlindsumError(
+            "training-request-invalid", f"choose the output to train: output= one of {', '.join(names)}"
         )
-    return dtype, dims
+    if output is not None and output not in names:
+        raise BlindsumError("training-request-invalid", f"output {output!r} is none of {', '.join(names)}")
+    return output or names[0]
+
+
+def _declared(given: Sequence[onnx.ValueInfoProto], dimensions: Mapping[str, int]) -> list[Tensor]:
+    """The inputs, with the first dimension '' where it is symbolic and all others fixed."""
+    if not given:
+        raise _invalid("the output depends on no input")
+    inputs, open_, known = [], [], set()
+    for item in given:
+        tensor = item.type.tensor_type
+        dtype = DTYPES.get(tensor.elem_type)
+        if dtype is None or not tensor.shape.dim:
+            raise _invalid(f"input {item.name!r} must be a batch of numbers, its first dimension the batch")
+        sizes: list[int | str] = [_dimension(tensor.shape.dim[0]) or ""]
+        for axis, dim in enumerate(tensor.shape.dim[1:], start=1):
+            name = _dimension(dim) or f"{item.name}.{axis}"
+            if isinstance(name, str):
+                known.add(name)
+                if name not in dimensions:
+                    open_.append(name)
+            sizes.append(dimensions.get(name, 0) if isinstance(name, str) else name)
+        inputs.append(Tensor(item.name, dtype, tuple(sizes)))
+    if stray := sorted(set(dimensions) - known):
+        detail = f"dimensions {', '.join(stray)}; the symbolic ones are {', '.join(sorted(known)) or 'none'}"
+        raise BlindsumError("training-request-invalid", detail)
+    if open_:
+        wanted = ", ".join(f'"{name}": ...' for name in dict.fromkeys(open_))
+        raise BlindsumError(
+            "training-request-invalid", f"fix the sizes of symbolic dimensions: dimensions={{{wanted}}}"
+        )
+    if len({item.shape[0] for item in inputs if isinstance(item.shape[0], int)} - {1}) > 1:
+        heads = ", ".join(f"{item.name} {item.shape[0]}" for item in inputs)
+        raise _invalid(f"the first dimensions of its inputs are not one batch: {heads}")
+    return inputs
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:
     return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
 
 
-def _rename(nodes: list[onnx.NodeProto], features: str) -> None:
-    for node in nodes:
-        for at, name in enumerate(node.input):
-            if name == features:
-                node.input[at] = FEATURES
-
-
-def _follow_batch(graph: Graph, dtype: str, output: str, batch: Dimension) -> None:
+def _follow_batch(graph: Graph, inputs: Mapping[str, str], output: str, batch: Dimension) -> None:
     """Infer all shapes, with Reshape targets written so that the batch dimension keeps its name through them.
 
     A Reshape to [-1, ...] of a batch takes its head from the input instead. So does one to [2, ...] in a model that was
     made for a `batch` fixed at 2, which this makes dynamic.
     """
     reshapes = [node for node in graph.nodes if node.op_type == "Reshape" and not attribute(node, "allowzero", 0)]
-    followed = reached(graph, [FEATURES])
+    followed = reached(graph, list(inputs))
     changed = True
     while changed:  # each round settles one Reshape at least
-        _infer_shapes(graph, dtype, output)
+        _infer_shapes(graph, inputs, output)
         changed = False
         for node in reshapes:
             wanted, shape = graph.constants.get(node.input[1]), graph.shapes.get(node.input[0])
@@ -204,13 +234,17 @@ def _sizes(shape: Iterable[Dimension]) -> list[int]:
     return [size for size in shape if isinstance(size, int)]
 
 
-def _infer_shapes(graph: Graph, dtype: str, output: str) -> None:
-    """Fill in the shapes of all values."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+def _infer_shapes(graph: Graph, inputs: Mapping[str, str], output: str) -> None:
+    """Fill in the shapes of all values. `inputs`: dtype by name."""
     body = onnx.helper.make_graph(
         graph.nodes,
         "model",
-        [onnx.helper.make_tensor_value_info(FEATURES, kind, graph.shapes[FEATURES])],
+        [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), graph.shapes[name]
+            )
+            for name, dtype in inputs.items()
+        ],
         [onnx.helper.make_empty_tensor_value_info(output)],
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
