@@ -49,6 +49,12 @@ class Graph:
         self.nodes.append(onnx.helper.make_node(operator, inputs, [name], **attributes))
         return name
 
+    def ops(self, operator: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
+        """The outputs of an appended node of several."""
+        names = [self.fresh(operator) for _ in range(outputs)]
+        self.nodes.append(onnx.helper.make_node(operator, inputs, names, **attributes))
+        return names
+
     def constant(self, array: NDArray[np.generic]) -> str:
         """The name of a constant of this value; equal ones share it."""
         array = np.asarray(array)
@@ -79,17 +85,22 @@ class Graph:
             )
         return self.shapes[name]
 
-    def reduce(self, value: str, shape: Shape, target: Shape) -> str:
-        """Sum `value` of shape `shape` down to `target`, which was broadcast to `shape` in the forward pass."""
+    def reduce(self, value: str, shape: Shape, target: Shape, reference: str = "") -> str:
+        """Sum `value` of shape `shape` down to `target`, which was broadcast to `shape` in the forward pass.
+
+        `reference` has the shape `target`: where that alone does not tell what was broadcast, the graph looks.
+        """
         extra = len(shape) - len(target)
-        kept = []
-        for axis, size in enumerate(target, start=extra):
-            if size == 1 and shape[axis] != 1:
-                kept.append(axis)
-            elif size != shape[axis] or size is None:
-                detail = f"cannot tell whether a dimension {size} is broadcast to {shape[axis]}; fix the model's shapes"
+        pairs = list(enumerate(zip(shape[extra:], target, strict=True), start=extra))
+        kept = [axis for axis, (size, own) in pairs if own == 1 and size != 1]
+        if any(not isinstance(own, int) and (own is None or own != size) for _, (size, own) in pairs):
+            if not reference:
+                detail = f"cannot tell how dimensions {target} are broadcast to {shape}; fix the model's shapes"
                 raise BlindsumError("training-model-invalid", detail)
-        if kept:
+            ones = self.op("NonZero", self.op("Equal", self.op("Shape", reference), self.integers([1])))
+            axes = self.op("Add", self.op("Reshape", ones, self.integers([-1])), self.integers([extra]))
+            value = self.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1)
+        elif kept:
             value = self.op("ReduceSum", value, self.integers(kept), keepdims=1)
         if extra:
             value = self.op("ReduceSum", value, self.integers(range(extra)), keepdims=0)

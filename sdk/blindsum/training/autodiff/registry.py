@@ -55,8 +55,15 @@ class Backward:
     def op(self, operator: str, *inputs: str, **attributes: object) -> str:
         return self.graph.op(operator, *inputs, **attributes)
 
+    def ops(self, operator: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
+        return self.graph.ops(operator, *inputs, outputs=outputs, **attributes)
+
     def constant(self, array: NDArray[np.generic]) -> str:
         return self.graph.constant(array)
+
+    def known(self, name: str) -> NDArray[np.generic] | None:
+        """The value of a constant; None for what only the running graph knows."""
+        return self.graph.constants.get(name)
 
     def scalar(self, value: float) -> str:
         return self.graph.scalar(value)
@@ -79,6 +86,18 @@ class Backward:
         value = attribute(self.node, name, default)
         assert isinstance(value, int)
         return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """An integer attribute of the node, None where it is absent."""
+        value = attribute(self.node, name)
+        assert value is None or isinstance(value, int)
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        """A string attribute of the node."""
+        value = attribute(self.node, name, default.encode())
+        assert isinstance(value, bytes)
+        return value.decode()
 
     def real(self, name: str, default: float) -> float:
         """A float attribute of the node."""
@@ -104,6 +123,7 @@ class Entry:
 
 _RULES: dict[str, dict[int, Entry]] = {}
 _STOPS: set[str] = set()
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
 def rule(*operators: str, since: int = 1, broadcast: bool = False) -> Callable[[Rule], Rule]:
@@ -131,9 +151,9 @@ def stop(*operators: str) -> None:
     _STOPS.update(operators)
 
 
-def stops(operator: str) -> bool:
-    """True where no gradient passes through the operator, so that nothing before it is reached from behind."""
-    return operator in _STOPS
+def stops(node: onnx.NodeProto) -> bool:
+    """True where no gradient passes through the node, so that nothing before it is reached from behind."""
+    return node.op_type in _STOPS or (node.op_type == "Cast" and attribute(node, "to") not in _FLOATS)
 
 
 def find(operator: str, opset: int) -> Entry | None:

@@ -16,7 +16,7 @@ def reached(graph: Graph, parameters: Sequence[str]) -> set[str]:
     """All values that depend smoothly on a parameter, the parameters included."""
     values = set(parameters)
     for node in graph.nodes:
-        if values.intersection(node.input) and not stops(node.op_type):
+        if values.intersection(node.input) and not stops(node):
             values.update(node.output)
     values.discard("")
     return values
@@ -43,7 +43,7 @@ def differentiate(graph: Graph, value: str, seed: str, parameters: Sequence[str]
         for name, dx in zip(node.input, gradients, strict=False):
             if dx is None or name not in active:
                 continue
-            reduced = graph.reduce(dx, graph.shape(node.output[0]), graph.shape(name)) if entry.broadcast else dx
+            reduced = graph.reduce(dx, graph.shape(node.output[0]), graph.shape(name), name) if entry.broadcast else dx
             contributions.setdefault(name, []).append(reduced)
     totals = {name: _total(graph, contributions.get(name, [])) for name in parameters}
     return {name: total for name, total in totals.items() if total is not None}
