@@ -1,0 +1,1 @@
+"""Whole models: variants of the families that benchmarks share, and pretrained ones from other people's wheels."""
