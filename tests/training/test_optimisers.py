@@ -71,7 +71,7 @@ def test_updated_tensors_are_those_of_the_reference_evaluator(optimiser, run_ref
     x, t = next(iter(_batches()))
     session = TrainingSession(artifact)
     session.step(x, t)
-    _, *updated = run_reference(artifact, x, t)
+    _, _, *updated = run_reference(artifact, x, t)
     expected = np.concatenate([part.ravel() for part in updated[: len(session.layout)]])
     np.testing.assert_allclose(session.parameters, expected, rtol=1e-5, atol=1e-6)
 

@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING
 
 from blindsum.protocol.errors import BlindsumError
 
+from .losses import (
+    BinaryCrossEntropy,
+    Contrastive,
+    Cosine,
+    CrossEntropy,
+    CustomLoss,
+    Huber,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+)
 from .optimisers import SGD, Adam
 
 if TYPE_CHECKING:
@@ -25,7 +36,16 @@ __all__ = [
     "Adam",
     "Artifact",
     "Backward",
+    "BinaryCrossEntropy",
+    "Contrastive",
+    "Cosine",
+    "CrossEntropy",
+    "CustomLoss",
     "Gradients",
+    "Huber",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "NegativeLogLikelihood",
     "TrainingSession",
     "build_artifact",
     "decode",

@@ -16,9 +16,10 @@ from blindsum.protocol.errors import BlindsumError
 from .artifact import Artifact, decode, encode
 from .autodiff import Graph, differentiate, update
 from .autodiff.graph import Shape, attribute
-from .autodiff.loss import LOSSES, LossRule
+from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import Prepared, prepare
-from .manifest import LOSS, PREDICTION, TARGETS, Batch, Input, Manifest, Weight
+from .losses import Loss, as_loss
+from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight
 from .optimisers import Optimiser, as_optimiser
 from .protobuf import Tensor
 from .verify import IR_VERSION
@@ -27,7 +28,7 @@ from .verify import IR_VERSION
 def build_artifact(
     model: onnx.ModelProto | bytes | str | os.PathLike[str],
     *,
-    loss: str,
+    loss: str | Loss,
     trainable: Sequence[str] | None = None,
     optimizer: str | Optimiser = "sgd",
     output: str | None = None,
@@ -36,10 +37,10 @@ def build_artifact(
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
     `model`: inputs and output of shape (batch, ...), standard operators; a ModelProto, its bytes or a path.
-    `loss`: "cross-entropy" of softmax(output), shape (batch, classes), with int64 class numbers as targets;
-    "binary-cross-entropy" of sigmoid(output), with float32 targets in [0, 1] of the output's shape; or "mse", with
-    float32 targets of the output's shape. The first two hold the activation, so a final Softmax or Sigmoid of the model
-    is cut for training (but not for `predict`).
+    `loss`: one of `losses` or its name: "cross-entropy" of softmax(output), with int64 class numbers as targets;
+    "negative-log-likelihood"; "binary-cross-entropy" of sigmoid(output), with targets in [0, 1]; "mse", "mae", "huber",
+    "cosine", "contrastive"; or a `CustomLoss`. A final Softmax or Sigmoid that the loss holds itself is cut for
+    training (but not for `predict`).
     `trainable`: names or glob patterns of weights. None: all float32 initialisers of at least one dimension that the
     loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
     `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates
@@ -53,11 +54,10 @@ def build_artifact(
     nodes, the parameters they block, and the rest that could be trained.
     """
     optimiser = as_optimiser(optimizer)
-    if loss not in LOSSES:
-        raise BlindsumError("training-request-invalid", f"loss {loss!r} is none of {', '.join(LOSSES)}")
-    rule, prepared = LOSSES[loss], prepare(model, output, dimensions or {})
+    loss, prepared = as_loss(loss), prepare(model, output, dimensions or {})
+    rule = rule_of(loss, prepared.graph.shape(prepared.output))
     logits = _before_cut(prepared.graph, prepared.output, rule)
-    targets = _targets(prepared.graph.shape(logits), loss, rule)
+    targets = rule.targets()
 
     train = prepared.graph.copy()
     train.prune([logits])
@@ -69,15 +69,16 @@ def build_artifact(
         raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
     evaluate = prepared.graph.copy()
     evaluate.prune([logits])
-    evaluate.rename(rule.value(evaluate, logits, TARGETS), LOSS)
-    for name, metric in rule.metrics.items():
-        evaluate.rename(metric(evaluate, logits, TARGETS), f"@{name}")
+    metrics = {"loss": rule.mean, **rule.metrics()}
+    for name, metric in metrics.items():
+        pair = [evaluate.op("Reshape", part, evaluate.integers([1])) for part in metric(evaluate, logits, TARGETS)]
+        evaluate.op("Concat", *pair, axis=0, output=f"@{name}")
     predict = prepared.graph.copy()
     predict.rename(prepared.output, PREDICTION)
 
     manifest = Manifest(
-        loss=loss,  # type: ignore[arg-type]
-        metrics=("loss", *rule.metrics),
+        loss=loss.name,  # type: ignore[arg-type]
+        metrics=tuple(metrics),
         optimiser=optimiser.name,  # type: ignore[arg-type]
         hyperparameters=optimiser.hyperparameters,
         features=tuple(Input(name=i.name, dtype=i.dtype, shape=_static(i.shape)) for i in prepared.features),  # type: ignore[arg-type]
@@ -110,23 +111,13 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
     while value in producers and producers[value].op_type == "Identity":
         value = producers[value].input[0]
     node = producers.get(value)
-    if node is not None and node.op_type in rule.cuts and attribute(node, "axis", -1) in (-1, 1):
+    if (
+        node is not None
+        and node.op_type in rule.cuts
+        and attribute(node, "axis", -1) in (rule.axis, rule.axis - len(rule.shape))
+    ):
         return node.input[0]
     return value
-
-
-def _targets(prediction: Shape, loss: str, rule: LossRule) -> Batch:
-    if not prediction or isinstance(prediction[0], int) or not all(isinstance(size, int) for size in prediction[1:]):
-        raise BlindsumError(
-            "training-model-invalid", f"its output must be of shape (batch, fixed sizes), not {prediction}"
-        )
-    if rule.targets == "int64":
-        if len(prediction) != 2 or prediction[1] == 1:
-            raise BlindsumError(
-                "training-model-invalid", f"{loss} needs an output of shape (batch, classes), not {prediction}"
-            )
-        return Batch(dtype="int64", shape=())
-    return Batch(dtype="float32", shape=_static(prediction[1:]))
 
 
 def _complete(train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser) -> list[str]:
@@ -134,14 +125,15 @@ def _complete(train: Graph, logits: str, wanted: list[str], rule: LossRule, opti
 
     Parameters on which the loss does not depend smoothly are not among them.
     """
-    loss = rule.value(train, logits, TARGETS)
-    seed = rule.seed(train, logits, TARGETS, update.folded_rate(optimiser))
-    gradients = differentiate(train, logits, seed, wanted)
+    loss, weight = rule.mean(train, logits, TARGETS)
+    origin, seed = rule.origin(train, logits, TARGETS, update.folded_rate(optimiser))
+    gradients = differentiate(train, origin, seed, wanted)
     if not gradients:
         raise BlindsumError("training-model-invalid", "the loss depends smoothly on none of the weights to train")
     outputs = update.append(train, optimiser, gradients)
     train.rename(loss, LOSS)
-    train.prune([LOSS, *outputs])
+    train.rename(weight, WEIGHT)
+    train.prune([LOSS, WEIGHT, *outputs])
     for name in gradients:
         train.constants.pop(name, None)  # a parameter is an input of this graph
     return list(gradients)

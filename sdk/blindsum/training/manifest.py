@@ -17,7 +17,7 @@ HYPERPARAMETERS_MAX = 16
 INPUTS_MAX = 64
 
 # Names of our own begin with @; those of the model never do.
-TARGETS, LOSS, PREDICTION, STEP = "@targets", "@loss", "@prediction", "@step"
+TARGETS, LOSS, WEIGHT, PREDICTION, STEP = "@targets", "@loss", "@weight", "@prediction", "@step"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=ELEMENTS_MAX)]
 Shape = Annotated[tuple[Size, ...], msgspec.Meta(max_length=RANK_MAX)]
@@ -26,7 +26,17 @@ Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 DType = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
-Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+Loss = Literal[
+    "cross-entropy",
+    "negative-log-likelihood",
+    "binary-cross-entropy",
+    "mse",
+    "mae",
+    "huber",
+    "cosine",
+    "contrastive",
+    "custom",
+]
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,6 +50,14 @@ class Input(Batch, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An input of the model, by the name that the model gives it."""
 
     name: Name
+
+
+class Targets(Batch, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each example should give: numbers from `low` to `high` where those are stated, or the number `ignored`."""
+
+    low: float | None = None
+    high: float | None = None
+    ignored: int | None = None
 
 
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,7 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     optimiser: Literal["sgd", "adam", "gradient"]
     hyperparameters: Annotated[dict[Name, float], msgspec.Meta(max_length=HYPERPARAMETERS_MAX)]
     features: Annotated[tuple[Input, ...], msgspec.Meta(min_length=1, max_length=INPUTS_MAX)]
-    targets: Batch
+    targets: Targets
     prediction: Batch
     parameters: Annotated[tuple[Weight, ...], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     states: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]  # float32, zero before the first step
@@ -78,17 +96,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return [*self.evaluate_inputs(), *hyperparameters, *weights]
 
     def train_outputs(self) -> list[Tensor]:
-        """The loss, then the gradient of each parameter, or each parameter and state after the update."""
+        """The loss, its weight, then the gradient of each parameter, or each parameter and state after the update."""
         weights, result = (*self.parameters, *self.states), updated
         if self.optimiser == "gradient":
             weights, result = self.parameters, gradient
-        return [Tensor(LOSS, "float32", ()), *(_weight(result(weight.name), weight) for weight in weights)]
+        scalars = [Tensor(name, "float32", ()) for name in (LOSS, WEIGHT)]
+        return [*scalars, *(_weight(result(weight.name), weight) for weight in weights)]
 
     def evaluate_inputs(self) -> list[Tensor]:
         return [*self.predict_inputs(), _batch(TARGETS, self.targets)]
 
     def evaluate_outputs(self) -> list[Tensor]:
-        return [Tensor(f"@{name}", "float32", ()) for name in self.metrics]
+        """Each metric: its mean over the batch, and the weight of that."""
+        return [Tensor(f"@{name}", "float32", (2,)) for name in self.metrics]
 
     def predict_inputs(self) -> list[Tensor]:
         return [_batch(feature(item.name), item) for item in self.features]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .artifact import decode
-from .manifest import LOSS, PREDICTION, TARGETS, Batch, Manifest, Weight, feature, gradient, updated
+from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Manifest, Targets, Weight, feature, gradient, updated
 from .protobuf import with_initialisers
 
 THREADS_MAX = 64
@@ -46,7 +46,7 @@ class TrainingSession:
         self._train = self._session(self._artifact.train, self._artifact.constants)
         self._evaluate: ort.InferenceSession | None = None
         self._predict: ort.InferenceSession | None = None
-        self._loss = np.zeros((), np.float32)
+        self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
         self._hyperparameters = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self._updates = manifest.optimiser != "gradient"
         self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
@@ -122,16 +122,20 @@ class TrainingSession:
         return loss
 
     def evaluate(self, features: Features, targets: ArrayLike) -> dict[str, float]:
-        """Mean loss and metrics over all the examples, with the current parameters."""
+        """Loss and metrics over all the examples, with the current parameters.
+
+        Each is a mean over what it counts: ignored targets count for nothing, classes as much as they weigh.
+        """
         feeds = self._batch(features, targets)
         self._evaluate = self._evaluate or self._session(self._artifact.evaluate, self._weights())
-        totals = np.zeros(len(self.manifest.metrics))
-        for piece, rows in _pieces(feeds):
+        totals = np.zeros((len(self.manifest.metrics), 2))
+        for piece in _pieces(feeds):
             with _runtime():
                 values = self._evaluate.run(None, piece)
-            totals += np.array(values, np.float64) * rows
-        totals /= len(feeds[TARGETS])
-        metrics: dict[str, float] = dict(zip(self.manifest.metrics, totals.tolist(), strict=True))
+            means, weights = np.array(values, np.float64).T
+            totals += np.stack([means * weights, weights], axis=1)
+        means = totals[:, 0] / np.where(totals[:, 1] == 0.0, 1.0, totals[:, 1])
+        metrics: dict[str, float] = dict(zip(self.manifest.metrics, means.tolist(), strict=True))
         _require_finite(metrics["loss"])
         return metrics
 
@@ -140,7 +144,7 @@ class TrainingSession:
         feeds = self._features(features)
         self._predict = self._predict or self._session(self._artifact.predict, self._weights())
         with _runtime():
-            return np.concatenate([self._predict.run([PREDICTION], piece)[0] for piece, _ in _pieces(feeds)])
+            return np.concatenate([self._predict.run([PREDICTION], piece)[0] for piece in _pieces(feeds)])
 
     def _features(self, features: Features) -> Feeds:
         """The arrays of one batch by graph input."""
@@ -166,9 +170,7 @@ class TrainingSession:
         rows = len(next(iter(feeds.values())))
         if rows != len(t):
             raise BlindsumError("training-batch-invalid", f"{rows} features but {len(t)} targets")
-        low, high = _range(self.manifest)
-        if not (t.min() >= low and t.max() <= high):  # NaN fails too
-            raise BlindsumError("training-batch-invalid", f"targets from {t.min()} to {t.max()}, not in {low}..{high}")
+        _require_range(t, self.manifest.targets)
         return {**feeds, TARGETS: t}
 
     def _session(self, graph: bytes, constants: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession:
@@ -195,6 +197,7 @@ class TrainingSession:
         for name, value in self._banks[at].arrays.items():
             binding.bind_cpu_input(name, value)
         _bind_output(binding, LOSS, self._loss)
+        _bind_output(binding, WEIGHT, self._weight)
         result = updated if self._updates else gradient
         for name, value in self._banks[1 - at].arrays.items():
             _bind_output(binding, result(name), value)
@@ -275,17 +278,21 @@ def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1] if shape and shape[-1] == 1 else shape
 
 
-def _range(manifest: Manifest) -> tuple[float, float]:
-    if manifest.loss == "cross-entropy":
-        return 0, manifest.prediction.shape[-1] - 1
-    if manifest.loss == "binary-cross-entropy":
-        return 0.0, 1.0
-    return -math.inf, math.inf
+def _require_range(targets: NDArray[np.generic], wanted: Targets) -> None:
+    if wanted.low is None or wanted.high is None:
+        return
+    low, high = targets.min(), targets.max()  # NaN fails too
+    if low >= wanted.low and high <= wanted.high:
+        return
+    right = (targets >= wanted.low) & (targets <= wanted.high)
+    if wanted.ignored is None or not np.all(right | (targets == wanted.ignored)):
+        raise BlindsumError(
+            "training-batch-invalid", f"targets from {low} to {high}, not in {wanted.low:g}..{wanted.high:g}"
+        )
 
 
-def _pieces(feeds: Feeds) -> Iterator[tuple[Feeds, int]]:
-    """The batch in pieces of bounded size, each with its number of rows."""
+def _pieces(feeds: Feeds) -> Iterator[Feeds]:
+    """The batch in pieces of bounded size."""
     rows = len(next(iter(feeds.values())))
     for start in range(0, rows, EVALUATE_ROWS_MAX):
-        end = min(start + EVALUATE_ROWS_MAX, rows)
-        yield {name: array[start:end] for name, array in feeds.items()}, end - start
+        yield {name: array[start : start + EVALUATE_ROWS_MAX] for name, array in feeds.items()}

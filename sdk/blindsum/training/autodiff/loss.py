@@ -1,108 +1,192 @@
-"""Losses with their gradients, and the metrics that are reported beside them.
+"""How losses are written into graphs, with their gradients and the metrics that are reported beside them.
 
-Every loss is a mean, so batches can be weighed by size.
+`rule_of` finds the rule of a loss. Here are the frame and the losses of numbers (regression); classification and
+similarity have modules of their own.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
-from .graph import Graph
+from blindsum.protocol.errors import BlindsumError
+
+from ..losses import Huber, Loss
+from ..manifest import Targets
+from .graph import Graph, Shape
+
+Mean = tuple[str, str]
+"""A mean and the weight that it stands for: both float32 scalars."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossRule:
-    """How a loss is written into a graph.
+@dataclass(frozen=True, slots=True)
+class LossRule(ABC):
+    """A loss for predictions of one shape."""
 
-    `value(graph, prediction, targets)` and each metric give a scalar; `seed(graph, prediction, targets, scale)` gives
-    `scale` times the gradient of the loss for the prediction (`scale` is the name of a scalar, or ''). `cuts` are final
-    activations that the loss holds.
-    """
+    loss: Any  # the value from `losses` that this rule is for
+    shape: Shape  # of the prediction, batch first
 
-    value: Callable[[Graph, str, str], str]
-    seed: Callable[[Graph, str, str, str], str]
-    metrics: dict[str, Callable[[Graph, str, str], str]]
-    cuts: frozenset[str]
-    targets: str  # dtype; class numbers where int64, else the shape of the prediction
+    @property
+    def cuts(self) -> frozenset[str]:
+        """Final activations that the loss holds."""
+        return frozenset()
 
+    @property
+    def axis(self) -> int:
+        """Along which the activation that the loss holds must run."""
+        return len(self.shape) - 1
 
-def _cross_entropy(graph: Graph, logits: str, targets: str) -> str:
-    column = graph.op("Unsqueeze", targets, graph.integers([1]))
-    chosen = graph.op("GatherElements", graph.op("LogSoftmax", logits, axis=1), column, axis=1)
-    return graph.op("Neg", graph.op("ReduceMean", chosen, keepdims=0))
+    @abstractmethod
+    def targets(self) -> Targets:
+        """What the caller has to pass. Raises "training-model-invalid" where the shape does not fit the loss."""
 
+    @abstractmethod
+    def mean(self, graph: Graph, prediction: str, targets: str) -> Mean:
+        """Write the loss."""
 
-def _cross_entropy_seed(graph: Graph, logits: str, targets: str, scale: str) -> str:
-    classes = graph.shape(logits)[1]
-    assert isinstance(classes, int)
-    depth, off_on = graph.constant(np.array(classes)), graph.constant(np.array([0.0, 1.0], np.float32))
-    probability = graph.op("Exp", graph.op("LogSoftmax", logits, axis=1))  # shares LogSoftmax with the value
-    excess = graph.op("Sub", probability, graph.op("OneHot", targets, depth, off_on, axis=1))
-    return graph.op("Mul", excess, _share(graph, targets, scale))
+    @abstractmethod
+    def origin(self, graph: Graph, prediction: str, targets: str, scale: str) -> tuple[str, str]:
+        """Where differentiation begins: a value, and the gradient of `scale` times the loss for it.
 
+        `scale` is the name of a scalar, or '' for one. To be written after the loss itself.
+        """
 
-def _accuracy(graph: Graph, logits: str, targets: str) -> str:
-    return _hits(graph, graph.op("Equal", graph.op("ArgMax", logits, axis=1, keepdims=0), targets))
+    def metrics(self) -> dict[str, Callable[[Graph, str, str], Mean]]:
+        return {}
 
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of the prediction for one example."""
+        if not self.shape or isinstance(self.shape[0], int):
+            raise self.unfit("(batch, fixed sizes)")
+        sizes = tuple(size for size in self.shape[1:] if isinstance(size, int))
+        if len(sizes) != len(self.shape) - 1:
+            raise self.unfit("(batch, fixed sizes)")
+        return sizes
 
-def _binary_cross_entropy(graph: Graph, logits: str, targets: str) -> str:
-    """Mean of softplus(z) - z t: the cross-entropy of sigmoid(z) without its overflow."""
-    excess = graph.op("Sub", graph.op("Softplus", logits), graph.op("Mul", logits, targets))
-    return graph.op("ReduceMean", excess, keepdims=0)
-
-
-def _binary_cross_entropy_seed(graph: Graph, logits: str, targets: str, scale: str) -> str:
-    excess = graph.op("Sub", graph.op("Sigmoid", logits), targets)
-    return graph.op("Mul", excess, _share(graph, targets, scale))
-
-
-def _binary_accuracy(graph: Graph, logits: str, targets: str) -> str:
-    said = graph.op("Greater", logits, graph.scalar(0.0))
-    return _hits(graph, graph.op("Equal", said, graph.op("Greater", targets, graph.scalar(0.5))))
+    def unfit(self, wanted: str) -> BlindsumError:
+        detail = f"loss {self.loss.name} needs an output of shape {wanted}, not {self.shape}"
+        return BlindsumError("training-model-invalid", detail)
 
 
-def _mse(graph: Graph, prediction: str, targets: str) -> str:
+class NumbersRule(LossRule):
+    """A mean over all numbers of the prediction, with float32 targets of its shape."""
+
+    __slots__ = ()
+
+    def targets(self) -> Targets:
+        return Targets(dtype="float32", shape=self.sizes())
+
+    def mean(self, graph: Graph, prediction: str, targets: str) -> Mean:
+        terms = self.terms(graph, prediction, targets)
+        return graph.op("ReduceMean", terms, keepdims=0), count(graph, prediction)
+
+    def origin(self, graph: Graph, prediction: str, targets: str, scale: str) -> tuple[str, str]:
+        slope = self.slope(graph, prediction, targets)
+        return prediction, graph.op("Mul", slope, share(graph, count(graph, prediction), scale))
+
+    @abstractmethod
+    def terms(self, graph: Graph, prediction: str, targets: str) -> str: ...
+
+    @abstractmethod
+    def slope(self, graph: Graph, prediction: str, targets: str) -> str:
+        """Derivative of each term."""
+
+    def metrics(self) -> dict[str, Callable[[Graph, str, str], Mean]]:
+        return {"mae": _absolute_error}
+
+
+class SquaredErrorRule(NumbersRule):
+    __slots__ = ()
+
+    def terms(self, graph: Graph, prediction: str, targets: str) -> str:
+        error = graph.op("Sub", prediction, targets)
+        return graph.op("Mul", error, error)
+
+    def origin(self, graph: Graph, prediction: str, targets: str, scale: str) -> tuple[str, str]:
+        twice = graph.op("Mul", graph.scalar(2.0), share(graph, count(graph, prediction), scale))
+        return prediction, graph.op("Mul", graph.op("Sub", prediction, targets), twice)
+
+    def slope(self, graph: Graph, prediction: str, targets: str) -> str:
+        return graph.op("Mul", graph.scalar(2.0), graph.op("Sub", prediction, targets))
+
+
+class AbsoluteErrorRule(NumbersRule):
+    __slots__ = ()
+
+    def terms(self, graph: Graph, prediction: str, targets: str) -> str:
+        return graph.op("Abs", graph.op("Sub", prediction, targets))
+
+    def slope(self, graph: Graph, prediction: str, targets: str) -> str:
+        return graph.op("Sign", graph.op("Sub", prediction, targets))
+
+    def metrics(self) -> dict[str, Callable[[Graph, str, str], Mean]]:
+        return {"mse": _squared_error}
+
+
+class HuberRule(NumbersRule):
+    """With c the error clipped to [-delta, delta], the term is c (error - c / 2) and its slope c."""
+
+    __slots__ = ()
+
+    def terms(self, graph: Graph, prediction: str, targets: str) -> str:
+        clipped = self.slope(graph, prediction, targets)
+        half = graph.op("Mul", clipped, graph.scalar(0.5))
+        return graph.op("Mul", clipped, graph.op("Sub", graph.op("Sub", prediction, targets), half))
+
+    def slope(self, graph: Graph, prediction: str, targets: str) -> str:
+        assert isinstance(self.loss, Huber)
+        low, high = graph.scalar(-self.loss.delta), graph.scalar(self.loss.delta)
+        return graph.op("Clip", graph.op("Sub", prediction, targets), low, high)
+
+
+def rule_of(loss: Loss, shape: Shape) -> LossRule:
+    """The rule that writes `loss` for predictions of `shape`."""
+    from .classification import BinaryRule, ClassesRule
+    from .similarity import ContrastiveRule, CosineRule
+
+    rules: dict[str, type[LossRule]] = {
+        "cross-entropy": ClassesRule,
+        "negative-log-likelihood": ClassesRule,
+        "binary-cross-entropy": BinaryRule,
+        "mse": SquaredErrorRule,
+        "mae": AbsoluteErrorRule,
+        "huber": HuberRule,
+        "cosine": CosineRule,
+        "contrastive": ContrastiveRule,
+    }
+    return rules[loss.name](loss, shape)
+
+
+def count(graph: Graph, value: str) -> str:
+    """Number of elements, as float32."""
+    return graph.op("Cast", graph.op("Size", value), to=TensorProto.FLOAT)
+
+
+def share(graph: Graph, weight: str, scale: str) -> str:
+    """`scale` divided by the weight of the mean."""
+    return graph.op("Div", scale or graph.scalar(1.0), weight)
+
+
+def positive(graph: Graph, weight: str) -> str:
+    """A divisor: `weight`, or one where that is zero."""
+    zero = graph.op("Equal", weight, graph.scalar(0.0))
+    return graph.op("Add", weight, graph.op("Cast", zero, to=TensorProto.FLOAT))
+
+
+def total(graph: Graph, value: str) -> str:
+    """Sum of all elements."""
+    return graph.op("ReduceSum", value, keepdims=0)
+
+
+def _absolute_error(graph: Graph, prediction: str, targets: str) -> Mean:
+    error = graph.op("Abs", graph.op("Sub", prediction, targets))
+    return graph.op("ReduceMean", error, keepdims=0), count(graph, prediction)
+
+
+def _squared_error(graph: Graph, prediction: str, targets: str) -> Mean:
     error = graph.op("Sub", prediction, targets)
-    return graph.op("ReduceMean", graph.op("Mul", error, error), keepdims=0)
-
-
-def _mse_seed(graph: Graph, prediction: str, targets: str, scale: str) -> str:
-    share = graph.op("Mul", graph.scalar(2.0), _share(graph, targets, scale))
-    return graph.op("Mul", graph.op("Sub", prediction, targets), share)
-
-
-def _mae(graph: Graph, prediction: str, targets: str) -> str:
-    return graph.op("ReduceMean", graph.op("Abs", graph.op("Sub", prediction, targets)), keepdims=0)
-
-
-LOSSES = {
-    "cross-entropy": LossRule(
-        value=_cross_entropy,
-        seed=_cross_entropy_seed,
-        metrics={"accuracy": _accuracy},
-        cuts=frozenset({"Softmax", "LogSoftmax"}),
-        targets="int64",
-    ),
-    "binary-cross-entropy": LossRule(
-        value=_binary_cross_entropy,
-        seed=_binary_cross_entropy_seed,
-        metrics={"accuracy": _binary_accuracy},
-        cuts=frozenset({"Sigmoid"}),
-        targets="float32",
-    ),
-    "mse": LossRule(value=_mse, seed=_mse_seed, metrics={"mae": _mae}, cuts=frozenset(), targets="float32"),
-}
-
-
-def _hits(graph: Graph, correct: str) -> str:
-    return graph.op("ReduceMean", graph.op("Cast", correct, to=TensorProto.FLOAT), keepdims=0)
-
-
-def _share(graph: Graph, targets: str, scale: str) -> str:
-    """`scale` divided by the number of terms in the mean."""
-    count = graph.op("Cast", graph.op("Size", targets), to=TensorProto.FLOAT)
-    return graph.op("Div", scale or graph.scalar(1.0), count)
+    return graph.op("ReduceMean", graph.op("Mul", error, error), keepdims=0), count(graph, prediction)
