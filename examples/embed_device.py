@@ -54,7 +54,7 @@ def main() -> None:
         # what an operator does once: keys, a kit for each organisation and device, a signed task
         broker = stack.broker()
         fleet = create_fleet(Path(folder) / "fleet", fleet="clinics", malicious_parties=1, broker=broker)
-        kits = enrol(fleet, [f"clinic-{number}" for number in range(1, CLINICS + 1)], broker=broker)
+        kits = enrol(fleet, [f"clinic-{number}" for number in range(1, CLINICS + 1)])
         threat = ThreatModel(corrupt_permille=0, dropped_permille=250, cohort_min=3)
         plan = Plan(
             name="digits", threat=threat, devices_min=3, devices_max=CLINICS, rounds=ROUNDS, epochs=5, batch_size=8, rate=0.2,

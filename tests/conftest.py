@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -51,7 +52,7 @@ class Mosquitto:
             "these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)"
         )
         log = self.config.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen([MOSQUITTO, "-c", str(self.config)], stdout=log, stderr=log)
+        self.process = subprocess.Popen([MOSQUITTO, "-c", self.config.name], cwd=self.config.parent, stdout=log, stderr=log)
         log.close()
         end = time.monotonic() + START_S
         while True:
@@ -82,6 +83,30 @@ def local_mosquitto(tmp_path: Path) -> Iterator[Make]:
 def module_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     """The same for all tests of a module."""
     yield from _mosquittos(tmp_path_factory.mktemp("mosquitto"))
+
+
+@pytest.fixture
+def production_mosquitto() -> Iterator[Callable[[Path], Mosquitto]]:
+    """Runs the `mosquitto.conf` that a fleet's broker kit holds; its URL is at localhost."""
+    made: list[Mosquitto] = []
+
+    def run(config: Path) -> Mosquitto:
+        if os.geteuid() == 0:  # else it would become a user who may not read the test's folder
+            config.write_text(config.read_text() + "user root\n")
+        port = int(re.search(r"^listener (\d+)", config.read_text(), re.MULTILINE)[1])  # type: ignore[index]
+        made.append(Mosquitto(config, port, "mqtts", "localhost"))
+        made[-1].start()
+        return made[-1]
+
+    yield run
+    for broker in made:
+        broker.kill()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    return _free_port()
 
 
 def _mosquittos(folder: Path) -> Iterator[Make]:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,22 +75,13 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def fleet(authority: Authority, tmp_path: Path, local_mosquitto: Make) -> Iterator[Any]:
+def fleet(authority: Authority, tmp_path: Path, production_mosquitto: Make, free_port: int) -> Any:
     """A running Mosquitto with the production configuration of fleet f1 with parties 1 and 2."""
-    kind = type(local_mosquitto())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     host = x509.DNSName("localhost")
     files = BrokerFiles(authority.ca, *authority.issue("broker", host))
     folder = tmp_path / "broker"
     folder.mkdir()
-    config = mosquitto_config(folder, fleet="f1", parties=["1", "2"], files=files, port=port)
-    config.write_text(config.read_text() + AS_ROOT)
-    broker = kind(config, port, "mqtts", "localhost")
-    broker.start()
-    yield broker
-    broker.kill()
+    return production_mosquitto(mosquitto_config(folder, fleet="f1", parties=["1", "2"], files=files, port=free_port))
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def small_fleet(tmp_path: Path) -> Iterator[Callable[..., SmallFleet]]:
         artifact = build_artifact(models.mlp([64, 32, 10], seed=1), loss="cross-entropy")
         files, _ = create_task(folder.operator, artifact, plan)
         save_task(files, folder.coordinator)
-        kits = enrol(folder, [f"device-{number}" for number in range(DEVICES)], broker=broker)
+        kits = enrol(folder, [f"device-{number}" for number in range(DEVICES)])
         parts = iid(digits()[0].targets, DEVICES, 1)
         spec = HostSpec(
             task=TASK,

@@ -18,6 +18,18 @@ def test_rounds_on_mosquitto_are_exact(small_fleet: Callable[..., Any], local_mo
     fleet.judge()
 
 
+def test_fleet_runs_from_its_kits_on_the_broker_that_init_configured(
+    small_fleet: Callable[..., Any], production_mosquitto: Callable[..., Any], free_port: int
+) -> None:
+    """TLS 1.3, a client certificate and an access list for each role, all from `create_fleet` and `enrol`."""
+    fleet = small_fleet(rounds=2, url=f"mqtts://localhost:{free_port}")
+    production_mosquitto(fleet.folder.broker / "mosquitto.conf")
+    fleet.start()
+    fleet.watch(90.0)
+    assert fleet.finished == [1, 2] and not fleet.failed and not fleet.refused
+    fleet.judge()
+
+
 def test_rounds_go_on_after_mosquitto_was_killed_in_the_middle_of_one(
     small_fleet: Callable[..., Any], local_mosquitto: Callable[..., Any]
 ) -> None:

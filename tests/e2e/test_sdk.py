@@ -167,7 +167,7 @@ class Living:
         self.stack.coordinator(self.folder.coordinator)
 
     def app(self, name: str, policy: Policy | None = None, examples: Examples = some_digits) -> App:
-        kit = enrol(self.folder, [name], broker=self.url)[0]
+        kit = enrol(self.folder, [name])[0]
         self.apps.append(App(kit, self.root / "plain", policy or Policy(), examples))
         return self.apps[-1]
 
@@ -490,7 +490,7 @@ def lonely(tmp_path: Path) -> Path:
     with EmbeddedBroker() as broker:
         url = broker.url
     folder = create_fleet(tmp_path / "fleet", fleet="lonely", malicious_parties=1, broker=url)
-    return enrol(folder, ["robinson"], broker=url)[0]
+    return enrol(folder, ["robinson"])[0]
 
 
 def until(device: Device, state: State) -> None:

@@ -188,12 +188,12 @@ def test_output_for_people_is_a_table_and_not_json(run: Run, tmp_path: Path) -> 
 
 def test_error_has_code_cause_and_remedy_on_both_outputs(run: Run, tmp_path: Path) -> None:
     status, out, err = run("enrol", tmp_path, "phone", "--json")
-    entry = CATALOGUE["kit-incomplete"]
+    entry = CATALOGUE["config-missing"]
     assert status == cli.EXIT_ERROR == 2
     error = json.loads(out)["error"]
-    assert error["code"] == "kit-incomplete" and "trust.cbor" in error["detail"]
+    assert error["code"] == "config-missing" and "operator.toml" in error["detail"]
     assert (error["cause"], error["remedy"]) == (entry.cause, entry.remedy)
-    for part in ("kit-incomplete", entry.cause, entry.remedy):
+    for part in ("config-missing", entry.cause, entry.remedy):
         assert part in err
     assert run("enrol", tmp_path, "phone")[:2] == (2, "")  # without --json stdout stays free for results
 

@@ -39,7 +39,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> FleetFolder:
 @pytest.fixture
 def kit(fleet: FleetFolder, request: pytest.FixtureRequest) -> Path:
     names = sorted(path.name for path in (fleet.root / "devices").glob("*"))
-    return enrol(fleet, [f"d-{len(names)}"], broker=URL)[0]
+    return enrol(fleet, [f"d-{len(names)}"])[0]
 
 
 def refused(act: Callable[[], object], code: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
+from blindsum.backend.authority import CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE
 from blindsum.backend.party import PartySettings
 from blindsum.backend.provision import ENROL_MAX, FleetFolder, create_fleet, enrol
 from blindsum.protocol.errors import BlindsumError
@@ -46,28 +48,31 @@ def test_fleet_has_3f_plus_1_parties_that_all_hold_one_trust_bundle(tmp_path: Pa
 
 def test_each_kit_has_what_its_role_needs_and_nobody_elses_keys(fleet: FleetFolder) -> None:
     common = {"trust.cbor", "broadcast.key"}
-    assert names_in(fleet.operator) == common | {"ca.pem", "operator.pem", "operator.toml"}
-    assert names_in(fleet.coordinator) == common | {"key.pem", "box.key", "coordinator.toml"}
+    tls = {CA_FILE, CERTIFICATE_FILE, KEY_FILE}
+    assert names_in(fleet.operator) == common | {"ca.pem", "operator.pem", "operator.toml", CA_FILE, CA_KEY_FILE}
+    assert names_in(fleet.coordinator) == common | tls | {"key.pem", "box.key", "coordinator.toml"}
     for kit in fleet.parties:
-        assert names_in(kit) == common | {"key.pem", "party.toml"}
-    device = enrol(fleet, ["phone-1"], broker=URL)[0]
-    assert names_in(device) == common | {"key.pem", "certificate.der", "device.toml"}
-    kits = [fleet.operator, fleet.coordinator, *fleet.parties, device]
-    secrets = [path.read_bytes() for kit in kits for path in kit.glob("*.pem")]
+        assert names_in(kit) == common | tls | {"key.pem", "party.toml"}
+    assert names_in(fleet.broker) == tls | {"mosquitto.conf", "mosquitto.acl"}
+    device = enrol(fleet, ["phone-1"])[0]
+    assert names_in(device) == common | tls | {"key.pem", "certificate.der", "device.toml"}
+    kits = [fleet.operator, fleet.coordinator, *fleet.parties, fleet.broker, device]
+    secrets = [path.read_bytes() for kit in kits for path in kit.glob("*.pem") if path.name != CA_FILE]
     secrets.append((fleet.coordinator / "box.key").read_bytes())
     assert len(set(secrets)) == len(secrets)
 
 
 def test_every_key_file_is_readable_by_its_owner_only(fleet: FleetFolder) -> None:
-    enrol(fleet, ["phone-1"], broker=URL)
-    private = [*fleet.root.rglob("*.pem"), *fleet.root.rglob("*.key")]
-    assert len(private) >= 13
+    enrol(fleet, ["phone-1"])
+    public = {CA_FILE, CERTIFICATE_FILE}
+    private = [path for path in (*fleet.root.rglob("*.pem"), *fleet.root.rglob("*.key")) if path.name not in public]
+    assert len(private) >= 20
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 def test_settings_of_each_kit_load_and_name_the_broker(fleet: FleetFolder) -> None:
-    kit = enrol(fleet, ["phone-1"], broker=URL)[0]
+    kit = enrol(fleet, ["phone-1"])[0]
     assert Device.open(kit).name == "phone-1"
     for number, party in enumerate(fleet.parties, 1):
         settings = load_settings(party / "party.toml", PartySettings)
@@ -82,13 +87,36 @@ def test_broker_address_is_checked_and_quoted(tmp_path: Path) -> None:
     odd = 'ws://[::1]:80/a"b\\c'
     made = create_fleet(tmp_path / "b", fleet="clinics", malicious_parties=1, broker=odd)
     assert tomllib.loads((made.coordinator / "coordinator.toml").read_text("utf-8"))["broker"]["url"] == odd
+    assert tomllib.loads((enrol(made, ["phone-1"])[0] / "device.toml").read_text("utf-8"))["broker"]["url"] == odd
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://broker:1883", "mqtt://", "mqtt://user:word@broker"])
+def test_what_is_no_address_of_a_broker_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(BlindsumError, match="broker-url-invalid"):
-        enrol(made, ["phone-1"], broker="nonsense")
-    assert not made.device("phone-1").exists()
+        create_fleet(tmp_path / "new", fleet="clinics", malicious_parties=1, broker=url)
+    assert not (tmp_path / "new").exists()
+
+
+def test_fleet_without_tls_has_no_tls_files(tmp_path: Path) -> None:
+    made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker="mqtt://broker.example")
+    enrol(made, ["phone-1"])
+    assert not made.broker.exists() and not list(made.root.rglob("tls-*"))
+
+
+def test_certificate_that_lets_in_is_none_that_the_fleet_believes(fleet: FleetFolder) -> None:
+    """A stolen TLS key opens a connection and no more: its certificate is not of the CA that devices are known by."""
+    kit = enrol(fleet, ["phone-1"])[0]
+    trust = load_trust(fleet.operator)
+    for holder in (kit, *fleet.parties, fleet.coordinator, fleet.broker):
+        certificate = x509.load_pem_x509_certificate((holder / CERTIFICATE_FILE).read_bytes())
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        assert certificate_fault(der, ca=trust.ca, now=now_ms())[0] == "certificate-invalid"
+        authority = x509.load_pem_x509_certificate((holder / CA_FILE).read_bytes())
+        certificate.verify_directly_issued_by(authority)
 
 
 def test_certificates_are_the_fleets_with_a_serial_each(fleet: FleetFolder) -> None:
-    kits = enrol(fleet, [f"phone-{number}" for number in range(20)], broker=URL)
+    kits = enrol(fleet, [f"phone-{number}" for number in range(20)])
     trust = load_trust(fleet.operator)
     serials = set()
     for kit in kits:
@@ -103,7 +131,7 @@ def test_certificates_are_the_fleets_with_a_serial_each(fleet: FleetFolder) -> N
 def test_two_fleets_of_one_name_do_not_know_each_other(fleet: FleetFolder, tmp_path: Path) -> None:
     other = create_fleet(tmp_path / "other", fleet="clinics", malicious_parties=1, broker=URL)
     assert load_trust(other.operator) != load_trust(fleet.operator)
-    kit = enrol(other, ["phone-1"], broker=URL)[0]
+    kit = enrol(other, ["phone-1"])[0]
     with pytest.raises(BlindsumError, match="kit-certificate"):
         load_identity(kit, load_trust(fleet.operator))
 
@@ -122,14 +150,14 @@ def test_unusable_names_are_refused_and_nothing_is_made(fleet: FleetFolder, tmp_
         create_fleet(tmp_path / "new", fleet=name, malicious_parties=1, broker=URL)
     assert not (tmp_path / "new").exists()
     with pytest.raises(BlindsumError, match="name-unusable"):
-        enrol(fleet, ["phone-1", name], broker=URL)
+        enrol(fleet, ["phone-1", name])
     assert not (fleet.root / "devices").exists()
 
 
 @pytest.mark.parametrize("name", ["coordinator", "party-1", "party-x"])
 def test_device_cannot_be_called_what_another_role_is_called(fleet: FleetFolder, name: str) -> None:
     with pytest.raises(BlindsumError, match="name-unusable"):
-        enrol(fleet, [name], broker=URL)
+        enrol(fleet, [name])
 
 
 @pytest.mark.parametrize("f", [0, -1, 4])
@@ -140,22 +168,22 @@ def test_committee_that_is_unsafe_or_too_large_is_refused(tmp_path: Path, f: int
 
 
 def test_name_with_a_kit_or_named_twice_makes_no_kit_at_all(fleet: FleetFolder) -> None:
-    kit = enrol(fleet, ["phone-1"], broker=URL)[0]
+    kit = enrol(fleet, ["phone-1"])[0]
     key = (kit / "key.pem").read_bytes()
     with pytest.raises(BlindsumError, match="folder-not-empty"):
-        enrol(fleet, ["phone-2", "phone-1"], broker=URL)
+        enrol(fleet, ["phone-2", "phone-1"])
     with pytest.raises(BlindsumError, match="twice"):
-        enrol(fleet, ["phone-3", "phone-3"], broker=URL)
+        enrol(fleet, ["phone-3", "phone-3"])
     assert (kit / "key.pem").read_bytes() == key
     assert names_in(fleet.root / "devices") == {"phone-1"}
 
 
 def test_enrolment_is_bounded(fleet: FleetFolder) -> None:
     with pytest.raises(BlindsumError, match=str(ENROL_MAX)):
-        enrol(fleet, ["x"] * (ENROL_MAX + 1), broker=URL)
+        enrol(fleet, ["x"] * (ENROL_MAX + 1))
 
 
 def test_enrolment_without_the_operators_kit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BlindsumError, match="kit-incomplete"):
-        enrol(FleetFolder(tmp_path), ["phone-1"], broker=URL)
+    with pytest.raises(BlindsumError, match="config-missing"):
+        enrol(FleetFolder(tmp_path), ["phone-1"])
     assert not (tmp_path / "devices").exists()

@@ -145,7 +145,8 @@ class BrokerFiles:
 def mosquitto_config(
     folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, port: int = 8883
 ) -> Path:
-    """Write `mosquitto.conf` and `mosquitto.acl` for production into `folder`; returns the first.
+    """Write `mosquitto.conf` and `mosquitto.acl` for production into `folder`; returns the first. Mosquitto must run in `folder`:
+    what is relative in it, also in `files`, is relative to where it runs.
 
     TLS 1.3 with client certificates whose common name is the user name and the client id, so that nobody can take another's
     session; the access list is `topics.TABLE`. For Mosquitto 2.0; 2.1 reads it too.
@@ -155,7 +156,9 @@ def mosquitto_config(
     config = folder / "mosquitto.conf"
     config.write_text(
         f"""\
-# Written by blindsum. Messages are signed, sealed and sent until the other role confirms them, so what
+# Written by blindsum. Run it in this folder: mosquitto -c mosquitto.conf
+# (as the user whose files these are: as root it becomes another user, who cannot read the key).
+# Messages are signed, sealed and sent until the other role confirms them, so what
 # the broker loses is sent again; these limits keep that rare.
 listener {port}
 cafile {files.ca}
@@ -167,9 +170,9 @@ use_identity_as_username true
 # without this line any valid certificate could end another device's connection
 use_username_as_clientid true
 allow_anonymous false
-acl_file {acl}
+acl_file {acl.name}
 {_LIMITS}persistence true
-persistence_location {folder}/
+persistence_location ./
 # not autosave_on_changes: it writes the whole store again after each few messages, and uploads come to a halt
 autosave_interval 60
 persistent_client_expiration 2d

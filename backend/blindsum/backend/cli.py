@@ -81,7 +81,9 @@ def init(
     malicious_parties: Annotated[
         int, typer.Option("--malicious-parties", "-f", help="How many parties may be malicious; there will be 3f + 1.")
     ] = 1,
-    broker: Annotated[str, typer.Option(help="URL of the MQTT broker.")] = "mqtt://127.0.0.1:1883",
+    broker: Annotated[
+        str, typer.Option(help="URL of the MQTT broker. With mqtts:// each kit, and the broker's, gets its TLS files.")
+    ] = "mqtt://127.0.0.1:1883",
     as_json: Json = False,
 ) -> None:
     """Make keys, trust bundle and one kit per organisation."""
@@ -93,6 +95,8 @@ def init(
         "coordinator": str(made.coordinator),
         "parties": [str(party) for party in made.parties],
     }
+    if made.broker.exists():
+        figures["broker"] = str(made.broker)
     show(figures, as_json=as_json, title="Kits: give each folder to its organisation and to nobody else")
 
 
@@ -102,7 +106,6 @@ def enrol(
     names: Annotated[list[str] | None, typer.Argument(help="Device ids.")] = None,
     count: Annotated[int, typer.Option(help="Instead of names: how many devices.")] = 0,
     prefix: Annotated[str, typer.Option(help="With --count: what the ids begin with.")] = "device",
-    broker: Annotated[str, typer.Option(help="URL of the MQTT broker.")] = "mqtt://127.0.0.1:1883",
     as_json: Json = False,
 ) -> None:
     """Make a kit with a certificate for each new device."""
@@ -110,7 +113,7 @@ def enrol(
     from blindsum.backend.provision import enrol as enrol_devices
 
     wanted = list(names or []) + [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
-    kits = enrol_devices(FleetFolder(folder), wanted, broker=broker)
+    kits = enrol_devices(FleetFolder(folder), wanted)
     show({"enrolled": len(kits), "kits": str(folder / "devices")}, as_json=as_json)
 
 
@@ -163,7 +166,6 @@ def task_create(
     devices_max: Annotated[int, typer.Option(help="Most devices in a round.")],
     devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
     cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update among.")] = 5,
-    malicious_parties: Annotated[int, typer.Option("--malicious-parties", "-f")] = 1,
     corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
     dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
     rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
@@ -181,10 +183,11 @@ def task_create(
     from blindsum.backend.provision import FleetFolder
     from blindsum.backend.tasks import Plan, create_task, save_task, scaled
     from blindsum.protocol.params import ThreatModel
-    from blindsum.runtime.kit import read_file
+    from blindsum.runtime.kit import load_trust, read_file
 
+    made = FleetFolder(folder)
     threat = ThreatModel(
-        malicious_parties=malicious_parties,
+        malicious_parties=(len(load_trust(made.operator).parties) - 1) // 3,
         corrupt_permille=scaled("corrupt", corrupt, 1e3),
         dropped_permille=scaled("dropped", dropped, 1e3),
         cohort_min=cohort_min,
@@ -204,7 +207,6 @@ def task_create(
         upload_s=upload_s,
         decide_s=decide_s,
     )
-    made = FleetFolder(folder)
     files, derived = create_task(made.operator, read_file(artifact), plan)
     place = save_task(files, made.coordinator)
     if as_json:

@@ -103,7 +103,7 @@ class _Rounds:
     def turn(self) -> None:
         if not self._known:
             for files in self._tasks:
-                self._call(lambda machine, _now, f=files: machine.add_task(f.record, plan=f.plan, model=f.model))
+                self._add(files)
                 self._running.add(files.name)
             self._known = True
         while not self._happened.empty():
@@ -126,6 +126,9 @@ class _Rounds:
                 raise
             self._running.discard(task)
             self._reporter.line("task-finished", task=task)
+
+    def _add(self, files: TaskFiles) -> None:
+        self._call(lambda machine, _now: machine.add_task(files.record, plan=files.plan, model=files.model))
 
     def _write_transcript(self, task: str, number: int) -> None:
         records = self._call(lambda machine, _now: list(machine.records(task)))

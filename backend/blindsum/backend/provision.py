@@ -9,27 +9,38 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from blindsum.backend.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE, BrokerAuthority
+from blindsum.backend.broker import BrokerFiles, mosquitto_config
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, BROADCAST_KEY_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Endpoint
-from blindsum.runtime.kit import load_broadcast_key, load_key, load_trust, save_key, write_private
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, save_key, write_private
+from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal
 
-__all__ = ["ENROL_MAX", "FleetFolder", "create_fleet", "enrol"]
+__all__ = ["ENROL_MAX", "FleetFolder", "OperatorSettings", "create_fleet", "enrol"]
 
 CA_DAYS = 3650
+BACKEND_DAYS = 3650
 DEVICE_DAYS = 365
 ENROL_MAX = 100_000
 
 
+class OperatorSettings(Settings, frozen=True):
+    """`operator.toml`: the broker that new devices are told."""
+
+    fleet: str
+    broker: BrokerSettings
+
+
 @dataclass(frozen=True, slots=True)
 class FleetFolder:
-    """Where `create_fleet` put what: `operator` stays with whoever signs tasks and enrols devices; `coordinator` and each of
-    `parties` go to the organisation that runs that role, and to nobody else."""
+    """Where `create_fleet` put what: `operator` stays with whoever signs tasks and enrols devices; `coordinator`, each of
+    `parties` and, where there is TLS, `broker` go to the organisation that runs that role, and to nobody else."""
 
     root: Path
 
@@ -45,15 +56,20 @@ class FleetFolder:
     def parties(self) -> list[Path]:
         return sorted(self.root.glob("party-*"))
 
+    @property
+    def broker(self) -> Path:
+        return self.root / "broker"
+
     def device(self, name: str) -> Path:
         return self.root / "devices" / name
 
 
 def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str) -> FleetFolder:
-    """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Raises BlindsumError "folder-not-empty", "name-unusable",
-    "broker-url-invalid" or "parameters-unsafe"."""
+    """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Where `broker` is a URL with TLS, every kit gets a
+    certificate that lets it in, and the broker a kit of its own with a configuration of Mosquitto. Raises BlindsumError
+    "folder-not-empty", "name-unusable", "broker-url-invalid" or "parameters-unsafe"."""
     committee = Committee.for_f(malicious_parties)
-    Endpoint.parse(broker)
+    endpoint = Endpoint.parse(broker)
     if not is_name(fleet):
         raise BlindsumError("name-unusable", repr(fleet))
     if root.exists() and any(root.iterdir()):
@@ -87,23 +103,27 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str)
     for kit in (folder.operator, folder.coordinator, *folder.parties):
         (kit / "trust.cbor").write_bytes(trust.encode())
         write_private(kit / "broadcast.key", broadcast_key)
+    if endpoint.secure:
+        _let_in(folder, fleet, endpoint)
     return folder
 
 
-def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
+def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
     """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable,
     comes twice or already has a kit; then none is made."""
+    url = load_settings(folder.operator / "operator.toml", OperatorSettings).broker.url
+    secure = Endpoint.parse(url).secure
     if len(names) > ENROL_MAX:
         raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
     if len(set(names)) < len(names):
         raise BlindsumError("name-unusable", "a name comes twice")
-    Endpoint.parse(broker)
     for name in names:
         Principal("device", name)  # refuses what is no topic level, or another role's name
         if folder.device(name).exists():
             raise BlindsumError("folder-not-empty", str(folder.device(name)))
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
     broadcast_key = load_broadcast_key(folder.operator)
+    authority = BrokerAuthority.load(folder.operator) if secure else None
     kits = []
     for name in names:
         key, kit = Ed25519PrivateKey.generate(), folder.device(name)
@@ -120,12 +140,30 @@ def enrol(folder: FleetFolder, names: list[str], *, broker: str) -> list[Path]:
         (kit / "certificate.der").write_bytes(certificate)
         (kit / "trust.cbor").write_bytes(trust.encode())
         write_private(kit / "broadcast.key", broadcast_key)
-        _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', broker)
+        if authority is not None:
+            authority.client(kit, Principal("device", name).user, days=DEVICE_DAYS)
+        _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', url)
         kits.append(kit)
     return kits
+
+
+def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint) -> None:
+    """TLS files for the broker and for every role, and the broker's configuration."""
+    authority = BrokerAuthority.create(folder.operator, fleet)
+    folder.broker.mkdir()
+    authority.server(folder.broker, endpoint.host, days=BACKEND_DAYS)
+    parties = [str(number) for number in range(1, len(folder.parties) + 1)]
+    files = BrokerFiles(Path(CA_FILE), Path(CERTIFICATE_FILE), Path(KEY_FILE))
+    mosquitto_config(folder.broker, fleet=fleet, parties=parties, files=files, port=endpoint.port)
+    authority.client(folder.coordinator, Principal("coordinator", "coordinator").user, days=BACKEND_DAYS)
+    for party in parties:
+        authority.client(folder.root / f"party-{party}", Principal("party", party).user, days=BACKEND_DAYS)
 
 
 def _settings(path: Path, fleet: str, own: str, broker: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     url = json.dumps(broker, ensure_ascii=False)  # which is a TOML string
-    path.write_text(f'fleet = "{fleet}"\n{own}\n[broker]\nurl = {url}\n', "utf-8")
+    text = f'fleet = "{fleet}"\n{own}\n[broker]\nurl = {url}\n'
+    if Endpoint.parse(broker).secure:
+        text += f'ca = "{CA_FILE}"\ncertificate = "{CERTIFICATE_FILE}"\nkey = "{KEY_FILE}"\n'
+    path.write_text(text, "utf-8")

@@ -33,7 +33,7 @@ class Reporter:
         self.line("refused", code=refused.code, culprit=refused.culprit, detail=refused.detail)
 
     def line(self, name: str, **data: object) -> None:
-        text = json.dumps({"at": now_ms(), "role": self._role, "event": name, **data}, default=str)
+        text = json.dumps({"at": now_ms(), **data, "role": self._role, "event": name}, default=str)
         with self._lock:
             try:
                 sys.stdout.write(text + "\n")

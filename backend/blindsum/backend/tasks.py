@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -46,7 +46,7 @@ class Plan:
     rate: float = 0.1
     clip_norm: float = 1.0
     weight_max: int = 64
-    width: int = 24
+    width: Literal[16, 24, 32, 64] = 24
     rotate: bool = False
     server_rate: float = 1.0
     join_s: float = 30.0

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.protocol.errors import BlindsumError
 
@@ -94,9 +94,10 @@ def _drawn(fill: Callable[[Figure], None], theme: Theme, kind: str, inches: tupl
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ModuleNotFoundError as error:
         raise BlindsumError("fleet-package-missing", f"charts need matplotlib ({error})") from error
-    style = {
+    style: dict[Any, Any] = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor"), theme.page),
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink),
         **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.faint),
@@ -113,8 +114,7 @@ def _drawn(fill: Callable[[Figure], None], theme: Theme, kind: str, inches: tupl
     }
     out = io.BytesIO()
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=inches, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+        figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         fill(figure)
         figure.savefig(out, format=kind, dpi=PNG_DPI, metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
@@ -144,6 +144,8 @@ def _accuracy(axes: Axes, figures: DemoFigures, theme: Theme) -> None:
 
 
 def _cohort(axes: Axes, figures: DemoFigures, theme: Theme) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     rounds = figures.rounds
     numbers = [each.round for each in rounds]
     summed = [each.survivors for each in rounds]
@@ -159,7 +161,7 @@ def _cohort(axes: Axes, figures: DemoFigures, theme: Theme) -> None:
         tops = [top + count for top, count in zip(tops, counts, strict=True)]
     axes.set_ylim(0, max(each.enrolled for each in rounds) * 1.02)
     axes.set_ylabel("devices")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _rounds(axes, numbers)
     _legend(axes)
 

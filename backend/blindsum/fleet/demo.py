@@ -166,7 +166,7 @@ def _prepare(settings: DemoSettings, out: Path, broker: str, artifact: bytes) ->
     )
     files, _ = create_task(fleet.operator, artifact, plan)
     save_task(files, fleet.coordinator)
-    enrol(fleet, [_device_name(number) for number in range(settings.devices)], broker=broker)
+    enrol(fleet, [_device_name(number) for number in range(settings.devices)])
     base = open_task(Trust.decode((fleet.operator / "trust.cbor").read_bytes()), files.record)
     assert isinstance(base, TaskView), base
     return fleet, base

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -116,7 +116,8 @@ class _Host:
         folder = Path(self._spec.plain) / f"round-{inspection.round:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         lanes = {f"lane{number}": lane for number, lane in enumerate(inspection.lanes)}
-        np.savez(folder / f"{device.name}.npz", update=inspection.update, weight=inspection.weight, **lanes)
+        arrays: dict[str, Any] = {"update": inspection.update, "weight": inspection.weight, **lanes}
+        np.savez(folder / f"{device.name}.npz", **arrays)
         if device.script.get(inspection.round) == "mid upload":
             assert device.flaky is not None
             device.flaky.arm(chunks=1)

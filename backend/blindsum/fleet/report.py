@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -109,7 +110,7 @@ def _figure(chart: Chart, figures: DemoFigures) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], kind: str) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], kind: str) -> str:
     """The first cell of a row is its heading; on a phone the cells carry the column's name themselves."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(

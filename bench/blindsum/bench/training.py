@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ BATCH = 32
 ROUNDS = 15
 STEPS = 30  # in one round
 
-OPTIMISERS = {
+OPTIMISERS: dict[str, SGD | Adam | str] = {
     "SGD": SGD(lr=0.01),
     "SGD with momentum": SGD(lr=0.01, momentum=0.9),
     "Adam": Adam(),
@@ -44,7 +46,7 @@ def rows() -> list[dict[str, object]]:
     forward = TrainingSession(artifacts["SGD"])
     jobs: dict[tuple[str, str], Callable[[], object]] = {("limit", ""): lambda: forward.predict(x)}
     for name, session in sessions.items():
-        jobs["ours", name] = lambda session=session: session.step(x, y)
+        jobs["ours", name] = partial(session.step, x, y)
     for name, step in _torch_steps(x, y).items():
         jobs["peer", name] = step
     best = _least_ms(jobs)
@@ -83,7 +85,7 @@ def _torch_steps(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], object]
         return {}
     torch.set_num_threads(1)
     features, targets = torch.from_numpy(x), torch.from_numpy(y)
-    steps = {}
+    steps: dict[str, Callable[[], object]] = {}
     for name in OPTIMISERS:
         layers: list[torch.nn.Module] = []
         for fan_in, fan_out in pairwise(SIZES):
@@ -95,13 +97,13 @@ def _torch_steps(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], object]
             "Adam": lambda net=net: torch.optim.Adam(net.parameters()),
         }.get(name, lambda: None)()
 
-        def step(net=net, optimiser=optimiser):
+        def step(net: Any = net, optimiser: Any = optimiser) -> float:
             net.zero_grad()
             loss = torch.nn.functional.cross_entropy(net(features), targets)
             loss.backward()
             if optimiser:
                 optimiser.step()
-            return loss.item()
+            return float(loss)
 
         steps[name] = step
     return steps

@@ -18,9 +18,10 @@ _DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM files: the CA that signed the broker, and our certificate and key where the broker asks for one. TLS 1.3 only."""
+    """PEM files: the CA that signed the broker (None: those that the system trusts), and our certificate and key where the broker
+    asks for one. TLS 1.3 only."""
 
-    ca: Path | str
+    ca: Path | str | None
     certificate: Path | str | None = None
     key: Path | str | None = None
 
@@ -29,7 +30,10 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
-            context.load_verify_locations(cafile=self.ca)
+            if self.ca is None:
+                context.load_default_certs()
+            else:
+                context.load_verify_locations(cafile=self.ca)
             if self.certificate is not None:
                 context.load_cert_chain(self.certificate, self.key)
         except (OSError, ValueError) as error:
@@ -59,6 +63,7 @@ class Endpoint:
     """The parts of mqtt://, mqtts://, ws:// or wss:// host[:port][/path]."""
 
     secure: bool
+    """TLS."""
     websocket: bool
     host: str
     port: int
@@ -72,7 +77,7 @@ class Endpoint:
             host, port = parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
         except ValueError as error:
             raise BlindsumError("broker-url-invalid", f"{url!r}: {error}") from error
-        if not host or not port:
+        if not host or not port or parts.scheme not in _DEFAULT_PORTS:
             raise BlindsumError("broker-url-invalid", repr(url))
         if parts.username is not None or parts.password is not None:
             raise BlindsumError("broker-url-invalid", "a user name or password in the URL would end up in logs")

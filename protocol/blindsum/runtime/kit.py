@@ -13,7 +13,7 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BROADCAST_KEY_SIZE, certificate_fault, public_of
 from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.trust import Trust
-from blindsum.runtime.endpoint import Credentials, Tls, Will
+from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will
 from blindsum.runtime.mqtt import MqttLink
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
@@ -35,7 +35,8 @@ FILE_SIZE_MAX = 1 << 30
 
 
 class BrokerSettings(Settings, frozen=True):
-    """Where the broker is and how it lets this role in. Paths are relative to the kit."""
+    """Where the broker is and how it lets this role in. Paths are relative to the kit. Without `ca`, a broker with TLS is
+    believed where the system's CAs vouch for it."""
 
     url: str
     ca: str = ""
@@ -112,9 +113,9 @@ def load_identity(kit: Path, trust: Trust) -> DeviceIdentity:
 def make_link(kit: Path, broker: BrokerSettings, topics: Topics) -> MqttLink:
     """The link of a role to its broker, with presence as last will."""
     tls = None
-    if broker.ca:
+    if Endpoint.parse(broker.url).secure or broker.ca:
         certificate = kit / broker.certificate if broker.certificate else None
-        tls = Tls(kit / broker.ca, certificate, kit / broker.key if broker.key else None)
+        tls = Tls(kit / broker.ca if broker.ca else None, certificate, kit / broker.key if broker.key else None)
     credentials = None
     if broker.user:
         password = read_file(kit / broker.password_file).decode().strip() if broker.password_file else ""

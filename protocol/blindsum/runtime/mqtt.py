@@ -77,7 +77,7 @@ class MqttLink:
         self.url, self.client_id = url, client_id
         self._endpoint = Endpoint.parse(url)
         if self._endpoint.secure != (tls is not None):
-            raise BlindsumError("broker-url-invalid", f"{url}: mqtts and wss need a CA file, mqtt and ws cannot use one")
+            raise BlindsumError("broker-url-invalid", f"{url}: mqtts and wss take TLS files, mqtt and ws cannot use them")
         self._will, self._credentials = will, credentials
         self._context = tls.context() if tls else None
         self._changed = threading.Condition()  # guards what the next block names

@@ -88,7 +88,7 @@ def decode(data: bytes) -> Artifact:
     header = _header(bytes(reader.take(int.from_bytes(reader.take(4), "big"), HEADER_SIZE_MAX, "header")))
     train, evaluate, predict = (bytes(reader.take(size, GRAPH_SIZE_MAX, "graph")) for size in header.graphs)
     manifest = header.manifest
-    parameters = reader.array("float32", (manifest.size,))
+    parameters = reader.array("float32", (manifest.size,)).astype(np.float32, copy=False)
     constants = {weight.name: reader.array(weight.dtype, weight.shape) for weight in header.constants}
     reader.end()
     if len(constants) != len(header.constants):

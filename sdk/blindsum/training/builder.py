@@ -116,7 +116,7 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
         and node.op_type in rule.cuts
         and attribute(node, "axis", -1) in (rule.axis, rule.axis - len(rule.shape))
     ):
-        return node.input[0]
+        return str(node.input[0])
     return value
 
 
@@ -170,11 +170,12 @@ def _shared_constants(graphs: Iterable[Graph], parameters: Sequence[str]) -> dic
 
 
 def _serialise(graph: Graph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bytes:
-    body = onnx.helper.make_graph([_plain(node) for node in graph.nodes], "blindsum", *map(_infos, (inputs, outputs)))
+    body = onnx.helper.make_graph([_plain(node) for node in graph.nodes], "blindsum", _infos(inputs), _infos(outputs))
     model = onnx.helper.make_model(
         body, opset_imports=[onnx.helper.make_opsetid("", graph.opset)], ir_version=IR_VERSION
     )
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _infos(tensors: Sequence[Tensor]) -> list[onnx.ValueInfoProto]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ class Graph:
         self._emitted: dict[tuple[str, tuple[str, ...], str], str] = {}
         self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def op(self, operator: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def op(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """The output of a node of one output, appended unless the same is there already.
 
         An absent optional input is ''.

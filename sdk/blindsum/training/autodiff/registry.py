@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,12 +39,12 @@ class Backward:
     @property
     def x(self) -> Sequence[str]:
         """Names of the node's inputs; '' for an absent one."""
-        return self.node.input
+        return tuple(self.node.input)
 
     @property
     def y(self) -> Sequence[str]:
         """Names of the node's outputs."""
-        return self.node.output
+        return tuple(self.node.output)
 
     @property
     def dy(self) -> str:
@@ -52,7 +53,7 @@ class Backward:
         assert dy is not None
         return dy
 
-    def op(self, operator: str, *inputs: str, **attributes: object) -> str:
+    def op(self, operator: str, *inputs: str, **attributes: Any) -> str:
         return self.graph.op(operator, *inputs, **attributes)
 
     def ops(self, operator: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
