@@ -50,7 +50,7 @@ class Graph:
         self.nodes.append(onnx.helper.make_node(operator, inputs, [name], **attributes))
         return name
 
-    def ops(self, operator: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
+    def ops(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
         """The outputs of an appended node of several."""
         names = [self.fresh(operator) for _ in range(outputs)]
         self.nodes.append(onnx.helper.make_node(operator, inputs, names, **attributes))

@@ -106,11 +106,6 @@ class Backward:
         assert isinstance(value, float)
         return value
 
-    def text(self, name: str, default: str) -> str:
-        """A string attribute of the node."""
-        value = attribute(self.node, name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
-
     def ints(self, name: str, default: Sequence[int]) -> list[int]:
         """An attribute of the node that is a list of integers."""
         value = attribute(self.node, name, default)
