@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -278,7 +279,7 @@ def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-1] if shape and shape[-1] == 1 else shape
 
 
-def _require_range(targets: NDArray[np.generic], wanted: Targets) -> None:
+def _require_range(targets: NDArray[Any], wanted: Targets) -> None:
     if wanted.low is None or wanted.high is None:
         return
     low, high = targets.min(), targets.max()  # NaN fails too
