@@ -1,0 +1,58 @@
+"""Worker of `blindsum bench training`: milliseconds per step of ours, of the forward pass and of PyTorch, interleaved.
+
+python -m blindsum.bench.steps JOB [--alone]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from blindsum.bench.workload import load_batch, torch_step
+from blindsum.training import TrainingSession
+
+ROUNDS = 12
+BURST_S = 0.03  # of one side in one round, at least one step
+WARM_UP = 3
+
+
+def main() -> None:
+    job, alone = json.loads(sys.argv[1]), "--alone" in sys.argv
+    directory = Path(job["directory"])
+    session = TrainingSession((directory / "artifact").read_bytes(), threads=job["threads"])
+    features, targets = load_batch(directory)
+    x = features[0] if len(features) == 1 else features
+    forward = TrainingSession((directory / "artifact").read_bytes(), threads=job["threads"])
+    sides: dict[str, Callable[[], object]] = {
+        "ours": lambda: session.step(x, targets),
+        "limit": lambda: forward.predict(x),
+    }
+    if job["example"] and not alone:
+        sides["peer"] = torch_step(job, features, targets)
+    print(json.dumps(least_ms(sides)))
+
+
+def least_ms(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds per call, the least of `ROUNDS` interleaved bursts."""
+    bursts = {}
+    for name, side in sides.items():
+        for _ in range(WARM_UP):
+            side()
+        start = time.perf_counter()
+        side()
+        bursts[name] = max(1, round(BURST_S / (time.perf_counter() - start)))
+    best = dict.fromkeys(sides, float("inf"))
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            for _ in range(bursts[name]):
+                side()
+            best[name] = min(best[name], (time.perf_counter() - start) / bursts[name] * 1e3)
+    return best
+
+
+if __name__ == "__main__":
+    main()
