@@ -32,8 +32,8 @@ def torch_step(job: dict[str, Any], features: tuple[Any, ...], targets: Any) -> 
     def step() -> float:
         optimiser.zero_grad()
         loss = made.torch_loss(made.net(*x), t)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
-        return loss.item()
+        return float(loss.item())
 
     return step
