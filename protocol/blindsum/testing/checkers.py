@@ -6,7 +6,10 @@ those in `world.faulty` may do anything.
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.codec import decode_chunk
@@ -16,6 +19,8 @@ from blindsum.protocol.machines.step import Step
 from blindsum.protocol.params import survivors_min
 from blindsum.protocol.ring import add_packed, pack, reduce, to_signed, unpack, zeros
 from blindsum.protocol.transcript import verify
+from blindsum.testing.closure import Round, leak, rounds
+from blindsum.testing.wiretap import Wiretap
 
 if TYPE_CHECKING:
     from blindsum.testing.world import World
@@ -29,6 +34,7 @@ __all__ = [
     "HonestUnblamed",
     "OneAnswer",
     "OneUpload",
+    "OnlySums",
     "RoundsForgotten",
     "Transcripts",
     "Unreadable",
@@ -151,6 +157,40 @@ class Transcripts(Checker):
             assert report.facts.get("survivors") == result.count, f"round {result.number}: {report.facts}"
 
 
+class OnlySums(Checker):
+    """Whatever was sent and opened, no coalition that the task allows for can compute more of honest updates than the sum over the
+    one opened set, nor a coalition below the quorum more than sums over connected survivors."""
+
+    def __init__(self) -> None:
+        self.tap = Wiretap()
+
+    def stored(self, world: World, role: str, step: Step) -> None:
+        self.tap.stored(role, step)
+
+    def sent(self, world: World, role: str, kind: str, body: bytes) -> None:
+        self.tap.sent(kind, body)
+
+    def ended(self, world: World) -> None:
+        for round_ in rounds(world, self.tap):
+            for coalition in self._coalitions(world, round_):
+                told = leak(round_, coalition)
+                assert not told, f"round {round_.view.number}: {sorted(coalition)} can compute {told}"
+
+    def _coalitions(self, world: World, round_: Round) -> Iterator[frozenset[str]]:
+        """All largest sets of parties that either layer withstands, each alone and with devices that the seed chooses."""
+        dice = random.Random(f"{world.seed}/coalitions/{round_.view.number}")
+        everybody = [f"party/{number}" for number in range(1, world.committee.parties + 1)]
+        honest = sorted(set(round_.uploads.values()))
+        few = min(round_.view.base.threat.corrupt(round_.roster.size), len(honest))
+        for size in (world.committee.threshold - 1, world.committee.quorum - 1):
+            for parties in combinations(everybody, size):
+                if not world.faulty.intersection(everybody) <= set(parties):
+                    continue
+                yield world.faulty.union(parties)
+                yield world.faulty.union(parties, dice.sample(honest, few))
+                yield world.faulty.union(parties, dice.sample(honest, dice.randint(0, len(honest))))
+
+
 class RoundsForgotten(Checker):
     """When a round is over, devices and parties keep no secret of it; what anybody keeps does not grow with the rounds."""
 
@@ -202,6 +242,7 @@ CHECKERS: Final[tuple[type[Checker], ...]] = (
     CountedOnce,
     OneAnswer,
     OneUpload,
+    OnlySums,
     CohortKept,
     HonestUnblamed,
     Transcripts,
