@@ -4,7 +4,14 @@ Written from the ONNX specification, apart from the engine: it shares no code wi
 operators; `operator` registers a function.
 """
 
-from . import activation, convolution, elementwise, matmul, movement  # noqa: F401  (each registers its operators)
+from . import (  # noqa: F401  (each registers its operators)
+    activation,
+    convolution,
+    elementwise,
+    index,
+    matmul,
+    movement,
+)
 from .interpreter import FUNCTIONS, Node, Tensor, gradients, operator, run, tensor
 
 __all__ = ["FUNCTIONS", "Node", "Tensor", "gradients", "operator", "run", "tensor"]

@@ -3,7 +3,14 @@
 `registry` holds the rules by operator, one module holds each family of them, `reverse` walks the graph backwards.
 """
 
-from . import activation, conv, elementwise, matmul, shape  # noqa: F401  (each registers its rules)
+from . import (  # noqa: F401  (each registers its rules)
+    activation,
+    conv,
+    elementwise,
+    index,
+    matmul,
+    shape,
+)
 from .graph import Graph
 from .registry import Backward, Gradients, differentiable, rule
 from .reverse import differentiate
