@@ -224,7 +224,7 @@ def _folded(b: Backward, mode: str) -> str | None:
     """The gradient of a mirrored, repeated or wrapped border, folded back axis by axis; None where sizes are unknown."""
     shape, pads, given = b.shape(b.x[0]), b.known(b.x[1]), b.x[3] if len(b.x) > 3 else ""
     axes = b.known(given) if given else np.arange(len(shape))
-    if pads is None or axes is None or (pads < 0).any():
+    if pads is None or axes is None or min(pads.tolist(), default=0) < 0:
         return None
     dx = b.dy
     for axis, before, after in zip((axes % len(shape)).tolist(), *pads.reshape(2, -1).tolist(), strict=True):
