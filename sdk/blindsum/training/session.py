@@ -180,6 +180,7 @@ class TrainingSession:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors come back as exceptions
+        options.enable_mem_pattern = False  # planning memory ahead leaves the first step's unused beside it: twice the peak
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
         with _runtime():
             return ort.InferenceSession(
