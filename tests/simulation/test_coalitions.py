@@ -17,7 +17,7 @@ from blindsum.protocol.envelope import peek
 from blindsum.protocol.graph import Graph
 from blindsum.protocol.machines import partyclosing
 from blindsum.protocol.masks import pad
-from blindsum.protocol.messages import OpeningContent, Want
+from blindsum.protocol.messages import OpeningContent
 from blindsum.protocol.openings import make_content
 from blindsum.protocol.params import Committee
 from blindsum.protocol.sharing import subsets
@@ -25,7 +25,7 @@ from blindsum.testing.behaviours import Silent
 from blindsum.testing.checkers import OnlySums
 from blindsum.testing.closure import Round, rounds
 from blindsum.testing.elimination import MODULUS, derivable
-from blindsum.testing.forgery import altered, certificate, hand, proposal, said
+from blindsum.testing.forgery import altered, certificate, hand, proposal, said, want_all
 from blindsum.testing.world import World
 
 
@@ -113,11 +113,7 @@ def open_set(world: World, indices: range, parties: tuple[int, ...]) -> None:
     for party in parties:
         step = hand(world, f"party/{party}", certificate(world, proposed, votes))
         assert said(step, "opening"), step.refused
-        part = 1
-        for subset in range(len(world.base.self_subsets)):
-            wanted = Want(proposal=proposed.digest, part=part, subsets=[subset])
-            answer = world.give(f"party/{party}", world.forge("want", "coordinator", f"party/{party}", wanted))
-            part += len(said(answer, "opening"))
+        want_all(world, party, proposed)
 
 
 def test_parties_that_forget_their_votes_are_found_out() -> None:

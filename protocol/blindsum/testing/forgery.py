@@ -21,6 +21,7 @@ from blindsum.protocol.messages import (
     RosterAnnouncement,
     RosterProposal,
     Vote,
+    Want,
     chunks_of,
 )
 from blindsum.protocol.roster import pack_joins, pack_survivors
@@ -43,6 +44,7 @@ __all__ = [
     "roster_proposal",
     "said",
     "vote",
+    "want_all",
 ]
 
 
@@ -101,6 +103,15 @@ def vote(world: World, party: int, decides: str, digest: bytes, *, beacon: bytes
 def certificate(world: World, proposed: Forged, votes: Iterable[bytes]) -> Forged:
     payload = Certificate(proposal=proposed.body, votes=list(votes))
     return Forged(world.forge("certificate", "coordinator", "parties", payload), proposed.chunks)
+
+
+def want_all(world: World, party: int, proposed: Forged) -> None:
+    """Have a party that has opened a set give every sum over it that it holds."""
+    part = 1
+    for subset in range(len(world.base.self_subsets)):
+        wanted = Want(proposal=proposed.digest, part=part, subsets=[subset])
+        answer = world.give(f"party/{party}", world.forge("want", "coordinator", f"party/{party}", wanted))
+        part += len(said(answer, "opening"))
 
 
 def _survivors(
