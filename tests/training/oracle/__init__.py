@@ -11,6 +11,8 @@ from . import (  # noqa: F401  (each registers its operators)
     index,
     matmul,
     movement,
+    pooling,
+    resizing,
 )
 from .interpreter import FUNCTIONS, Node, Tensor, gradients, operator, run, tensor
 

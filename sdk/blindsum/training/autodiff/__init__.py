@@ -9,6 +9,8 @@ from . import (  # noqa: F401  (each registers its rules)
     elementwise,
     index,
     matmul,
+    pool,
+    resize,
     shape,
 )
 from .graph import Graph
