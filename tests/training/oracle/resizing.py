@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -90,6 +91,12 @@ def resize(
             continue
         x = torch.tensordot(x, matrix(node, scale, shape[axis], after, crop), ([axis], [1])).movedim(-1, axis)
     return x
+
+
+@operator("Upsample")
+def upsample(node: Node, x: Tensor, scales: Tensor) -> Tensor:
+    fixed = {"coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
+    return resize(replace(node, attributes={**node.attributes, **fixed}), x, None, scales)
 
 
 @operator("DepthToSpace")

@@ -37,8 +37,10 @@ CASES = {
     "linear_1d": _resize(_mode("linear", "half_pixel"), (2, 5), [1, 2]),
     "linear_3d": _resize(_mode("linear", "half_pixel"), (2, 2, 3, 2), [1, 2, 2, 2]),
     "cubic": _resize(_mode("cubic", "half_pixel"), (2, 4, 5), [1, 2, 2]),
-    "cubic_aligned": _resize(_mode("cubic", "align_corners"), (2, 4, 5), [1, 2, 1.5]),
-    "cubic_coefficient": _resize(_mode("cubic", "half_pixel") + ", cubic_coeff_a=-0.5, exclude_outside=1", (2, 4, 5), [1, 2, 2]),
+    "cubic_aligned": _resize(_mode("cubic", "align_corners"), (2, 4, 6), [1, 2, 1.5]),
+    "cubic_coefficient": _resize(
+        _mode("cubic", "half_pixel") + ", cubic_coeff_a=-0.5, exclude_outside=1", (2, 4, 5), [1, 2, 2]
+    ),
     "crop": case(
         'h = Mul (x, w) y = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize"> (h, roi, scales)',
         (2, 4, 5),
@@ -82,7 +84,7 @@ def test_rule_gives_the_gradient(name: str) -> None:
 
 
 def test_sizes_computed_in_the_graph_are_refused() -> None:
-    body = 'h = Mul (x, w) s = Relu (v) y = Resize <mode="linear"> (h, , s)'
-    item = case(body, (2, 4, 5), w=(2, 4, 5), constants={"v": np.float32([1, 1, 2, 2])})
-    with pytest.raises(BlindsumError, match="Resize"):
+    body = 'h = Mul (x, w) s = Relu (v) r = Resize <mode="linear"> (h, , s) y = Reshape (r, flat)'
+    item = case(body, (2, 4, 5), w=(2, 4, 5), flat=[-1, 160], constants={"v": np.float32([1, 1, 2, 2])})
+    with pytest.raises(BlindsumError, match=r"\(Resize\): axis 0 is resized"):
         build_artifact(model_of(item), loss="mse", trainable=["w"])

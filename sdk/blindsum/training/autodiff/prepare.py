@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,10 +107,20 @@ def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto = onnx.version_converter.convert_version(proto, OPSET_MIN)
         except Exception as error:
             raise _invalid(f"operator set {version} cannot be raised to {OPSET_MIN}: {error}") from None
+        if version < 11:
+            _keep_coordinates(proto)
         version = OPSET_MIN
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", version))
     return proto
+
+
+def _keep_coordinates(proto: onnx.ModelProto) -> None:
+    """What Resize and Upsample did before they had a choice; onnx's converter gives them the later default."""
+    for node in proto.graph.node:
+        if node.op_type == "Resize":
+            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _lifted(proto: onnx.ModelProto) -> tuple[dict[str, NDArray[np.generic]], list[onnx.NodeProto], list[str]]:
@@ -249,17 +259,43 @@ def _infer_shapes(graph: Graph, inputs: Mapping[str, str], output: str) -> None:
         [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
     )
     opsets = [onnx.helper.make_opsetid("", graph.opset)]
-    try:
-        model = onnx.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION)
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except Exception as error:
-        raise _invalid(f"its shapes do not agree: {error}") from None
+    resized: dict[str, Shape] = {}  # onnx loses the batch in Resize, so those shapes are stated before
+    while True:
+        try:
+            model = onnx.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION)
+            model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        except Exception as error:
+            raise _invalid(f"its shapes do not agree: {error}") from None
+        _record_shapes(graph, model)
+        lost = {name: shape for name, shape in _resized(graph) if name not in resized}
+        if not lost:
+            break
+        resized |= lost
+        for name, shape in lost.items():
+            info = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+            (body.output[0] if name == output else body.value_info.add()).CopyFrom(info)
     if model.graph.output[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise _invalid("its output is not float32")
+
+
+def _record_shapes(graph: Graph, model: onnx.ModelProto) -> None:
     graph.shapes.update((name, array.shape) for name, array in graph.constants.items())
     for item in (*model.graph.value_info, *model.graph.output):
         if item.type.tensor_type.HasField("shape"):
             graph.shapes[item.name] = tuple(_dimension(dim) for dim in item.type.tensor_type.shape.dim)
+
+
+def _resized(graph: Graph) -> Iterator[tuple[str, Shape]]:
+    """Outputs of Resize nodes that leave the batch as it is, with their shape."""
+    for node in (node for node in graph.nodes if node.op_type == "Resize"):
+        before, after = graph.shapes.get(node.input[0]), graph.shapes.get(node.output[0])
+        scales = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+        axes = attribute(node, "axes")
+        if not before or not after or before[0] != BATCH:
+            continue
+        kept = isinstance(axes, Sequence) and not {0, -len(before)}.intersection(axes)
+        if kept or (axes is None and scales is not None and scales.size and scales[0] == 1.0):
+            yield node.output[0], (BATCH, *after[1:])
 
 
 def _invalid(reason: str) -> BlindsumError:

@@ -23,8 +23,7 @@ def resize(b: Backward) -> Gradients:
     before, after = b.shape(b.x[0]), b.shape(b.y[0])
     matrices: dict[int, Matrix] = {}
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
-        crops = b.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-        if old == new and old is not None and _scale(b, axis) == 1.0 and not crops:
+        if old == new and old is not None and _scale(b, axis) == 1.0 and _roi(b, axis) == (0.0, 1.0):
             continue
         if not isinstance(old, int) or not isinstance(new, int):
             raise _refused(b, f"axis {axis} is resized from {old} to {new}; fix its sizes")
@@ -61,7 +60,7 @@ def space_to_depth(b: Backward) -> Gradients:
 def _scale(b: Backward, axis: int) -> float:
     """By how much an axis grows; 1 for one that the node does not name."""
     scales = b.known(b.x[2]) if len(b.x) > 2 and b.x[2] else None
-    axes = b.ints("axes", range(b.rank(b.x[0])))
+    axes = _axes(b)
     if scales is None and len(b.x) < 4:
         raise _refused(b, "its scales are computed in the graph; make them constant")
     return 1.0 if scales is None else 1.0 if axis not in axes else float(scales[axes.index(axis)])
@@ -100,13 +99,19 @@ def _matrix(b: Backward, axis: int, before: int, after: int) -> Matrix:
 
 def _roi(b: Backward, axis: int) -> tuple[float, float]:
     given = b.known(b.x[1]) if len(b.x) > 1 and b.x[1] else None
-    axes = b.ints("axes", range(b.rank(b.x[0])))
+    axes = _axes(b)
     if b.text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize" or axis not in axes:
         return 0.0, 1.0
     if given is None:
         raise _refused(b, "its region of interest is computed in the graph; make it constant")
     at = axes.index(axis)
     return float(given[at]), float(given[at + len(axes)])
+
+
+def _axes(b: Backward) -> list[int]:
+    """The axes that scales, sizes and region are about."""
+    rank = b.rank(b.x[0])
+    return [axis % rank for axis in b.ints("axes", range(rank))]
 
 
 def _along(b: Backward, dx: str, axis: int, matrix: Matrix) -> str:
