@@ -16,7 +16,7 @@ EXTRAS = {"device", "author", "backend", "fleet", "dev", "all"}
 SOURCES = ["protocol", "sdk", "backend", "bench"]
 HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "pandas", "blindsum.backend"}
 ON_DEVICE = ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"]
-MODULES = {"paho-mqtt": "paho", "scikit-learn": "sklearn"}  # where a package is imported under another name
+MODULES = {"paho-mqtt": "paho", "scikit-learn": "sklearn", "onnx-ad": "onnx_ad"}  # where a package is imported under another name
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "onnxscript"}  # that run and are not imported
 
 
