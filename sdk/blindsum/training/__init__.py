@@ -22,7 +22,7 @@ from .losses import (
     MeanSquaredError,
     NegativeLogLikelihood,
 )
-from .optimisers import SGD, Adam
+from .optimisers import SGD, Adagrad, Adam, AdamW, RMSprop
 
 if TYPE_CHECKING:
     from . import models
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SGD",
+    "Adagrad",
     "Adam",
+    "AdamW",
     "Artifact",
     "Backward",
     "BinaryCrossEntropy",
@@ -46,6 +48,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "NegativeLogLikelihood",
+    "RMSprop",
     "TrainingSession",
     "build_artifact",
     "decode",

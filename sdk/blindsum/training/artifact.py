@@ -2,9 +2,10 @@
 
     magic (8) | SHA-256 of the rest (32) | header size (4, big endian) | header | graphs | parameters | constants
 
-The header is canonical CBOR (RFC 8949 section 4.2.1) of `Header`. The three graphs (train, evaluate, predict) are
-serialised ONNX models without a single weight; the parameters follow as one float32 vector, then the frozen weights and
-constants that the graphs share. All numbers are little endian. `decode` checks everything (hash, sizes, types,
+The header is canonical CBOR (RFC 8949 section 4.2.1) of `Header`. The graphs are serialised ONNX models without a single
+weight: train, evaluate and predict, then gradient and update, which are the two halves of train and take a batch in
+pieces (both are empty where train makes the gradient only). The parameters follow as one float32 vector, then the
+frozen weights and constants that the graphs share. All numbers are little endian. `decode` checks everything (hash, sizes, types,
 operators, wiring) before onnxruntime sees a byte of it.
 """
 
@@ -33,11 +34,12 @@ ARTIFACT_SIZE_MAX = 1 << 30
 HEADER_SIZE_MAX = 1 << 23
 HEADER_DEPTH_MAX = 8
 GRAPH_SIZE_MAX = 1 << 25
+GRAPHS = ("train", "evaluate", "predict", "gradient", "update")
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     manifest: Manifest
-    graphs: tuple[Size, Size, Size]  # bytes of the train, evaluate and predict graph
+    graphs: tuple[Size, Size, Size, Size, Size]  # bytes of each, in the order of GRAPHS
     constants: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 
 
@@ -52,21 +54,27 @@ class Artifact:
     train: bytes
     evaluate: bytes
     predict: bytes
+    gradient: bytes
+    update: bytes
     parameters: NDArray[np.float32] = field(repr=False)
     constants: Mapping[str, NDArray[np.generic]] = field(repr=False)
+
+    def graphs(self) -> dict[str, bytes]:
+        """The graphs by name, in the order of `GRAPHS`."""
+        return {name: getattr(self, name) for name in GRAPHS}
 
 
 def encode(artifact: Artifact) -> bytes:
     """Serialise; the same artifact always gives the same bytes."""
     header = Header(
         manifest=artifact.manifest,
-        graphs=(len(artifact.train), len(artifact.evaluate), len(artifact.predict)),
+        graphs=tuple(map(len, artifact.graphs().values())),  # type: ignore[arg-type]
         constants=tuple(Weight(name=n, shape=a.shape, dtype=a.dtype.name) for n, a in artifact.constants.items()),  # type: ignore[arg-type]
     )
     head = _canonical(header)
     arrays = [artifact.parameters, *artifact.constants.values()]
     blobs = [np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for a in arrays]
-    body = b"".join((len(head).to_bytes(4, "big"), head, artifact.train, artifact.evaluate, artifact.predict, *blobs))
+    body = b"".join((len(head).to_bytes(4, "big"), head, *artifact.graphs().values(), *blobs))
     return MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -86,7 +94,7 @@ def decode(data: bytes) -> Artifact:
         raise BlindsumError("training-artifact-damaged", "its SHA-256 is not the one it states")
     reader = _Reader(body)
     header = _header(bytes(reader.take(int.from_bytes(reader.take(4), "big"), HEADER_SIZE_MAX, "header")))
-    train, evaluate, predict = (bytes(reader.take(size, GRAPH_SIZE_MAX, "graph")) for size in header.graphs)
+    graphs = [bytes(reader.take(size, GRAPH_SIZE_MAX, "graph")) for size in header.graphs]
     manifest = header.manifest
     parameters = reader.array("float32", (manifest.size,)).astype(np.float32, copy=False)
     constants = {weight.name: reader.array(weight.dtype, weight.shape) for weight in header.constants}
@@ -96,10 +104,9 @@ def decode(data: bytes) -> Artifact:
     if not np.isfinite(parameters).all():
         raise _malformed("a parameter is NaN or infinite")
     check_manifest(manifest, constants)
-    check_graphs(manifest, train, evaluate, predict, constants)
-    return Artifact(
-        manifest=manifest, train=train, evaluate=evaluate, predict=predict, parameters=parameters, constants=constants
-    )
+    by_name = dict(zip(GRAPHS, graphs, strict=True))
+    check_graphs(manifest, by_name, constants)
+    return Artifact(manifest=manifest, parameters=parameters, constants=constants, **by_name)
 
 
 def _header(head: bytes) -> Header:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from blindsum.protocol.errors import BlindsumError
 
-from .artifact import Artifact, decode, encode
+from .artifact import GRAPHS, Artifact, decode, encode
 from .autodiff import Graph, differentiate, update
 from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import Prepared, prepare
 from .losses import Loss, as_loss
-from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight
-from .optimisers import Optimiser, as_optimiser
+from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight, gradient
+from .optimisers import Gradient, Optimiser, as_optimiser
 from .protobuf import Tensor
 from .verify import IR_VERSION
 
@@ -30,7 +30,7 @@ def build_artifact(
     *,
     loss: str | Loss,
     trainable: Sequence[str] | None = None,
-    optimizer: str | Optimiser = "sgd",
+    optimizer: str | Optimiser | Gradient = "sgd",
     output: str | None = None,
     dimensions: Mapping[str, int] | None = None,
 ) -> bytes:
@@ -63,7 +63,7 @@ def build_artifact(
     train.prune([logits])
     initial = prepared.graph.constants
     wanted = _wanted(train, prepared, trainable)
-    parameters = _complete(train, logits, wanted, rule, optimiser)
+    parameters, slopes = _complete(train, logits, wanted, rule, optimiser)
     missed = [name for name in wanted if name not in parameters]
     if trainable is not None and missed:
         raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
@@ -80,6 +80,7 @@ def build_artifact(
         loss=loss.name,  # type: ignore[arg-type]
         metrics=tuple(metrics),
         optimiser=optimiser.name,  # type: ignore[arg-type]
+        control=isinstance(optimiser, Optimiser) and optimiser.control,
         hyperparameters=optimiser.hyperparameters,
         features=tuple(Input(name=i.name, dtype=i.dtype, shape=_static(i.shape)) for i in prepared.features),  # type: ignore[arg-type]
         targets=targets,
@@ -90,14 +91,16 @@ def build_artifact(
         source=prepared.source,
         operators=dict(sorted(Counter(node.op_type for node in train.nodes).items())),
     )
+    graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}
+    if isinstance(optimiser, Optimiser):
+        graphs["update"] = _update(prepared.graph, optimiser, parameters)
+    interfaces = manifest.interfaces()
     data = encode(
         Artifact(
             manifest=manifest,
-            train=_serialise(train, manifest.train_inputs(), manifest.train_outputs()),
-            evaluate=_serialise(evaluate, manifest.evaluate_inputs(), manifest.evaluate_outputs()),
-            predict=_serialise(predict, manifest.predict_inputs(), manifest.predict_outputs()),
             parameters=np.concatenate([initial[name].ravel() for name in parameters]).astype(np.float32),
-            constants=_shared_constants((train, evaluate, predict), parameters),
+            constants=_shared_constants(graphs.values(), parameters),
+            **{name: _serialise(graphs[name], *interfaces[name]) if name in interfaces else b"" for name in GRAPHS},
         )
     )
     decode(data)  # what a device would refuse is refused here first
@@ -120,23 +123,44 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
     return value
 
 
-def _complete(train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser) -> list[str]:
-    """Add loss, gradients and update to the train graph; returns the trained parameters in flat order.
+def _complete(
+    train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser | Gradient
+) -> tuple[list[str], Graph]:
+    """Add loss, gradients and update to the train graph.
 
-    Parameters on which the loss does not depend smoothly are not among them.
+    Returns the trained parameters in flat order and the graph that ends with their gradients. Parameters on which the
+    loss does not depend smoothly are not among them.
     """
     loss, weight = rule.mean(train, logits, TARGETS)
-    origin, seed = rule.origin(train, logits, TARGETS, update.folded_rate(optimiser))
+    rate = update.folded_rate(optimiser)
+    origin, seed = rule.origin(train, logits, TARGETS, rate)
     gradients = differentiate(train, origin, seed, wanted)
     if not gradients:
         raise BlindsumError("training-model-invalid", "the loss depends smoothly on none of the weights to train")
-    outputs = update.append(train, optimiser, gradients)
-    train.rename(loss, LOSS)
-    train.rename(weight, WEIGHT)
-    train.prune([LOSS, WEIGHT, *outputs])
-    for name in gradients:
-        train.constants.pop(name, None)  # a parameter is an input of this graph
-    return list(gradients)
+    only_gradient = train.copy()
+    if rate:
+        only_gradient.rename(rate, only_gradient.scalar(1.0))
+    outputs = update.append(only_gradient, Gradient(), gradients)
+    _finish(only_gradient, {loss: LOSS, weight: WEIGHT}, outputs, gradients)
+    outputs = update.append(train, optimiser, gradients, rate)
+    _finish(train, {loss: LOSS, weight: WEIGHT}, outputs, gradients)
+    return list(gradients), only_gradient
+
+
+def _finish(graph: Graph, names: Mapping[str, str], outputs: Sequence[str], parameters: Iterable[str]) -> None:
+    for old, new in names.items():
+        graph.rename(old, new)
+    graph.prune([*names.values(), *outputs])
+    for name in parameters:
+        graph.constants.pop(name, None)  # a parameter is an input of this graph
+
+
+def _update(prepared: Graph, optimiser: Optimiser, parameters: Sequence[str]) -> Graph:
+    """The graph that updates the parameters with gradients that are given."""
+    graph = prepared.copy()
+    graph.nodes.clear()
+    _finish(graph, {}, update.append(graph, optimiser, {name: gradient(name) for name in parameters}), parameters)
+    return graph
 
 
 def _wanted(train: Graph, prepared: Prepared, trainable: Sequence[str] | None) -> list[str]:

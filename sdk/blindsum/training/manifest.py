@@ -73,7 +73,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     loss: Loss
     metrics: Annotated[tuple[Name, ...], msgspec.Meta(max_length=METRICS_MAX)]
-    optimiser: Literal["sgd", "adam", "gradient"]
+    optimiser: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop", "gradient"]
+    control: bool  # the step adds a control variate to the gradient
     hyperparameters: Annotated[dict[Name, float], msgspec.Meta(max_length=HYPERPARAMETERS_MAX)]
     features: Annotated[tuple[Input, ...], msgspec.Meta(min_length=1, max_length=INPUTS_MAX)]
     targets: Targets
@@ -89,19 +90,53 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Length of the flat parameter vector."""
         return sum(math.prod(weight.shape) for weight in self.parameters)
 
+    @property
+    def anchors(self) -> tuple[Weight, ...]:
+        """The parameters at the start of the round, from which the proximal term measures."""
+        if "proximal" not in self.hyperparameters:
+            return ()
+        return tuple(Weight(name=anchor(weight.name), shape=weight.shape) for weight in self.parameters)
+
+    @property
+    def controls(self) -> tuple[Weight, ...]:
+        """The control variate."""
+        if not self.control:
+            return ()
+        return tuple(Weight(name=control(weight.name), shape=weight.shape) for weight in self.parameters)
+
+    def interfaces(self) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+        """Inputs and outputs of each graph that the artifact holds."""
+        interfaces = {
+            "train": (self.train_inputs(), self.train_outputs()),
+            "evaluate": (self.evaluate_inputs(), self.evaluate_outputs()),
+            "predict": (self.predict_inputs(), self.predict_outputs()),
+        }
+        if self.optimiser != "gradient":
+            interfaces["gradient"] = (self.gradient_inputs(), self.gradient_outputs())
+            interfaces["update"] = (self.update_inputs(), self.update_outputs())
+        return interfaces
+
     def train_inputs(self) -> list[Tensor]:
-        """Features, targets, hyperparameters, parameters, states."""
-        hyperparameters = [Tensor(f"@{name}", "float32", ()) for name in self.hyperparameters]
-        weights = [_weight(weight.name, weight) for weight in (*self.parameters, *self.states)]
-        return [*self.evaluate_inputs(), *hyperparameters, *weights]
+        """Features, targets, then what the update takes beside the gradients."""
+        return [*self.evaluate_inputs(), *self._update_inputs()]
 
     def train_outputs(self) -> list[Tensor]:
         """The loss, its weight, then the gradient of each parameter, or each parameter and state after the update."""
-        weights, result = (*self.parameters, *self.states), updated
-        if self.optimiser == "gradient":
-            weights, result = self.parameters, gradient
         scalars = [Tensor(name, "float32", ()) for name in (LOSS, WEIGHT)]
-        return [*scalars, *(_weight(result(weight.name), weight) for weight in weights)]
+        return [*scalars, *(self._gradients() if self.optimiser == "gradient" else self.update_outputs())]
+
+    def gradient_inputs(self) -> list[Tensor]:
+        return [*self.evaluate_inputs(), *(_weight(weight.name, weight) for weight in self.parameters)]
+
+    def gradient_outputs(self) -> list[Tensor]:
+        """As the train graph of an artifact with optimizer="gradient"."""
+        return [*(Tensor(name, "float32", ()) for name in (LOSS, WEIGHT)), *self._gradients()]
+
+    def update_inputs(self) -> list[Tensor]:
+        return [*self._gradients(), *self._update_inputs()]
+
+    def update_outputs(self) -> list[Tensor]:
+        return [_weight(updated(weight.name), weight) for weight in (*self.parameters, *self.states)]
 
     def evaluate_inputs(self) -> list[Tensor]:
         return [*self.predict_inputs(), _batch(TARGETS, self.targets)]
@@ -115,6 +150,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def predict_outputs(self) -> list[Tensor]:
         return [_batch(PREDICTION, self.prediction)]
+
+    def _gradients(self) -> list[Tensor]:
+        return [_weight(gradient(weight.name), weight) for weight in self.parameters]
+
+    def _update_inputs(self) -> list[Tensor]:
+        """Hyperparameters, parameters, states, and per parameter its anchor and its control variate, where used."""
+        hyperparameters = [Tensor(f"@{name}", "float32", ()) for name in sorted(self.hyperparameters)]
+        weights = [_weight(weight.name, weight) for weight in (*self.parameters, *self.states)]
+        return [
+            *hyperparameters,
+            *weights,
+            *(_weight(weight.name, weight) for weight in (*self.anchors, *self.controls)),
+        ]
 
 
 def feature(name: str) -> str:
@@ -130,6 +178,16 @@ def updated(name: str) -> str:
 def gradient(name: str) -> str:
     """The train graph's output that holds the gradient of the parameter `name`."""
     return f"@gradient/{name}"
+
+
+def anchor(name: str) -> str:
+    """The graphs' input for the parameter `name` at the start of the round."""
+    return f"@anchor/{name}"
+
+
+def control(name: str) -> str:
+    """The graphs' input for the control variate of the parameter `name`."""
+    return f"@control/{name}"
 
 
 def _batch(name: str, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from blindsum.protocol.errors import BlindsumError
 
 from .artifact import decode
 from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Manifest, Targets, Weight, feature, gradient, updated
+from .optimisers import RANGES, in_range
 from .protobuf import with_initialisers
 
 THREADS_MAX = 64
@@ -51,6 +52,7 @@ class TrainingSession:
         self._hyperparameters = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self._updates = manifest.optimiser != "gradient"
         self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
+        self._anchors, self._controls = _Bank(manifest.anchors), _Bank(manifest.controls)
         self._bindings = [self._bind(at) for at in range(2)]
         self._at = 0  # the bank that holds the current parameters
         self.parameters = self._artifact.parameters
@@ -73,21 +75,47 @@ class TrainingSession:
     @hyperparameters.setter
     def hyperparameters(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if name not in self._hyperparameters or not math.isfinite(value):
-                known = ", ".join(self._hyperparameters) or "none"
-                raise BlindsumError(
-                    "training-request-invalid", f"{name}={value}; the hyperparameters are {known}, all finite"
-                )
+            if name not in self._hyperparameters or not in_range(name, value):
+                known = ", ".join(f"{name} in {list(RANGES[name])}" for name in self._hyperparameters) or "none"
+                raise BlindsumError("training-request-invalid", f"{name}={value}; the hyperparameters are {known}")
         for name, value in values.items():
             self._hyperparameters[name][...] = value
 
     @property
     def parameters(self) -> Floats:
-        """All trained parameters as one float32 vector, a copy. Assigning sets them and starts the optimiser afresh."""
+        """All trained parameters as one float32 vector, a copy.
+
+        Assigning sets them, starts the optimiser afresh, and is where a proximal term measures from.
+        """
         return self._banks[self._at].flat(len(self.manifest.parameters))
 
     @parameters.setter
     def parameters(self, vector: ArrayLike) -> None:
+        flat = self._vector(vector)
+        self._banks[self._at].fill(flat)
+        self._anchors.fill(flat)
+        self._forget()
+
+    @property
+    def control(self) -> Floats:
+        """The control variate that every step adds to the gradient, one float32 vector as `parameters`; first zero.
+
+        SCAFFOLD sets it to its server's variate less the device's own. Raises "training-request-invalid" where the
+        artifact's optimiser was built without `control`.
+        """
+        self._require_control()
+        return self._controls.flat(len(self.manifest.controls))
+
+    @control.setter
+    def control(self, vector: ArrayLike) -> None:
+        self._require_control()
+        self._controls.fill(self._vector(vector))
+
+    def _require_control(self) -> None:
+        if not self.manifest.control:
+            raise BlindsumError("training-request-invalid", "control: the optimiser was built without control=True")
+
+    def _vector(self, vector: ArrayLike) -> Floats:
         flat = np.asarray(vector)
         if flat.dtype.kind != "f" or flat.shape != (self.manifest.size,):
             detail = f"{flat.dtype} of shape {flat.shape}, not float32 of shape ({self.manifest.size},)"
@@ -96,8 +124,7 @@ class TrainingSession:
             flat = flat.astype(np.float32, copy=False)
         if not np.isfinite(flat).all():
             raise BlindsumError("training-parameters-invalid", "NaN or infinity (as float32)")
-        self._banks[self._at].fill(flat)
-        self._forget()
+        return flat
 
     def step(self, features: Features, targets: ArrayLike) -> float | tuple[float, Floats]:
         """Train on one batch; its size may differ from step to step.
@@ -196,7 +223,8 @@ class TrainingSession:
         binding = self._train.io_binding()
         for name, value in self._hyperparameters.items():
             binding.bind_cpu_input(f"@{name}", value)
-        for name, value in self._banks[at].arrays.items():
+        weights = {**self._banks[at].arrays, **self._anchors.arrays, **self._controls.arrays}
+        for name, value in weights.items():
             binding.bind_cpu_input(name, value)
         _bind_output(binding, LOSS, self._loss)
         _bind_output(binding, WEIGHT, self._weight)

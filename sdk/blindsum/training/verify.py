@@ -17,6 +17,7 @@ from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, Manifest
 from .operators import OPERATORS, SIZED
+from .optimisers import RANGES, in_range
 from .protobuf import RANK_MAX, Model, read_model
 
 IR_VERSION = 10  # the newest that onnxruntime 1.19 loads
@@ -35,8 +36,10 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
         raise _malformed("two tensors of one name")
     if any(weight.dtype != "float32" for weight in (*manifest.parameters, *manifest.states)):
         raise _malformed("a parameter or state that is not float32")
-    if manifest.metrics[:1] != ("loss",) or not all(map(math.isfinite, manifest.hyperparameters.values())):
-        raise _malformed("metrics do not begin with the loss, or a hyperparameter is not finite")
+    if manifest.metrics[:1] != ("loss",):
+        raise _malformed("metrics do not begin with the loss")
+    if not all(name in RANGES and in_range(name, value) for name, value in manifest.hyperparameters.items()):
+        raise _malformed("a hyperparameter that is unknown or out of range")
     kept = sum(math.prod(weight.shape) for weight in manifest.states)
     if kept > STATES_PER_PARAMETER_MAX * manifest.size + 1:
         raise BlindsumError("training-artifact-too-large", f"{kept} numbers kept for {manifest.size} parameters")
@@ -45,25 +48,23 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
             raise BlindsumError("training-artifact-too-large", f"an example of shape {batch.shape}")
 
 
-def check_graphs(manifest: Manifest, train: bytes, evaluate: bytes, predict: bytes, constants: Constants) -> None:
-    """Check that the graphs have the interface that `manifest` states and hold nothing else than a device runs.
+def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> None:
+    """Check that `graphs`, by name, have the interface that `manifest` states and hold nothing else than a device runs.
 
     Raises `BlindsumError` "training-artifact-malformed", "training-artifact-too-large", "training-operator-forbidden"
     or "training-external-data".
     """
     weights = {weight.name for weight in manifest.parameters}
-    models = {"train": read_model(train), "evaluate": read_model(evaluate), "predict": read_model(predict)}
-    interfaces = {
-        "train": (manifest.train_inputs(), manifest.train_outputs()),
-        "evaluate": (manifest.evaluate_inputs(), manifest.evaluate_outputs()),
-        "predict": (manifest.predict_inputs(), manifest.predict_outputs()),
-    }
+    interfaces = manifest.interfaces()
+    if any(graphs[name] for name in graphs if name not in interfaces):
+        raise _malformed("a graph that the manifest does not ask for")
+    models = {name: read_model(graphs[name]) for name in interfaces}
     for label, model in models.items():
         if model.ir_version != IR_VERSION or model.opsets != (("", manifest.opset),):
             raise _malformed(f"{label} graph: IR version {model.ir_version} and operator sets {model.opsets}")
         if (list(model.inputs), list(model.outputs)) != interfaces[label]:
             raise _malformed(f"{label} graph: inputs or outputs are not those of the manifest")
-        _check_nodes(label, model, set(constants) | (set() if label == "train" else weights))
+        _check_nodes(label, model, set(constants) | (weights if label in ("evaluate", "predict") else set()))
         _check_sizes(label, model, constants)
     if Counter(node.operator for node in models["train"].nodes) != manifest.operators:
         raise _malformed("the operator histogram is not that of the train graph")
