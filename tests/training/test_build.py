@@ -292,7 +292,7 @@ def test_foreign_domain_is_refused(make_model):
 
 def test_operator_that_devices_do_not_run_is_refused(make_model):
     model = make_model("(float[N,3] x) => (float[N,3] y) { r = RandomUniformLike (x) y = Mul (r, w) }", {"w": ARRAY[0]})
-    assert _refusal(model).startswith("training-operator-forbidden: node '': RandomUniformLike")
+    assert _refusal(model).startswith("training-operator-forbidden: node that makes 'r' (RandomUniformLike)")
 
 
 def test_several_inputs_are_given_by_name_or_in_order(make_model):

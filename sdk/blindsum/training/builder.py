@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +14,17 @@ from blindsum.protocol.errors import BlindsumError
 
 from .artifact import GRAPHS, Artifact, decode, encode
 from .autodiff import Graph, differentiate, update
+from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LossRule, rule_of
-from .autodiff.prepare import Prepared, prepare
+from .autodiff.prepare import prepare
+from .autodiff.select import select
+from .autodiff.source import read_source
 from .losses import Loss, as_loss
 from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight, gradient
 from .optimisers import Gradient, Optimiser, as_optimiser
 from .protobuf import Tensor
+from .trainable import Trainable
 from .verify import IR_VERSION
 
 
@@ -29,7 +32,7 @@ def build_artifact(
     model: onnx.ModelProto | bytes | str | os.PathLike[str],
     *,
     loss: str | Loss,
-    trainable: Sequence[str] | None = None,
+    trainable: Trainable | Sequence[Trainable] | None = None,
     optimizer: str | Optimiser | Gradient = "sgd",
     output: str | None = None,
     dimensions: Mapping[str, int] | None = None,
@@ -41,8 +44,10 @@ def build_artifact(
     "negative-log-likelihood"; "binary-cross-entropy" of sigmoid(output), with targets in [0, 1]; "mse", "mae", "huber",
     "cosine", "contrastive"; or a `CustomLoss`. A final Softmax or Sigmoid that the loss holds itself is cut for
     training (but not for `predict`).
-    `trainable`: names or glob patterns of weights. None: all float32 initialisers of at least one dimension that the
-    loss depends on smoothly; scalars and `Constant` nodes must be named, as exporters also put fixed numbers there.
+    `trainable`: "head" (the last layer with weights), `Adapters(...)`, names or glob patterns of weights or of the nodes
+    that read them, or a list of such. None: all float32 initialisers of at least one dimension that the loss depends on
+    smoothly, but for the running statistics of normalisations; scalars and `Constant` nodes must be named, as exporters
+    also put fixed numbers there (a model without any such initialiser trains its `Constant` nodes of several elements).
     `optimizer`: "sgd", "adam", `SGD(...)`, `Adam(...)`, or "gradient" (the step returns the gradient and updates
     nothing).
     `output`: which of the model's outputs the loss takes; the others are left out. None: the only one.
@@ -54,19 +59,26 @@ def build_artifact(
     nodes, the parameters they block, and the rest that could be trained.
     """
     optimiser = as_optimiser(optimizer)
-    loss, prepared = as_loss(loss), prepare(model, output, dimensions or {})
+    loss, source = as_loss(loss), read_source(model, output)
+    selection = select(source, trainable)
+    source, merged, adapters = adapted(source, selection.adapters)
+    wanted = [*selection.names, *(name + part for name in (one.name for one in adapters) for part in (DOWN, UP))]
+    prepared = prepare(source, wanted, dimensions or {})
     rule = rule_of(loss, prepared.graph.shape(prepared.output))
     logits = _before_cut(prepared.graph, prepared.output, rule)
     targets = rule.targets()
 
     train = prepared.graph.copy()
     train.prune([logits])
-    initial = prepared.graph.constants
-    wanted = _wanted(train, prepared, trainable)
+    initial = source.constants
+    wanted = [name for name in wanted if name in train.constants or not selection.by_default]
     parameters, slopes = _complete(train, logits, wanted, rule, optimiser)
     missed = [name for name in wanted if name not in parameters]
-    if trainable is not None and missed:
+    if missed and not selection.by_default:
         raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
+    if adapters:
+        prepared = prepare(merged, wanted, dimensions or {})
+        logits = _before_cut(prepared.graph, prepared.output, rule)
     evaluate = prepared.graph.copy()
     evaluate.prune([logits])
     metrics = {"loss": rule.mean, **rule.metrics()}
@@ -88,7 +100,8 @@ def build_artifact(
         parameters=tuple(Weight(name=name, shape=initial[name].shape) for name in parameters),
         states=tuple(update.states(optimiser, {name: initial[name].shape for name in parameters})),
         opset=prepared.graph.opset,
-        source=prepared.source,
+        source=source.digest,
+        adapters=adapters,
         operators=dict(sorted(Counter(node.op_type for node in train.nodes).items())),
     )
     graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}
@@ -161,29 +174,6 @@ def _update(prepared: Graph, optimiser: Optimiser, parameters: Sequence[str]) ->
     graph.nodes.clear()
     _finish(graph, {}, update.append(graph, optimiser, {name: gradient(name) for name in parameters}), parameters)
     return graph
-
-
-def _wanted(train: Graph, prepared: Prepared, trainable: Sequence[str] | None) -> list[str]:
-    """The weights to train, in the order in which the model stores them."""
-    candidates = [name for name, array in prepared.graph.constants.items() if array.dtype == np.float32 and array.size]
-    if trainable is None:
-        return [
-            name
-            for name in prepared.weights
-            if name in candidates and name in train.constants and train.constants[name].ndim
-        ]
-    if isinstance(trainable, str):
-        trainable = [trainable]
-    matches = {pattern: fnmatch.filter(candidates, pattern) for pattern in trainable}
-    for pattern in trainable:
-        if not matches[pattern]:
-            raise BlindsumError(
-                "training-request-invalid", f"trainable {pattern!r} matches none of {', '.join(candidates)}"
-            )
-    chosen = {name for names in matches.values() for name in names}
-    if not chosen:
-        raise BlindsumError("training-request-invalid", "trainable is empty")
-    return [name for name in candidates if name in chosen]
 
 
 def _shared_constants(graphs: Iterable[Graph], parameters: Sequence[str]) -> dict[str, NDArray[np.generic]]:

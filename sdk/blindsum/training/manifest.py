@@ -68,6 +68,17 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: DType = "float32"
 
 
+class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Two trained tensors beside the frozen matrix `name`, which add `scale` times their product to it.
+
+    `flipped`: the matrix is (outputs, inputs), the product (inputs, outputs).
+    """
+
+    name: Name
+    scale: float
+    flipped: bool
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an artifact trains and how. The flat parameter vector is `parameters` in this order, each row by row."""
 
@@ -83,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     states: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]  # float32, zero before the first step
     opset: Annotated[int, msgspec.Meta(ge=OPSET_MIN, le=OPSET_MAX)]
     source: Digest  # SHA-256 of the ONNX model from which the artifact was built
+    adapters: Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()
     operators: dict[Name, int]  # histogram of the train graph
 
     @property

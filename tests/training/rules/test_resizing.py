@@ -84,7 +84,7 @@ def test_rule_gives_the_gradient(name: str) -> None:
 
 
 def test_sizes_computed_in_the_graph_are_refused() -> None:
-    body = 'h = Mul (x, w) s = Relu (v) r = Resize <mode="linear"> (h, , s) y = Reshape (r, flat)'
+    body = 'h = Mul (x, w) m = ReduceMin <keepdims=0> (x) s = Max (v, m) r = Resize <mode="linear"> (h, , s) y = Reshape (r, flat)'
     item = case(body, (2, 4, 5), w=(2, 4, 5), flat=[-1, 160], constants={"v": np.float32([1, 1, 2, 2])})
     with pytest.raises(BlindsumError, match=r"\(Resize\): axis 0 is resized"):
         build_artifact(model_of(item), loss="mse", trainable=["w"])

@@ -28,11 +28,13 @@ class Graph:
         constants: Mapping[str, NDArray[np.generic]],
         shapes: Mapping[str, Shape],
         opset: int,
+        dtypes: Mapping[str, str] | None = None,
     ) -> None:
         self.nodes = [copy.deepcopy(node) for node in nodes]
         self.constants = dict(constants)
         self.opset = opset
         self.shapes = dict(shapes)
+        self.dtypes = dict(dtypes or {})
         self._fresh: Counter[str] = Counter()
         self._emitted: dict[tuple[str, tuple[str, ...], str], str] = {}
         self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -124,7 +126,9 @@ class Graph:
 
     def copy(self) -> Graph:
         """An independent graph; names made in one are not made again in the other, unless for an equal constant."""
-        other = Graph(nodes=self.nodes, constants=self.constants, shapes=self.shapes, opset=self.opset)
+        other = Graph(
+            nodes=self.nodes, constants=self.constants, shapes=self.shapes, opset=self.opset, dtypes=self.dtypes
+        )
         other._fresh, other._pool = self._fresh, self._pool
         return other
 

@@ -1,0 +1,330 @@
+"""Walk a model forwards once: the type and shape of every value, everything that follows from constants computed,
+the arithmetic on shapes written as constants, branches that are never taken dropped.
+
+The batch is open: a shape that depends on it is followed as a multiple of it, so that a Reshape to computed sizes becomes
+one to a constant with 0 or -1 in the place of the batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from blindsum.protocol.errors import BlindsumError
+
+from ..operators import OPERATORS
+from ..protobuf import DTYPES
+from ..verify import IR_VERSION
+from . import arithmetic, sizes
+from .arithmetic import Vector
+from .graph import Dimension, Graph, Shape, attribute
+from .sizes import Size
+from .source import constant_value, invalid, subgraphs, title
+
+FOLD_MAX = 1 << 16  # elements of a constant that is larger than what it is made of
+HINT_MAX = 1 << 10  # elements of a constant whose value shape inference may want
+NODES_MAX = 100_000
+
+_UNFOLDED = {"DequantizeLinear"}  # int8 weights stay int8
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32)
+
+
+class Propagation:
+    """Rewrites `graph` in place. `inputs`: dtype and shape by name, the batch as a symbol. `batch`: what a model that
+    was made for a fixed one holds in its place, else 0. `kept`: constants that will change, so that nothing is computed
+    from them.
+    """
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, tuple[str, Shape]], batch: int, kept: Iterable[str]) -> None:
+        self._graph, self._batch, self._kept = graph, batch, set(kept)
+        self._kinds: dict[str, int] = {}
+        self._computed: dict[str, Vector] = {}
+        self._aliases: dict[str, str] = {}
+        self._forbidden: dict[str, str] = {}
+        self._changing = set(self._kept)
+        self._opsets = [helper.make_opsetid("", graph.opset)]
+        for name, (dtype, shape) in inputs.items():
+            self._know(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+        for name, array in list(graph.constants.items()):
+            self._constant(name, array)
+
+    def run(self, output: str) -> str:
+        """Returns the name under which `output` goes on.
+
+        Raises `BlindsumError` "training-model-invalid" or "training-operator-forbidden".
+        """
+        queue, self._graph.nodes, walked = deque(self._graph.nodes), [], 0
+        while queue:
+            walked += 1
+            if walked > NODES_MAX:
+                raise invalid(f"more than {NODES_MAX} nodes")
+            node = queue.popleft()
+            for at, name in enumerate(node.input):
+                node.input[at] = self._aliases.get(name, name)
+            if node.op_type == "If" and (branch := self._branch(node)) is not None:
+                queue.extendleft(reversed(self._inlined(node, branch)))
+            else:
+                self._walk(node)
+        if self._forbidden:
+            raise BlindsumError("training-operator-forbidden", "; ".join(self._forbidden.values()))
+        self._graph.dtypes = {name: DTYPES[kind] for name, kind in self._kinds.items() if kind in DTYPES}
+        return self._aliases.get(output, output)
+
+    def _walk(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "Constant":
+            self._constant(node.output[0], constant_value(node))
+            return
+        if self._passes(node):
+            self._aliases[node.output[0]] = node.input[0]
+            return
+        if node.op_type not in OPERATORS or subgraphs(node):
+            self._forbidden.setdefault(node.op_type, title(node))
+            for name in node.output:
+                self._kinds[name] = TensorProto.UNDEFINED
+            return
+        if node.op_type == "Reshape":
+            self._reshape(node)
+        elif node.op_type == "Resize":
+            self._resize(node)
+        self._infer(node)
+        if self._compute(node) or self._fold(node):
+            return
+        if self._changing.intersection(node.input):
+            self._changing.update(node.output)
+        self._graph.nodes.append(node)
+
+    # What is known about values
+
+    def _know(self, name: str, kind: int, shape: Shape | None) -> None:
+        self._kinds[name] = kind
+        if shape is not None:
+            self._graph.shapes[name] = shape
+
+    def _constant(self, name: str, array: NDArray[np.generic]) -> None:
+        if array.dtype.name not in DTYPES.values():
+            raise invalid(f"constant {name!r} of type {array.dtype}; allowed are {', '.join(DTYPES.values())}")
+        self._graph.constants[name] = array
+        self._know(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        if array.dtype.kind in "ib" and array.ndim < 2 and array.size <= HINT_MAX:
+            items = tuple(int(item) for item in array.ravel())
+            self._computed[name] = Vector(items, array.ndim == 0, self._kinds[name])
+
+    def _sizes(self, name: str) -> list[Size] | None:
+        shape = self._graph.shapes.get(name)
+        return None if shape is None else [sizes.of(dimension) for dimension in shape]
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Types and shapes of a node's outputs, by ONNX's own inference, and by ours where that loses the batch."""
+        types, data = {}, {}
+        for name in filter(None, node.input):
+            kind = self._kinds.get(name)
+            if kind is None:
+                raise invalid(f"{title(node)} reads {name!r}, which nothing makes")
+            if kind == TensorProto.UNDEFINED:
+                for output in node.output:
+                    self._kinds[output] = kind
+                return
+            types[name] = helper.make_tensor_type_proto(kind, self._graph.shapes.get(name))
+            array = self._graph.constants.get(name)
+            if array is not None and array.size <= HINT_MAX:
+                data[name] = numpy_helper.from_array(array)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._graph.opset, "")
+            found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._opsets)
+        except Exception as error:
+            hint = "; export the model with a dynamic batch" if self._batch else ""
+            raise invalid(f"{title(node)}: {' '.join(str(error).split())}{hint}") from None
+        for name, kind in found.items():
+            tensor = kind.tensor_type
+            known = tensor.HasField("shape")
+            shape = tuple(_dimension(dim) for dim in tensor.shape.dim) if known else None
+            self._know(name, tensor.elem_type, shape)
+        ours = self._shape(node)
+        if ours is not None and None not in ours:
+            self._graph.shapes[node.output[0]] = tuple(map(sizes.dimension, ours))
+
+    def _shape(self, node: onnx.NodeProto) -> Sequence[Size] | None:
+        """The shape of the first output for operators that are told it."""
+        if node.op_type == "Resize":
+            return self._resized(node)
+        at = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Tile": 1}.get(node.op_type)
+        wanted = self._computed.get(node.input[at]) if at is not None and len(node.input) > at else None
+        if wanted is None:
+            return None
+        if node.op_type == "ConstantOfShape":
+            return wanted.items
+        given = self._sizes(node.input[0])
+        if given is None:
+            return None
+        if node.op_type == "Tile":
+            return [sizes.times(a, b) for a, b in zip(given, wanted.items, strict=True)]
+        if node.op_type == "Expand":
+            rank = max(len(given), len(wanted.items))
+            ones: list[Size] = [1] * rank
+            left, right = ((ones + list(items))[-rank:] if rank else [] for items in (given, wanted.items))
+            return [a if b in (1, a) else b if a == 1 else None for a, b in zip(left, right, strict=True)]
+        if attribute(node, "allowzero", 0):
+            return None
+        target = [given[at] if size == 0 and at < len(given) else size for at, size in enumerate(wanted.items)]
+        if -1 in target:
+            rest = sizes.product([size for size in target if size != -1])
+            target[target.index(-1)] = sizes.over(sizes.product(given), rest)
+        return target
+
+    def _resized(self, node: onnx.NodeProto) -> list[Size] | None:
+        """ONNX loses the batch in Resize, though it is seldom resized."""
+        before, after = self._sizes(node.input[0]), self._sizes(node.output[0])
+        scales = self._graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+        axes = attribute(node, "axes")
+        if before is None or after is None:
+            return None
+        if isinstance(axes, Sequence):
+            kept = set(range(len(before))) - {axis % len(before) for axis in axes}
+        else:
+            kept = {at for at, scale in enumerate([] if scales is None else scales.tolist()) if scale == 1.0}
+        return [before[at] if at in kept else size for at, size in enumerate(after)]
+
+    # What is rewritten
+
+    def _passes(self, node: onnx.NodeProto) -> bool:
+        """True where the first output is the first input."""
+        operator = node.op_type
+        if operator == "Dropout":
+            training = self._graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+            return len(node.output) == 1 and (len(node.input) < 3 or (training is not None and not training.any()))
+        if operator == "Cast":
+            return self._kinds.get(node.input[0]) == attribute(node, "to")
+        if operator == "Expand":
+            given, wanted = self._sizes(node.input[0]), self._computed.get(node.input[1])
+            return given is not None and wanted is not None and None not in given and tuple(given) == wanted.items
+        return operator == "Identity"
+
+    def _reshape(self, node: onnx.NodeProto) -> None:
+        given, wanted = self._sizes(node.input[0]), self._computed.get(node.input[1])
+        if given is None or wanted is None or attribute(node, "allowzero", 0):
+            return
+        target = sizes.reshaped(given, wanted.items, self._batch)
+        if target is not None and tuple(target) != wanted.items:
+            node.input[1] = self._integers(target)
+
+    def _resize(self, node: onnx.NodeProto) -> None:
+        """Leave the dimensions that keep their size out of a Resize to computed sizes."""
+        if len(node.input) < 4 or attribute(node, "axes") is not None:
+            return
+        given, wanted = self._sizes(node.input[0]), self._computed.get(node.input[3])
+        if given is None or wanted is None or all(isinstance(size, int) for size in wanted.items):
+            return
+        axes = [at for at, (a, b) in enumerate(zip(given, wanted.items, strict=True)) if a is None or a != b]
+        target = [wanted.items[at] for at in axes]
+        if all(isinstance(size, int) for size in target):
+            node.attribute.append(helper.make_attribute("axes", axes))
+            node.input[3] = self._integers([size for size in target if isinstance(size, int)])
+
+    def _integers(self, values: Sequence[int]) -> str:
+        name = self._graph.integers(values)
+        self._constant(name, self._graph.constants[name])
+        return name
+
+    def _compute(self, node: onnx.NodeProto) -> bool:
+        """Follow arithmetic on shapes. True where the outcome is a constant, which makes the node superfluous."""
+        output = node.output[0]
+        kind, shape = self._kinds.get(output), self._graph.shapes.get(output)
+        if (
+            len(node.output) != 1
+            or kind not in (*_INTEGERS, TensorProto.BOOL)
+            or (shape is not None and len(shape) > 1)
+        ):
+            return False
+        items = arithmetic.evaluate(node, self._sizes, self._computed)
+        if items is None or len(items) > HINT_MAX:
+            return False
+        scalar = shape == ()
+        self._computed[output] = Vector(tuple(items), scalar, kind)
+        if not all(isinstance(item, int) for item in items):
+            return False
+        array = np.array(items, helper.tensor_dtype_to_np_dtype(kind))
+        self._constant(output, array.reshape(()) if scalar else array)
+        return True
+
+    def _fold(self, node: onnx.NodeProto) -> bool:
+        """Compute what depends on constants only."""
+        given = [name for name in node.input if name]
+        constants = self._graph.constants
+        if not given or any(name not in constants or name in self._changing for name in given):
+            return False
+        size = sizes.product(self._sizes(node.output[0]) or [None])
+        bound = max(FOLD_MAX, sum(constants[name].size for name in given))
+        if node.op_type in _UNFOLDED or not isinstance(size, int) or size > bound:
+            return False
+        body = helper.make_graph(
+            [node],
+            "constant",
+            [
+                helper.make_value_info(n, helper.make_tensor_type_proto(self._kinds[n], None))
+                for n in dict.fromkeys(given)
+            ],
+            [helper.make_empty_tensor_value_info(name) for name in node.output if name],
+        )
+        model = helper.make_model(body, opset_imports=self._opsets, ir_version=IR_VERSION)
+        try:
+            values = ReferenceEvaluator(model).run(None, {name: constants[name] for name in given})
+        except Exception:  # an operator that the reference does not know stays in the graph
+            return False
+        for name, value in zip(filter(None, node.output), values, strict=True):
+            self._constant(name, np.asarray(value, helper.tensor_dtype_to_np_dtype(self._kinds[name])))
+        return True
+
+    # Branches
+
+    def _branch(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
+        condition = self._graph.constants.get(node.input[0])
+        if condition is None or node.input[0] in self._changing:
+            return None
+        wanted = "then_branch" if condition.item() else "else_branch"
+        branch: onnx.GraphProto = next(item.g for item in node.attribute if item.name == wanted)
+        return branch
+
+    def _inlined(self, node: onnx.NodeProto, branch: onnx.GraphProto) -> list[onnx.NodeProto]:
+        """The nodes of the branch under names of their own, with its outputs as those of the node."""
+        prefix = f"{node.name or node.output[0]}/"
+        own = {item.name for item in branch.initializer} | {
+            name for inner in branch.node for name in inner.output if name
+        }
+        for item in branch.initializer:
+            self._constant(prefix + item.name, numpy_helper.to_array(item))
+        nodes = [_renamed(inner, own, prefix) for inner in branch.node]
+        for name, item in zip(node.output, branch.output, strict=True):
+            source = prefix + item.name if item.name in own else item.name
+            nodes.append(helper.make_node("Identity", [source], [name]))
+        return nodes
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> Dimension:
+    """A symbol that inference made up stands for nothing that we know."""
+    return dim.dim_value if dim.HasField("dim_value") else sizes.dimension(sizes.of(dim.dim_param or None))
+
+
+def _renamed(node: onnx.NodeProto, own: set[str], prefix: str) -> onnx.NodeProto:
+    """A copy with the names in `own` prefixed, in its subgraphs too."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = prefix + node.name if node.name else ""
+    for names in (copy.input, copy.output):
+        for at, name in enumerate(names):
+            if name in own:
+                names[at] = prefix + name
+    for item in copy.attribute:
+        if item.type == onnx.AttributeProto.GRAPH:
+            inner = [_renamed(part, own, prefix) for part in item.g.node]
+            del item.g.node[:]
+            item.g.node.extend(inner)
+            for result in item.g.output:
+                if result.name in own:
+                    result.name = prefix + result.name
+    return copy
