@@ -46,7 +46,9 @@ def test_gradient_is_right_at_every_operator_set(opset):
 
 
 def test_user_gives_an_operator_its_rule(make_model, check_gradient, monkeypatch):
-    monkeypatch.setattr(registry, "_RULES", {name: dict(found) for name, found in registry._RULES.items()})
+    monkeypatch.setattr(
+        registry, "_RULES", {name: dict(found) for name, found in registry._RULES.items() if name != "Sin"}
+    )
     proto = make_model("(float[N,3] x) => (float[N,3] y) { h = Mul (x, w) y = Sin (h) }", {"w": np.float32([1, 2, 3])})
     with pytest.raises(BlindsumError, match=r"\(Sin, operator set 18\) blocks w"):
         build_artifact(proto, loss="mse")

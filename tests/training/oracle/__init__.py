@@ -11,7 +11,9 @@ from . import (  # noqa: F401  (each registers its operators)
     index,
     matmul,
     movement,
+    normalisation,
     pooling,
+    reduction,
     resizing,
 )
 from .interpreter import FUNCTIONS, Node, Tensor, gradients, operator, run, tensor

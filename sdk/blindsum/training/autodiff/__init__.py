@@ -9,9 +9,12 @@ from . import (  # noqa: F401  (each registers its rules)
     elementwise,
     index,
     matmul,
+    normalisation,
     pool,
+    reduction,
     resize,
     shape,
+    unary,
 )
 from .graph import Graph
 from .registry import Backward, Gradients, differentiable, rule

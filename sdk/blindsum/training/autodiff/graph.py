@@ -109,9 +109,20 @@ class Graph:
             value = self.op("ReduceSum", value, self.integers(range(extra)), keepdims=0)
         return value
 
+    def sum_to(self, value: str, wide: str, narrow: str) -> str:
+        """`value`, of the shape of `wide`, summed over what `narrow` was broadcast to in the forward pass."""
+        if wide in self.shapes and narrow in self.shapes:
+            return self.reduce(value, self.shapes[wide], self.shapes[narrow], narrow)
+        whole, sizes = self.op("Shape", wide), self.op("Shape", narrow)  # not even the ranks are known
+        extra = self.op("Sub", self.op("Shape", whole), self.op("Shape", sizes))
+        padded = self.op("Concat", self.op("Expand", self.integers([1]), extra), sizes, axis=0)
+        axes = self.op("Reshape", self.op("NonZero", self.op("Equal", padded, self.integers([1]))), self.integers([-1]))
+        return self.op("Reshape", self.op("ReduceSum", value, axes, keepdims=1, noop_with_empty_axes=1), sizes)
+
     def reshape_like(self, value: str, reference: str) -> str:
         """`value` in the shape of `reference`, whose elements it has. The batch dimension stays dynamic."""
-        sizes = [size if isinstance(size, int) else -1 for size in self.shape(reference)]
+        shape = self.shapes.get(reference, (None, None))  # not known at all is not known in more than one place
+        sizes = [size if isinstance(size, int) else -1 for size in shape]
         wanted = self.integers(sizes) if sizes.count(-1) <= 1 else self.op("Shape", reference)
         return self.op("Reshape", value, wanted)
 

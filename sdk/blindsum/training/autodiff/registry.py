@@ -13,7 +13,7 @@ afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Backward:
     graph: Graph
     node: onnx.NodeProto
     dys: tuple[str | None, ...]  # one for each output; at least one is not None
+    active: Set[str] = frozenset()  # values that depend on what is trained
 
     @property
     def x(self) -> Sequence[str]:
@@ -48,8 +49,8 @@ class Backward:
 
     @property
     def dy(self) -> str:
-        """Gradient of the only output."""
-        (dy,) = self.dys
+        """Gradient of the first output, for rules of operators that have one output that matters."""
+        dy = self.dys[0]
         assert dy is not None
         return dy
 
@@ -63,18 +64,40 @@ class Backward:
         return self.graph.constant(array)
 
     def known(self, name: str) -> NDArray[np.generic] | None:
-        """The value of a constant; None for what only the running graph knows."""
-        return self.graph.constants.get(name)
+        """The value of an input that is the same in every step; None for what only the running graph knows."""
+        return None if name in self.active else self.graph.constants.get(name)
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers that the node computes with: its first output's."""
+        return self.graph.dtypes.get(self.y[0]) or "float32"
 
     def scalar(self, value: float) -> str:
-        return self.graph.scalar(value)
+        """A number of the node's dtype."""
+        return self.constant(np.array(value, self.dtype))
+
+    def array(self, values: NDArray[np.generic]) -> str:
+        """A constant tensor of the node's dtype."""
+        return self.constant(values.astype(self.dtype))
 
     def integers(self, values: Sequence[int]) -> str:
         return self.graph.integers(values)
 
     def mask(self, condition: str) -> str:
         """A bool tensor as 0.0 and 1.0. (Cast and Mul are faster than Where in onnxruntime.)"""
-        return self.graph.op("Cast", condition, to=onnx.TensorProto.FLOAT)
+        return self.cast(condition)
+
+    def cast(self, value: str) -> str:
+        """`value` in the node's dtype."""
+        return self.op("Cast", value, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
+
+    def sum_to(self, value: str, at: int) -> str:
+        """`value`, of the output's shape, summed over what input `at` was broadcast to."""
+        return self.graph.sum_to(value, self.y[0], self.x[at])
+
+    def expand(self, value: str, like: str) -> str:
+        """`value` broadcast to the shape of `like`."""
+        return self.op("Expand", value, self.op("Shape", like))
 
     def shape(self, name: str) -> Shape:
         return self.graph.shape(name)

@@ -39,11 +39,11 @@ def differentiate(graph: Graph, value: str, seed: str, parameters: Sequence[str]
             continue
         entry = find(node.op_type, graph.opset)
         assert entry is not None
-        gradients = entry.rule(Backward(graph=graph, node=node, dys=dys))
+        gradients = entry.rule(Backward(graph=graph, node=node, dys=dys, active=active))
         for name, dx in zip(node.input, gradients, strict=False):
             if dx is None or name not in active:
                 continue
-            reduced = graph.reduce(dx, graph.shape(node.output[0]), graph.shape(name), name) if entry.broadcast else dx
+            reduced = graph.sum_to(dx, node.output[0], name) if entry.broadcast else dx
             contributions.setdefault(name, []).append(reduced)
     totals = {name: _total(graph, contributions.get(name, [])) for name in parameters}
     return {name: total for name, total in totals.items() if total is not None}

@@ -154,8 +154,8 @@ def compress(b: Backward) -> Gradients:
     return [returned(b, kept)]
 
 
-stop("Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsInf", "IsNaN")
-stop("Ceil", "Floor", "Round", "Sign", "ConstantOfShape", "EyeLike", "NonZero", "Range")
+stop("And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual")
+stop("IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or", "Range", "Round", "Shape", "Sign", "Size", "Xor")
 
 
 def zeros(b: Backward, name: str) -> str:
