@@ -13,6 +13,7 @@ from . import (  # noqa: F401  (each registers its operators)
     movement,
     normalisation,
     pooling,
+    recurrent,
     reduction,
     resizing,
 )

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (each registers its rules)
     matmul,
     normalisation,
     pool,
+    recurrent,
     reduction,
     resize,
     shape,

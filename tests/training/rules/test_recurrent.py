@@ -1,0 +1,138 @@
+"""Rules of LSTM, GRU and RNN."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from blindsum.protocol.errors import BlindsumError
+from blindsum.training import build_artifact
+from tests.training.cases import Case, case, check, model_of
+
+STEPS, FEATURES, HIDDEN = 4, 3, 2
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+LAST = "l = Transpose <perm=[1, 0, 2]> (Yh) u = Unsqueeze (l, one)"
+
+
+def recurrent(
+    operator: str,
+    attributes: str = "",
+    *,
+    outputs: str = "Y, Yh, Yc",
+    inputs: str = "b, , h, c",
+    directions: int = 1,
+    differences: bool = True,
+) -> Case:
+    """(batch, steps, features) through the operator; `y` joins all outputs that are asked for."""
+    rng = np.random.default_rng(len(attributes) + directions)
+    drawn = {
+        "w": (directions, GATES[operator] * HIDDEN, FEATURES),
+        "r": (directions, GATES[operator] * HIDDEN, HIDDEN),
+        "b": (directions, 2 * GATES[operator] * HIDDEN),
+        "h": (directions, 1, HIDDEN),
+        "c": (directions, 1, HIDDEN),
+    }
+    if operator != "LSTM":
+        outputs, inputs = outputs.replace(", Yc", ""), inputs.replace(", c", "")
+    used = {name: rng.normal(size=drawn[name]) for name in ("w", "r", *inputs.replace(",", " ").split())}
+    body = ["s = Mul (x, m) t = Transpose <perm=[1, 0, 2]> (s) d = Shape <start=1, end=2> (t)"]
+    body.append("e = Concat <axis=0> (one, d, one)" if {"h", "c"} & used.keys() else "")
+    body += [f"{name}0 = Expand ({name}, e)" for name in ("h", "c") if name in used]
+    given = inputs.replace("h", "h0").replace("c", "c0")
+    names = [name.strip() for name in outputs.split(",")]
+    body.append(f"{outputs} = {operator} <hidden_size={HIDDEN}{attributes}> (t, w, r, {given})".replace(", )", ")"))
+    parts = []
+    if "Y" in names:
+        body.append("p = Transpose <perm=[2, 0, 1, 3]> (Y)")
+        parts.append("p")
+    for name in ("Yh", "Yc"):
+        if name in names:
+            body.append(f"{name}1 = Transpose <perm=[1, 0, 2]> ({name}) {name}2 = Unsqueeze ({name}1, one)")
+            parts.append(f"{name}2")
+    body.append(f"j = Concat <axis=1> ({', '.join(parts)}) y = Mul (j, j)")
+    return case(
+        " ".join(body),
+        (STEPS, FEATURES),
+        m=(FEATURES,),
+        one=[1],
+        differences=differences,
+        **used,
+    )
+
+
+CASES = {
+    **{name.lower(): recurrent(name) for name in GATES},
+    **{f"{name.lower()}_last_state_alone": recurrent(name, outputs=", Yh", inputs="b") for name in GATES},
+    **{f"{name.lower()}_without_bias_or_states": recurrent(name, outputs="Y", inputs="") for name in GATES},
+    "lstm_last_cell_alone": recurrent("LSTM", outputs=", , Yc", inputs="b, , h, c"),
+    "gru_reset_after": recurrent("GRU", ", linear_before_reset=1"),
+    "gru_reset_after_without_bias": recurrent("GRU", ", linear_before_reset=1", inputs="", outputs="Y"),
+    # onnx.reference knows no direction but forward and no activation but the default
+    **{f"{name.lower()}_reverse": recurrent(name, ', direction="reverse"', differences=False) for name in GATES},
+    **{
+        f"{name.lower()}_bidirectional": recurrent(name, ', direction="bidirectional"', directions=2, differences=False)
+        for name in GATES
+    },
+    "gru_reset_after_bidirectional": recurrent(
+        "GRU", ', direction="bidirectional", linear_before_reset=1', directions=2, differences=False
+    ),
+    **{
+        f"rnn_{activation.split(chr(34))[0].lower()}": recurrent(
+            "RNN", f', activations=["{activation}"{rest}', differences=False
+        )
+        for activation, rest in {
+            "Relu": "]",
+            "Sigmoid": "]",
+            "Softsign": "]",
+            "Softplus": "]",
+            "LeakyRelu": "], activation_alpha=[0.3]",
+            "ThresholdedRelu": "], activation_alpha=[0.1]",
+            "Elu": "], activation_alpha=[1.5]",
+            "Affine": "], activation_alpha=[0.7], activation_beta=[0.2]",
+            "ScaledTanh": "], activation_alpha=[1.7], activation_beta=[0.6]",
+            "HardSigmoid": "], activation_alpha=[0.3], activation_beta=[0.4]",
+        }.items()
+    },
+    "lstm_activations_of_both_directions": recurrent(
+        "LSTM",
+        ', direction="bidirectional", activations=["HardSigmoid", "Softsign", "Tanh", "Sigmoid", "Tanh", "Relu"]',
+        directions=2,
+        differences=False,
+    ),
+    "gru_activations": recurrent("GRU", ', activations=["HardSigmoid", "Relu"]', differences=False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_gives_the_gradient(name: str) -> None:
+    check(CASES[name])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "reason"),
+    [
+        ("", "b, , h, c, peep", r"peephole weights \(input P\)"),
+        (", input_forget=1", "b", "input_forget=1"),
+        (", clip=3.0", "b", "a clip threshold"),
+        ("", "b, lengths", r"sequences of unequal lengths \(input sequence_lens\)"),
+    ],
+)
+def test_what_has_no_gradient_is_named(attributes: str, inputs: str, reason: str) -> None:
+    extra = {"peep": np.zeros((1, 3 * HIDDEN), np.float32), "lengths": np.array([4, 4, 3, 4, 4], np.int32)}
+    item = recurrent("LSTM", attributes, inputs=", ".join(n for n in inputs.split(", ") if n not in extra))
+    body = item.body.replace(", h0, c0)", ", h0, c0, peep)") if "peep" in inputs.split(", ") else item.body
+    body = body.replace("(t, w, r, b)", "(t, w, r, b, lengths)") if "lengths" in inputs else body
+    item = dataclasses.replace(item, body=body, constants={**item.constants, **extra})
+    with pytest.raises(BlindsumError, match=rf"training-operator-unsupported: .*\(LSTM\): no gradient for {reason}"):
+        build_artifact(model_of(item), loss="mse")
+
+
+def test_too_many_steps_are_named() -> None:
+    body = (
+        "t = Transpose <perm=[1, 0, 2]> (x) Y, h = RNN <hidden_size=2> (t, w, r) y = Transpose <perm=[2, 0, 1, 3]> (Y)"
+    )
+    item = case(body, (1025, 1), w=(1, 2, 1), r=(1, 2, 2))
+    with pytest.raises(BlindsumError, match="no gradient for 1025 steps; it takes a fixed number of at most 1024"):
+        build_artifact(model_of(item), loss="mse")
