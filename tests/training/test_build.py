@@ -336,6 +336,26 @@ def test_symbolic_dimensions_are_fixed_by_name_or_place(make_model):
     assert "dimensions U; the symbolic ones are T, z.2" in _refusal(model, dimensions={**sizes, "U": 1})
 
 
+def test_batch_may_be_another_dimension(make_model):
+    text = "(float[N,2] x, float[3,N] z) => (float[3,N] y) { m = MatMul (x, w) t = Transpose (m) y = Add (t, z) }"
+    session = TrainingSession(build_artifact(make_model(text, {"w": ARRAY}), loss="mse", optimizer="gradient"))
+    assert [item.shape for item in session.manifest.features] == [(2,), (3,)]
+    x, z = np.float32([[1, 2], [3, 4], [5, 6], [7, 8]]), np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.testing.assert_allclose(session.predict((x, z)), x @ ARRAY + z, rtol=1e-6)
+    _, gradient = session.step((x, z), x @ ARRAY + z + 6)
+    np.testing.assert_allclose(gradient.reshape(2, 3), -np.tile(x.sum(axis=0)[:, None], 3), rtol=1e-5)
+
+
+def test_input_may_be_fixed(make_model):
+    text = "(float[N,3] x, float scale) => (float[N,3] y) { a = Mul (x, w) y = Mul (a, scale) }"
+    model = make_model(text, {"w": ARRAY[0]})
+    session = TrainingSession(build_artifact(model, loss="mse", fixed={"scale": 3}))
+    np.testing.assert_allclose(session.predict(ARRAY), ARRAY * ARRAY[0] * 3, rtol=1e-6)
+    assert "or a constant (fixed={'scale': ...})" in _refusal(model)
+    assert "fixed 'q' is none of x, scale" in _refusal(model, fixed={"q": 1})
+    assert "fixed 'scale' of shape (1,), not []" in _refusal(model, fixed={"scale": [1]})
+
+
 def test_inputs_of_different_fixed_batches_are_refused(make_model):
     body = "a = Concat <axis=0> (x, x) b = Mul (a, w) y = Add (b, z)"
     model = make_model(f"(float[2,3] x, float[4,3] z) => (float[4,3] y) {{ {body} }}", {"w": ARRAY[0]})
@@ -343,11 +363,14 @@ def test_inputs_of_different_fixed_batches_are_refused(make_model):
 
 
 def test_output_that_does_not_fit_the_loss_is_refused(make_model):
-    turned = make_model("(float[N,3] x) => (float[2,N] y) { t = Transpose (x) y = MatMul (w, t) }", {"w": ARRAY})
+    summed = make_model(
+        "(float[N,3] x) => (float[1,2] y) { s = ReduceSum (x, a) y = MatMul (s, w) }",
+        {"a": np.array([0]), "w": ARRAY.T},
+    )
     flat = make_model("(float[N,1] x) => (float[N,1] y) { y = Mul (x, w) }", {"w": ARRAY[0][:1]})
     said = "cross-entropy needs an output of shape (batch, classes, ...) with two classes or more, not ('batch', 1)"
     assert said in _refusal(flat, loss="cross-entropy")
-    assert "needs an output of shape (batch, fixed sizes), not (2, 'batch')" in _refusal(turned)
+    assert "mse needs an output of shape (batch, fixed sizes), not (1, 2)" in _refusal(summed)
 
 
 def test_manifest_says_what_is_trained():

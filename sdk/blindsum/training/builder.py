@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from blindsum.protocol.errors import BlindsumError
 
@@ -36,6 +36,7 @@ def build_artifact(
     optimizer: str | Optimiser | Gradient = "sgd",
     output: str | None = None,
     dimensions: Mapping[str, int] | None = None,
+    fixed: Mapping[str, ArrayLike] | None = None,
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
@@ -53,13 +54,14 @@ def build_artifact(
     `output`: which of the model's outputs the loss takes; the others are left out. None: the only one.
     `dimensions`: sizes for the symbolic dimensions of the inputs, but for the batch; one without a name goes by
     "INPUT.AXIS".
+    `fixed`: inputs that are no features but constants, such as a sampling rate.
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
     "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
     nodes, the parameters they block, and the rest that could be trained.
     """
     optimiser = as_optimiser(optimizer)
-    loss, source = as_loss(loss), read_source(model, output)
+    loss, source = as_loss(loss), read_source(model, output, fixed)
     selection = select(source, trainable)
     source, merged, adapters = adapted(source, selection.adapters)
     wanted = [*selection.names, *(name + part for name in (one.name for one in adapters) for part in (DOWN, UP))]

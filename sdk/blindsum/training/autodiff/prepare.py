@@ -1,7 +1,8 @@
 """Bring an author's ONNX model into the form that differentiation works on.
 
 Standard domain, operator set 18 or later, weights and `Constant` nodes as named arrays, inputs of features whose first
-dimension is the symbol "batch" and whose others are fixed, one output, shapes inferred, constants folded.
+dimension is the symbol "batch" and whose others are fixed, one output (batch first as well), shapes inferred, constants
+folded.
 """
 
 from __future__ import annotations
@@ -37,13 +38,20 @@ def prepare(source: Source, kept: Iterable[str], dimensions: Mapping[str, int]) 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid" or "training-operator-forbidden".
     """
     graph = Graph(nodes=source.nodes, constants=source.constants, shapes={}, opset=source.opset)
-    declared = _declared(source.inputs, dimensions)
+    declared, places = _declared(source.inputs, dimensions)
     inputs = {}
-    for item in declared:
-        graph.rename(item.name, feature(item.name))
+    for item, place in zip(declared, places, strict=True):
+        graph.nodes.insert(0, _placed(feature(item.name), item.name, len(item.shape), place))
         inputs[feature(item.name)] = (item.dtype, (BATCH, *item.shape[1:]))
     batch = max(size if isinstance(size := item.shape[0], int) else 0 for item in declared)
     output = Propagation(graph, inputs, batch, kept).run(source.output)
+    shape = graph.shapes.get(output, ())
+    if BATCH in shape[1:]:
+        place = shape.index(BATCH)
+        graph.shapes["@output"] = (BATCH, *shape[:place], *shape[place + 1 :])
+        graph.dtypes["@output"] = graph.dtypes[output]
+        perm = [place, *(axis for axis in range(len(shape)) if axis != place)]
+        output = graph.op("Transpose", output, perm=perm, output="@output")
     graph.prune([output])
     if graph.dtypes.get(output) != "float32":
         raise invalid(f"its output is not float32 but {graph.dtypes.get(output)}")
@@ -51,18 +59,42 @@ def prepare(source: Source, kept: Iterable[str], dimensions: Mapping[str, int]) 
     return Prepared(graph=graph, features=features, output=output)
 
 
-def _declared(given: Sequence[onnx.ValueInfoProto], dimensions: Mapping[str, int]) -> list[Tensor]:
-    """The inputs, with the first dimension '' where it is symbolic and all others fixed."""
+def _placed(source: str, target: str, rank: int, place: int) -> onnx.NodeProto:
+    """`target` is `source` with its first dimension moved to `place`."""
+    if place == 0:
+        return onnx.helper.make_node("Identity", [source], [target])
+    perm = [axis + 1 if axis < place else axis for axis in range(rank)]
+    perm[place] = 0
+    return onnx.helper.make_node("Transpose", [source], [target], perm=perm)
+
+
+def _declared(given: Sequence[onnx.ValueInfoProto], dimensions: Mapping[str, int]) -> tuple[list[Tensor], list[int]]:
+    """The inputs with the batch first, '' where it is symbolic, and all other dimensions fixed; where the model wants it.
+
+    The batch is the first dimension, or another one of the name that the first one has in another input.
+    """
     if not given:
         raise invalid("the output depends on no input")
-    inputs, open_, known = [], [], set()
+    inputs, places, open_, known = [], [], [], set()
+    heads = [tensor.shape.dim[0] for item in given if (tensor := item.type.tensor_type).shape.dim]
+    batches = set(map(_dimension, heads)) - {"", *dimensions}
     for item in given:
         tensor = item.type.tensor_type
         dtype = DTYPES.get(tensor.elem_type)
         if dtype is None or not tensor.shape.dim:
-            raise invalid(f"input {item.name!r} must be a batch of numbers, its first dimension the batch")
-        sizes: list[int | str] = [_dimension(tensor.shape.dim[0])]
-        for axis, dim in enumerate(tensor.shape.dim[1:], start=1):
+            raise invalid(
+                f"input {item.name!r} must be a batch of numbers, its first dimension the batch, "
+                f"or a constant (fixed={{{item.name!r}: ...}})"
+            )
+        named = [axis for axis, dim in enumerate(tensor.shape.dim) if dim.dim_param in batches]
+        place = named[0] if named and isinstance(_dimension(tensor.shape.dim[0]), int) else 0
+        places.append(place)
+        sizes: list[int | str] = [_dimension(tensor.shape.dim[place])]
+        if place:
+            sizes[0] = ""
+        for axis, dim in enumerate(tensor.shape.dim):
+            if axis == place:
+                continue
             name = _dimension(dim) or f"{item.name}.{axis}"
             if isinstance(name, str):
                 known.add(name)
@@ -79,11 +111,13 @@ def _declared(given: Sequence[onnx.ValueInfoProto], dimensions: Mapping[str, int
             "training-request-invalid", f"fix the sizes of symbolic dimensions: dimensions={{{wanted}}}"
         )
     if len({item.shape[0] for item in inputs if isinstance(item.shape[0], int)} - {1}) > 1:
-        heads = ", ".join(f"{item.name} {item.shape[0]}" for item in inputs)
-        raise invalid(f"the first dimensions of its inputs are not one batch: {heads}")
-    return inputs
+        listed = ", ".join(f"{item.name} {item.shape[0]}" for item in inputs)
+        raise invalid(f"the first dimensions of its inputs are not one batch: {listed}")
+    return inputs, places
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str:
-    """'' for one without size or name."""
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+    """'' for one without size or name. (Some exporters write -1, or ? for each.)"""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value > 0 else ""
+    return "" if dim.dim_param == "?" else str(dim.dim_param)

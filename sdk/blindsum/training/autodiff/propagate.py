@@ -21,7 +21,7 @@ from blindsum.protocol.errors import BlindsumError
 from ..operators import OPERATORS
 from ..protobuf import DTYPES
 from ..verify import IR_VERSION
-from . import arithmetic, sizes
+from . import arithmetic, shapes, sizes
 from .arithmetic import Vector
 from .graph import Dimension, Graph, Shape, attribute
 from .sizes import Size
@@ -42,12 +42,13 @@ class Propagation:
     """
 
     def __init__(self, graph: Graph, inputs: Mapping[str, tuple[str, Shape]], batch: int, kept: Iterable[str]) -> None:
-        self._graph, self._batch, self._kept = graph, batch, set(kept)
+        self._graph, self._batch = graph, batch
         self._kinds: dict[str, int] = {}
         self._computed: dict[str, Vector] = {}
         self._aliases: dict[str, str] = {}
         self._forbidden: dict[str, str] = {}
-        self._changing = set(self._kept)
+        self._changing = set(kept)
+        self._known = shapes.Known(sizes=self._sizes, vectors=self._computed, constants=graph.constants)
         self._opsets = [helper.make_opsetid("", graph.opset)]
         for name, (dtype, shape) in inputs.items():
             self._know(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
@@ -145,50 +146,9 @@ class Propagation:
             known = tensor.HasField("shape")
             shape = tuple(_dimension(dim) for dim in tensor.shape.dim) if known else None
             self._know(name, tensor.elem_type, shape)
-        ours = self._shape(node)
+        ours = shapes.shape(node, self._known)
         if ours is not None and None not in ours:
             self._graph.shapes[node.output[0]] = tuple(map(sizes.dimension, ours))
-
-    def _shape(self, node: onnx.NodeProto) -> Sequence[Size] | None:
-        """The shape of the first output for operators that are told it."""
-        if node.op_type == "Resize":
-            return self._resized(node)
-        at = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Tile": 1}.get(node.op_type)
-        wanted = self._computed.get(node.input[at]) if at is not None and len(node.input) > at else None
-        if wanted is None:
-            return None
-        if node.op_type == "ConstantOfShape":
-            return wanted.items
-        given = self._sizes(node.input[0])
-        if given is None:
-            return None
-        if node.op_type == "Tile":
-            return [sizes.times(a, b) for a, b in zip(given, wanted.items, strict=True)]
-        if node.op_type == "Expand":
-            rank = max(len(given), len(wanted.items))
-            ones: list[Size] = [1] * rank
-            left, right = ((ones + list(items))[-rank:] if rank else [] for items in (given, wanted.items))
-            return [a if b in (1, a) else b if a == 1 else None for a, b in zip(left, right, strict=True)]
-        if attribute(node, "allowzero", 0):
-            return None
-        target = [given[at] if size == 0 and at < len(given) else size for at, size in enumerate(wanted.items)]
-        if -1 in target:
-            rest = sizes.product([size for size in target if size != -1])
-            target[target.index(-1)] = sizes.over(sizes.product(given), rest)
-        return target
-
-    def _resized(self, node: onnx.NodeProto) -> list[Size] | None:
-        """ONNX loses the batch in Resize, though it is seldom resized."""
-        before, after = self._sizes(node.input[0]), self._sizes(node.output[0])
-        scales = self._graph.constants.get(node.input[2]) if len(node.input) > 2 else None
-        axes = attribute(node, "axes")
-        if before is None or after is None:
-            return None
-        if isinstance(axes, Sequence):
-            kept = set(range(len(before))) - {axis % len(before) for axis in axes}
-        else:
-            kept = {at for at, scale in enumerate([] if scales is None else scales.tolist()) if scale == 1.0}
-        return [before[at] if at in kept else size for at, size in enumerate(after)]
 
     # What is rewritten
 
@@ -207,8 +167,14 @@ class Propagation:
 
     def _reshape(self, node: onnx.NodeProto) -> None:
         given, wanted = self._sizes(node.input[0]), self._computed.get(node.input[1])
-        if given is None or wanted is None or attribute(node, "allowzero", 0):
+        if given is None or wanted is None:
             return
+        if attribute(node, "allowzero", 0):  # PyTorch always says so; it matters only where there is a 0
+            if 0 in wanted.items or None in wanted.items:
+                return
+            kept = [item for item in node.attribute if item.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
         target = sizes.reshaped(given, wanted.items, self._batch)
         if target is not None and tuple(target) != wanted.items:
             node.input[1] = self._integers(target)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import inliner, numpy_helper
 
 from blindsum.protocol.errors import BlindsumError
@@ -65,8 +65,8 @@ def load(model: Model) -> tuple[onnx.ModelProto, str]:
     return proto, hashlib.sha256(data).hexdigest()
 
 
-def read_source(model: Model, output: str | None) -> Source:
-    """`output`: the one to train, None for the only one.
+def read_source(model: Model, output: str | None, fixed: Mapping[str, ArrayLike] | None = None) -> Source:
+    """`output`: the one to train, None for the only one. `fixed`: inputs that are constants.
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data" or
     "training-operator-forbidden".
@@ -82,6 +82,8 @@ def read_source(model: Model, output: str | None) -> Source:
         raise invalid("it holds sparse weights; store them dense")
     constants = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
     weights = tuple(constants)
+    for name, value in (fixed or {}).items():
+        constants[name] = _fixed(proto, name, value)
     nodes = []
     for node in proto.graph.node:
         if node.op_type == "Constant":
@@ -145,6 +147,17 @@ def title(node: onnx.NodeProto) -> str:
 
 def invalid(reason: str) -> BlindsumError:
     return BlindsumError("training-model-invalid", reason)
+
+
+def _fixed(proto: onnx.ModelProto, name: str, value: ArrayLike) -> NDArray[np.generic]:
+    given = {item.name: item.type.tensor_type for item in proto.graph.input}
+    if name not in given:
+        raise BlindsumError("training-request-invalid", f"fixed {name!r} is none of {', '.join(given)}")
+    array = np.asarray(value, onnx.helper.tensor_dtype_to_np_dtype(given[name].elem_type))
+    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in given[name].shape.dim]
+    if array.ndim != len(sizes) or any(size not in (None, own) for size, own in zip(sizes, array.shape, strict=True)):
+        raise BlindsumError("training-request-invalid", f"fixed {name!r} of shape {array.shape}, not {sizes}")
+    return array
 
 
 def _chosen(proto: onnx.ModelProto, output: str | None) -> str:
