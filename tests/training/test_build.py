@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, Adam, TrainingSession, build_artifact, decode, models
+from blindsum.training import SGD, Adam, CrossEntropy, TrainingSession, build_artifact, decode, models
 from blindsum.training.protobuf import read_model
 
 ARRAY = np.float32([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
@@ -384,3 +384,17 @@ def test_manifest_says_what_is_trained():
     assert (manifest.targets.shape, manifest.targets.dtype) == ((), "int64")
     assert manifest.size == 4 * 6 + 6 + 6 * 3 + 3
     assert manifest.operators["Gemm"] == 5
+
+
+@pytest.mark.parametrize(("shape", "axis"), [("3", 1), ("2,3", 2)])
+def test_final_softmax_of_an_old_operator_set_is_left_to_the_loss(shape, axis, make_model):
+    text = f"(float[N,{shape}] x) => (float[N,{shape}] y) {{ z = Mul (x, w) y = Softmax <axis={axis}> (z) }}"
+    model = make_model(text, {"w": np.float32([0.5, -1.0, 2.0])}, opset=11)
+    session = TrainingSession(build_artifact(model, loss=CrossEntropy(axis=-1), optimizer="gradient"))
+    x = np.float32([[1, 2, 1], [3, -1, 1]])[None] if axis == 2 else np.float32([[1, 2, 1], [3, -1, 1]])
+    t = np.array([[0, 2]]) if axis == 2 else np.array([0, 2])
+    exponent = np.exp(x.reshape(2, 3).astype(np.float64) * [0.5, -1.0, 2.0])
+    expected = -np.log(exponent[[0, 1], [0, 2]] / exponent.sum(axis=1)).mean()
+    loss, _ = session.step(x, t)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(session.predict(x).sum(axis=-1), 1.0, rtol=1e-5)

@@ -129,11 +129,15 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
     while value in producers and producers[value].op_type == "Identity":
         value = producers[value].input[0]
     node = producers.get(value)
-    if (
-        node is not None
-        and node.op_type in rule.cuts
-        and attribute(node, "axis", -1) in (rule.axis, rule.axis - len(rule.shape))
-    ):
+    if node is None:
+        return value
+    inner = producers.get(node.input[0])
+    if node.op_type == "Reshape" and inner is not None and inner.op_type in rule.cuts:
+        # Softmax before operator set 13 flattened its input, and onnx's converter writes that out.
+        flat = producers.get(inner.input[0])
+        if flat is not None and flat.op_type == "Flatten" and graph.shape(flat.input[0])[1:] == rule.shape[1:]:
+            return flat.input[0] if attribute(flat, "axis", 1) == rule.axis == len(rule.shape) - 1 else value
+    if node.op_type in rule.cuts and attribute(node, "axis", -1) in (rule.axis, rule.axis - len(rule.shape)):
         return str(node.input[0])
     return value
 
