@@ -37,6 +37,7 @@ def build_artifact(
     output: str | None = None,
     dimensions: Mapping[str, int] | None = None,
     fixed: Mapping[str, ArrayLike] | None = None,
+    recompute: int | None = None,
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
@@ -55,6 +56,8 @@ def build_artifact(
     `dimensions`: sizes for the symbolic dimensions of the inputs, but for the batch; one without a name goes by
     "INPUT.AXIS".
     `fixed`: inputs that are no features but constants, such as a sampling rate.
+    `recompute`: the most bytes per example of forward results that a step may hold for the backward pass; what does not
+    fit is computed again there, which takes time and changes no result. None: all are kept.
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
     "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
@@ -74,7 +77,7 @@ def build_artifact(
     train.prune([logits])
     initial = source.constants
     wanted = [name for name in wanted if name in train.constants or not selection.by_default]
-    parameters, slopes = _complete(train, logits, wanted, rule, optimiser)
+    parameters, slopes = _complete(train, logits, wanted, rule, optimiser, recompute)
     missed = [name for name in wanted if name not in parameters]
     if missed and not selection.by_default:
         raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
@@ -143,7 +146,7 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
 
 
 def _complete(
-    train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser | Gradient
+    train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser | Gradient, held_max: int | None
 ) -> tuple[list[str], Graph]:
     """Add loss, gradients and update to the train graph.
 
@@ -153,7 +156,7 @@ def _complete(
     loss, weight = rule.mean(train, logits, TARGETS)
     rate = update.folded_rate(optimiser)
     origin, seed = rule.origin(train, logits, TARGETS, rate)
-    gradients = differentiate(train, origin, seed, wanted)
+    gradients = differentiate(train, origin, seed, wanted, held_max=held_max)
     if not gradients:
         raise BlindsumError("training-model-invalid", "the loss depends smoothly on none of the weights to train")
     only_gradient = train.copy()

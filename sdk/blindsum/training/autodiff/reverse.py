@@ -9,6 +9,7 @@ import onnx
 from blindsum.protocol.errors import BlindsumError
 
 from .graph import Graph
+from .recompute import Visit, recompute
 from .registry import Backward, find, stops
 
 
@@ -22,8 +23,12 @@ def reached(graph: Graph, parameters: Sequence[str]) -> set[str]:
     return values
 
 
-def differentiate(graph: Graph, value: str, seed: str, parameters: Sequence[str]) -> dict[str, str]:
+def differentiate(
+    graph: Graph, value: str, seed: str, parameters: Sequence[str], *, held_max: int | None = None
+) -> dict[str, str]:
     """Append the backward pass; `seed` is the gradient of the loss for `value`.
+
+    `held_max`: the most bytes per example of forward results that the backward pass may hold (see `recompute`).
 
     Returns the gradient's name for each parameter that has one: where an operator passes none on (Shape, ArgMax, the
     data-dependent inputs), a parameter is left out. Raises "training-operator-unsupported" with the node, the
@@ -33,20 +38,26 @@ def differentiate(graph: Graph, value: str, seed: str, parameters: Sequence[str]
     forward = [node for node in graph.nodes if active.intersection(node.output)]
     _require_rules(graph, forward, parameters)
     contributions: dict[str, list[str]] = {value: [seed]}
+    tape = []
     for node in reversed(forward):
         dys = tuple(_total(graph, contributions.pop(name, [])) for name in node.output)
         if all(dy is None for dy in dys):
             continue
         entry = find(node.op_type, graph.opset)
         assert entry is not None
+        start = len(graph.nodes)
         gradients = entry.rule(Backward(graph=graph, node=node, dys=dys, active=active))
         for name, dx in zip(node.input, gradients, strict=False):
             if dx is None or name not in active:
                 continue
             reduced = graph.sum_to(dx, node.output[0], name) if entry.broadcast else dx
             contributions.setdefault(name, []).append(reduced)
+        tape.append(Visit(dy=next(filter(None, dys)), emitted=range(start, len(graph.nodes))))
     totals = {name: _total(graph, contributions.get(name, [])) for name in parameters}
-    return {name: total for name, total in totals.items() if total is not None}
+    found = {name: total for name, total in totals.items() if total is not None}
+    if held_max is not None:
+        recompute(graph, tape, found.values(), held_max)
+    return found
 
 
 def _leading(graph: Graph, value: str) -> set[str]:
