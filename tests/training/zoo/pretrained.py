@@ -135,7 +135,7 @@ PRETRAINED: dict[str, Pretrained] = {
         inputs={"x": _images(3, 48, 48)},
         targets=_classes(2),
         head=["fc_0.*"],
-        dimensions={"?": 48},
+        dimensions={"x.2": 48, "x.3": 48},
     ),
     "text detection (DBNet)": Pretrained(
         wheel="rapidocr-onnxruntime",
@@ -160,7 +160,7 @@ PRETRAINED: dict[str, Pretrained] = {
         targets=_classes(6625, 4),
         lr=0.05,
         head=["linear_85.*"],
-        dimensions={"?": 48, "p2o.DynamicDimension.1": 32},
+        dimensions={"x.2": 48, "p2o.DynamicDimension.1": 32},
     ),
     "spindles in EEG (U-Net)": Pretrained(
         wheel="brainmaze-eeg-models",
