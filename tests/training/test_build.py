@@ -100,10 +100,10 @@ def test_frozen_prefix_costs_no_backward_node():
 def test_frozen_weights_do_not_move():
     session = TrainingSession(build_artifact(models.mlp([4, 6, 3], seed=5), loss="mse", trainable=["layer2.weight"]))
     x, t = np.ones((2, 4), np.float32), np.ones((2, 3), np.float32)
-    frozen = {name: array.copy() for name, array in session._artifact.constants.items()}
+    frozen = {name: array.copy() for name, array in session._engine.artifact.constants.items()}
     session.step(x, t)
     assert {"layer1.weight", "layer1.bias", "layer2.bias"} <= set(frozen)
-    assert all(np.array_equal(frozen[name], array) for name, array in session._artifact.constants.items())
+    assert all(np.array_equal(frozen[name], array) for name, array in session._engine.artifact.constants.items())
 
 
 def test_flat_vector_is_in_the_order_of_the_model():

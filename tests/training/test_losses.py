@@ -173,7 +173,7 @@ def test_ignored_targets_count_for_nothing_in_any_piece(make_model, monkeypatch)
     x, t = np.random.default_rng(1).normal(size=(20, 4)), _classes(20, 9)
     t[:6] = 9
     whole = trainer.evaluate(x, t)
-    monkeypatch.setattr("blindsum.training.session.EVALUATE_ROWS_MAX", 3)
+    monkeypatch.setattr("blindsum.training.engine.EVALUATE_ROWS_MAX", 3)
     assert trainer.evaluate(x, t) == pytest.approx(whole, rel=1e-6)
     kept = t != 9
     assert trainer.evaluate(x[kept], t[kept]) == pytest.approx(whole, rel=1e-6)

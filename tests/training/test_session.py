@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, Adam, TrainingSession, build_artifact, models, session
+from blindsum.training import SGD, Adam, TrainingSession, build_artifact, engine, models
 
 X = np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(6, 4)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -138,7 +138,7 @@ def test_metrics_do_not_depend_on_the_pieces_they_are_computed_in(monkeypatch):
     trainer = _session()
     trainer.step(X, Y)
     whole, rows = trainer.evaluate(X, Y), trainer.predict(X)
-    monkeypatch.setattr(session, "EVALUATE_ROWS_MAX", 4)
+    monkeypatch.setattr(engine, "EVALUATE_ROWS_MAX", 4)
     assert trainer.evaluate(X, Y) == pytest.approx(whole, rel=1e-6)
     np.testing.assert_allclose(trainer.predict(X), rows, rtol=1e-6)
 

@@ -39,6 +39,13 @@ CATALOGUE: dict[str, Entry] = {
         "features or targets do not have the shape, type or range that the artifact states",
         "pass features of shape (batch, ...) and one target per example, as the message says",
     ),
+    "training-checkpoint-damaged": Entry(
+        "the bytes are not a whole checkpoint of a training session: truncated, altered, or something else",
+        "restore an older checkpoint, or train from the artifact again",
+    ),
+    "training-checkpoint-foreign": Entry(
+        "the checkpoint was taken from another artifact", "restore it in a session of the artifact that it names"
+    ),
     "training-diverged": Entry(
         "the loss is NaN or infinite; a step that ends so changes no parameter",
         "lower the learning rate and look for extreme values in the features",

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.messages import Training
 
 __all__ = ["STATISTICS", "Aborted", "Trained", "train"]
@@ -53,43 +52,10 @@ def train(
     session = TrainingSession(plan)
     start = np.frombuffer(model, dtype="<f4").astype(np.float32)
     session.parameters = start
-    names = [item.name for item in session.manifest.features]
     if "lr" in session.hyperparameters:
         session.hyperparameters = {"lr": settings.rate_micros / 1e6}
-    count, loss = 0, 0.0
-    for epoch in range(settings.epochs):
-        _go_on(obstacle)
-        count, loss = 0, 0.0
-        for batch in batches(epoch):
-            x, y = _arrays(batch, names)
-            for at in range(0, len(y), settings.batch_size):
-                _go_on(obstacle)
-                part = slice(at, at + settings.batch_size)
-                value = session.step({name: array[part] for name, array in x.items()}, y[part])
-                assert isinstance(value, float)
-                count += len(y[part])
-                loss += value * len(y[part])
-    if count == 0:
-        raise BlindsumError("no-examples")
-    return Trained(session.parameters - start, count, min(loss / count, LOSS_MAX))
-
-
-def _go_on(obstacle: Callable[[], str]) -> None:
-    if reason := obstacle():
-        raise Aborted(reason)
-
-
-def _arrays(batch: Batch, names: list[str]) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.generic]]:
-    """What the app yielded, as arrays of the same length: one for each of the model's inputs `names`, and the targets."""
-    try:
-        features, targets = batch
-        if not isinstance(features, Mapping):
-            given = features if isinstance(features, tuple) and len(names) > 1 else (features,)
-            features = dict(zip(names, given, strict=True))
-        x, y = {name: np.asarray(array) for name, array in features.items()}, np.asarray(targets)
-        rows = [len(array) for array in (*x.values(), y)]
-    except (TypeError, ValueError) as error:
-        raise BlindsumError("training-batch-invalid", f"examples are pairs of arrays (features, targets): {error}") from None
-    if len(set(rows)) != 1:
-        raise BlindsumError("training-batch-invalid", f"{', '.join(map(str, rows[:-1]))} features but {rows[-1]} targets")
-    return x, y
+    report = session.fit(batches, epochs=settings.epochs, batch_size=settings.batch_size, should_abort=obstacle)
+    if report.stopped == "aborted":
+        raise Aborted(report.reason)
+    last = report.epochs[-1]
+    return Trained(session.parameters - start, last.examples, min(last.loss, LOSS_MAX))

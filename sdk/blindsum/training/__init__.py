@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from blindsum.protocol.errors import BlindsumError
 
+from . import schedules
 from .losses import (
     BinaryCrossEntropy,
     Contrastive,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .artifact import Artifact, decode
     from .autodiff import Backward, Gradients, rule
     from .builder import build_artifact
+    from .fit import Epoch, Report, Step
     from .session import TrainingSession
 
 __all__ = [
@@ -43,17 +45,21 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "CustomLoss",
+    "Epoch",
     "Gradients",
     "Huber",
     "MeanAbsoluteError",
     "MeanSquaredError",
     "NegativeLogLikelihood",
     "RMSprop",
+    "Report",
+    "Step",
     "TrainingSession",
     "build_artifact",
     "decode",
     "models",
     "rule",
+    "schedules",
 ]
 
 _HOMES = {
@@ -63,6 +69,9 @@ _HOMES = {
     "Gradients": ".autodiff",
     "rule": ".autodiff",
     "build_artifact": ".builder",
+    "Epoch": ".fit",
+    "Report": ".fit",
+    "Step": ".fit",
     "models": ".models",
     "TrainingSession": ".session",
 }

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from blindsum.protocol.errors import BlindsumError
 
-from .artifact import decode
-from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Manifest, Targets, Weight, feature, gradient, updated
+from . import checkpoint
+from .artifact import DIGEST_SIZE, MAGIC, decode
+from .bank import Floats
+from .batch import Features, features_of, feeds_of
+from .engine import Engine
+from .fit import (
+    BATCH_SIZE,
+    EPOCHS_MAX,
+    Batches,
+    Fit,
+    Plan,
+    Progress,
+    Report,
+    Step,
+    count_of,
+    source_of_arrays,
+    source_of_batches,
+)
+from .manifest import Manifest
 from .optimisers import RANGES, in_range
-from .protobuf import with_initialisers
+from .schedules import Constant, Schedule
 
 THREADS_MAX = 64
-EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, which bounds their memory
-
-Floats = NDArray[np.float32]
-Features = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
-"""An array where the model has one input, else one for each: by name, or as a tuple in the manifest's order."""
-Feeds = dict[str, NDArray[np.generic]]
 
 
 class TrainingSession:
-    """Trains one model on one device. Not thread-safe.
-
-    The parameters live in two sets of buffers: a step reads one and writes the other, then they change places.
-    (onnxruntime may write an output before the last read of an input, so one buffer bound as both gives silently wrong
-    results.) Where the step hands out the gradient, the second set receives it and they never change places.
-    """
+    """Trains one model on one device. Not thread-safe."""
 
     def __init__(self, artifact: bytes, threads: int = 1) -> None:
         """Verify `artifact` and load it for `threads` CPU threads.
@@ -42,25 +44,16 @@ class TrainingSession:
         """
         if not 1 <= threads <= THREADS_MAX:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
-        self._artifact = decode(artifact)
-        self._threads = threads
-        manifest = self.manifest
-        self._train = self._session(self._artifact.train, self._artifact.constants)
-        self._evaluate: ort.InferenceSession | None = None
-        self._predict: ort.InferenceSession | None = None
-        self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
-        self._hyperparameters = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
-        self._updates = manifest.optimiser != "gradient"
-        self._banks = [_Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
-        self._anchors, self._controls = _Bank(manifest.anchors), _Bank(manifest.controls)
-        self._bindings = [self._bind(at) for at in range(2)]
-        self._at = 0  # the bank that holds the current parameters
-        self.parameters = self._artifact.parameters
+        self._engine = Engine(decode(artifact), threads)
+        self._digest = artifact[len(MAGIC) : len(MAGIC) + DIGEST_SIZE].hex()
+        self._fit: Fit | None = None
+        self._progress: Progress | None = None  # of a fit that has not ended
+        self._best: Floats | None = None
 
     @property
     def manifest(self) -> Manifest:
         """What the artifact trains and how."""
-        return self._artifact.manifest
+        return self._engine.manifest
 
     @property
     def layout(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -69,17 +62,18 @@ class TrainingSession:
 
     @property
     def hyperparameters(self) -> dict[str, float]:
-        """The optimiser's numbers. Assign a mapping of some of them to change those, e.g. for a schedule."""
-        return {name: float(value) for name, value in self._hyperparameters.items()}
+        """The optimiser's numbers. Assign a mapping of some of them to change those."""
+        return {name: float(value) for name, value in self._engine.numbers.items()}
 
     @hyperparameters.setter
     def hyperparameters(self, values: Mapping[str, float]) -> None:
+        numbers = self._engine.numbers
         for name, value in values.items():
-            if name not in self._hyperparameters or not in_range(name, value):
-                known = ", ".join(f"{name} in {list(RANGES[name])}" for name in self._hyperparameters) or "none"
+            if name not in numbers or not in_range(name, value):
+                known = ", ".join(f"{name} in {list(RANGES[name])}" for name in numbers) or "none"
                 raise BlindsumError("training-request-invalid", f"{name}={value}; the hyperparameters are {known}")
         for name, value in values.items():
-            self._hyperparameters[name][...] = value
+            numbers[name][...] = value
 
     @property
     def parameters(self) -> Floats:
@@ -87,14 +81,11 @@ class TrainingSession:
 
         Assigning sets them, starts the optimiser afresh, and is where a proximal term measures from.
         """
-        return self._banks[self._at].flat(len(self.manifest.parameters))
+        return self._engine.parameters()
 
     @parameters.setter
     def parameters(self, vector: ArrayLike) -> None:
-        flat = self._vector(vector)
-        self._banks[self._at].fill(flat)
-        self._anchors.fill(flat)
-        self._forget()
+        self._engine.place(self._vector(vector))
 
     @property
     def control(self) -> Floats:
@@ -104,12 +95,146 @@ class TrainingSession:
         artifact's optimiser was built without `control`.
         """
         self._require_control()
-        return self._controls.flat(len(self.manifest.controls))
+        return self._engine.controls.flat(len(self.manifest.controls))
 
     @control.setter
     def control(self, vector: ArrayLike) -> None:
         self._require_control()
-        self._controls.fill(self._vector(vector))
+        self._engine.controls.fill(self._vector(vector))
+
+    def step(self, features: Features, targets: ArrayLike) -> float | tuple[float, Floats]:
+        """Train on one batch; its size may differ from step to step.
+
+        `features`: (batch, ...) as `manifest.features` states, one array or one for each input. `targets`: one row for
+        each example, as `manifest.targets` states. Returns the mean loss before the update; for an artifact with
+        optimizer="gradient", which updates nothing, the loss and the gradient as one float32 vector.
+
+        Raises "training-batch-invalid", "training-runtime-failed" or, where the loss is NaN or infinite,
+        "training-diverged"; the parameters then stay as they were.
+        """
+        loss, _ = self._engine.step(feeds_of(self.manifest, features, targets))
+        return loss if self._engine.updates else (loss, self._engine.gradient())
+
+    def fit(
+        self,
+        data: Features | Batches,
+        targets: ArrayLike | None = None,
+        *,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        shuffle_seed: int | None = None,
+        schedule: Schedule | None = None,
+        validation: tuple[Features, ArrayLike] | None = None,
+        patience: int | None = None,
+        should_abort: Callable[[], bool | str] | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        accumulate: int = 1,
+        resume: bool = False,
+    ) -> Report:
+        """Train for `epochs` passes over the data.
+
+        `data` with `targets`: arrays, cut into batches of `batch_size` (32 where None), in another order each epoch
+        where there is a `shuffle_seed`. `data` alone: an iterable of batches (features, targets), or a function from the
+        number of the epoch to one; a batch above `batch_size` is cut, and nothing is read ahead or kept.
+        `schedule`: factor on the learning rate by the number of the step (see `schedules`).
+        `validation`: examples to evaluate after each epoch. `patience`: stop after so many epochs without a lower
+        validation loss, and put the parameters of the best epoch back.
+        `should_abort`: asked before each epoch and each step; True or a reason ends training there.
+        `on_step`: called after each step; it may take a `checkpoint`.
+        `accumulate`: take each batch in so many pieces. Their gradients add up to that of the whole batch, with less
+        memory (normalisation by batch statistics and "contrastive" see the pieces instead).
+        `resume`: go on with the fit that was interrupted, in this session or in that of the restored checkpoint; the
+        arguments must be the same, and the result is bit for bit that of an uninterrupted fit.
+
+        Raises "training-request-invalid", "training-batch-invalid", "no-examples", "training-runtime-failed" or
+        "training-diverged"; the parameters are then those after the last good step.
+        """
+        manifest = self.manifest
+        if not self._engine.updates:
+            raise BlindsumError("training-request-invalid", 'fit: optimizer="gradient" updates nothing')
+        _require_counts(epochs=epochs, accumulate=accumulate, patience=patience, batch_size=batch_size)
+        if patience is not None and validation is None:
+            raise BlindsumError("training-request-invalid", "fit: patience needs validation")
+        if targets is None and shuffle_seed is not None:
+            raise BlindsumError("training-request-invalid", "fit: shuffle_seed needs arrays, not batches")
+        plan = Plan(
+            epochs=epochs,
+            batch_size=batch_size or (0 if targets is None else BATCH_SIZE),
+            shuffle_seed=shuffle_seed,
+            accumulate=accumulate,
+            examples=None if targets is None else count_of(manifest, data, targets),  # type: ignore[arg-type]
+            patience=patience,
+        )
+        progress = self._begin(plan, resume)
+        fit = Fit(
+            engine=self._engine,
+            source=source_of_batches(manifest, data, plan)  # type: ignore[arg-type]
+            if targets is None
+            else source_of_arrays(manifest, data, targets, plan),  # type: ignore[arg-type]
+            validation=None if validation is None else feeds_of(manifest, *validation),
+            schedule=schedule or Constant(),
+            rows_max=0,
+            should_abort=should_abort or (lambda: False),
+            on_step=on_step or (lambda _: None),
+            progress=progress,
+            best=self._best if resume else None,
+        )
+        self._fit = fit
+        try:
+            report = fit.run()
+        finally:
+            self._fit, self._best = None, fit.best
+        if report.stopped != "aborted":
+            self._progress = self._best = None
+        return report
+
+    def evaluate(self, features: Features, targets: ArrayLike) -> dict[str, float]:
+        """Loss and metrics over all the examples, with the current parameters.
+
+        Each is a mean over what it counts: ignored targets count for nothing, classes as much as they weigh.
+        """
+        values = self._engine.evaluate(feeds_of(self.manifest, features, targets))
+        return dict(zip(self.manifest.metrics, values, strict=True))
+
+    def predict(self, features: Features) -> Floats:
+        """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
+        return self._engine.predict(features_of(self.manifest, features))
+
+    def checkpoint(self) -> bytes:
+        """The whole state: parameters, optimiser, hyperparameters, and where a fit is that has not ended."""
+        best = self._fit.best if self._fit is not None else self._best
+        header = checkpoint.Header(
+            artifact=self._digest,
+            hyperparameters=self.hyperparameters,
+            progress=self._progress,
+            sizes=(self._engine.everything().size, 0 if best is None else best.size),
+        )
+        return checkpoint.encode(header, self._engine.everything(), np.zeros(0, np.float32) if best is None else best)
+
+    def restore(self, data: bytes) -> None:
+        """Become what the session was whose `checkpoint` this is; `fit(..., resume=True)` then goes on with its fit.
+
+        Raises "training-checkpoint-damaged" or "training-checkpoint-foreign", and changes nothing then.
+        """
+        sizes = (self._engine.everything().size, self.manifest.size)
+        header, everything, best = checkpoint.decode(data, artifact=self._digest, sizes=sizes)
+        if header.hyperparameters.keys() != self._engine.numbers.keys():
+            raise BlindsumError("training-checkpoint-damaged", "other hyperparameters than the artifact's")
+        self.hyperparameters = header.hyperparameters
+        self._engine.restore(everything)
+        self._progress, self._best = header.progress, best if best.size else None
+
+    def _begin(self, plan: Plan, resume: bool) -> Progress:
+        """Where to begin: anew, or where an interrupted fit of the same plan is."""
+        rate = self.hyperparameters.get("lr")
+        if resume and self._progress is not None:
+            if self._progress.plan != plan:
+                raise BlindsumError(
+                    "training-request-invalid", f"fit: resume with {plan}, begun with {self._progress.plan}"
+                )
+        else:
+            self._progress, self._best = Progress(plan=plan, rate=rate), None
+        return self._progress
 
     def _require_control(self) -> None:
         if not self.manifest.control:
@@ -126,203 +251,8 @@ class TrainingSession:
             raise BlindsumError("training-parameters-invalid", "NaN or infinity (as float32)")
         return flat
 
-    def step(self, features: Features, targets: ArrayLike) -> float | tuple[float, Floats]:
-        """Train on one batch; its size may differ from step to step.
 
-        `features`: (batch, ...) as `manifest.features` states. `targets`: (batch,) class numbers for cross-entropy,
-        else numbers of the prediction's shape. Returns the mean loss before the update; for an artifact with
-        optimizer="gradient", which updates nothing, the loss and the gradient as one float32 vector.
-
-        Raises "training-batch-invalid", "training-runtime-failed" or, where the loss is NaN or infinite,
-        "training-diverged"; the parameters then stay as they were.
-        """
-        binding = self._bindings[self._at]
-        for name, array in self._batch(features, targets).items():
-            binding.bind_cpu_input(name, array)
-        with _runtime():
-            self._train.run_with_iobinding(binding)
-        loss = float(self._loss)
-        _require_finite(loss)
-        if not self._updates:
-            return loss, self._banks[1].flat(len(self.manifest.parameters))
-        self._at = 1 - self._at
-        self._forget()
-        return loss
-
-    def evaluate(self, features: Features, targets: ArrayLike) -> dict[str, float]:
-        """Loss and metrics over all the examples, with the current parameters.
-
-        Each is a mean over what it counts: ignored targets count for nothing, classes as much as they weigh.
-        """
-        feeds = self._batch(features, targets)
-        self._evaluate = self._evaluate or self._session(self._artifact.evaluate, self._weights())
-        totals = np.zeros((len(self.manifest.metrics), 2))
-        for piece in _pieces(feeds):
-            with _runtime():
-                values = self._evaluate.run(None, piece)
-            means, weights = np.array(values, np.float64).T
-            totals += np.stack([means * weights, weights], axis=1)
-        means = totals[:, 0] / np.where(totals[:, 1] == 0.0, 1.0, totals[:, 1])
-        metrics: dict[str, float] = dict(zip(self.manifest.metrics, means.tolist(), strict=True))
-        _require_finite(metrics["loss"])
-        return metrics
-
-    def predict(self, features: Features) -> Floats:
-        """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
-        feeds = self._features(features)
-        self._predict = self._predict or self._session(self._artifact.predict, self._weights())
-        with _runtime():
-            return np.concatenate([self._predict.run([PREDICTION], piece)[0] for piece in _pieces(feeds)])
-
-    def _features(self, features: Features) -> Feeds:
-        """The arrays of one batch by graph input."""
-        wanted = self.manifest.features
-        names = [item.name for item in wanted]
-        if not isinstance(features, Mapping):
-            given = features if isinstance(features, tuple) and len(wanted) > 1 else (features,)
-            if len(given) != len(names):
-                raise BlindsumError("training-batch-invalid", f"{len(given)} arrays for the inputs {', '.join(names)}")
-            features = dict(zip(names, given, strict=True))
-        if set(features) != set(names):
-            raise BlindsumError(
-                "training-batch-invalid", f"features {', '.join(map(str, features))}, not {', '.join(names)}"
-            )
-        title = "features" if len(wanted) == 1 else "features {}"
-        feeds = {feature(i.name): _array(title.format(i.name), features[i.name], i) for i in wanted}
-        if len({len(array) for array in feeds.values()}) > 1:
-            raise BlindsumError("training-batch-invalid", f"features of {[len(x) for x in feeds.values()]} rows")
-        return feeds
-
-    def _batch(self, features: Features, targets: ArrayLike) -> Feeds:
-        feeds, t = self._features(features), _array("targets", targets, self.manifest.targets)
-        rows = len(next(iter(feeds.values())))
-        if rows != len(t):
-            raise BlindsumError("training-batch-invalid", f"{rows} features but {len(t)} targets")
-        _require_range(t, self.manifest.targets)
-        return {**feeds, TARGETS: t}
-
-    def _session(self, graph: bytes, constants: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession:
-        """Weights go in as constants, so that onnxruntime folds and prepacks them."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors come back as exceptions
-        options.enable_mem_pattern = False  # planning memory ahead leaves the first step's unused beside it: twice the peak
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
-        with _runtime():
-            return ort.InferenceSession(
-                with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"]
-            )
-
-    def _weights(self) -> dict[str, NDArray[np.generic]]:
-        bank = self._banks[self._at]
-        trained = {weight.name: bank.arrays[weight.name] for weight in self.manifest.parameters}
-        return {**self._artifact.constants, **trained}
-
-    def _bind(self, at: int) -> ort.IOBinding:
-        binding = self._train.io_binding()
-        for name, value in self._hyperparameters.items():
-            binding.bind_cpu_input(f"@{name}", value)
-        weights = {**self._banks[at].arrays, **self._anchors.arrays, **self._controls.arrays}
-        for name, value in weights.items():
-            binding.bind_cpu_input(name, value)
-        _bind_output(binding, LOSS, self._loss)
-        _bind_output(binding, WEIGHT, self._weight)
-        result = updated if self._updates else gradient
-        for name, value in self._banks[1 - at].arrays.items():
-            _bind_output(binding, result(name), value)
-        return binding
-
-    def _forget(self) -> None:
-        """Drop the sessions that hold older parameters as constants."""
-        self._evaluate = self._predict = None
-
-
-class _Bank:
-    """float32 tensors side by side in one buffer, each aligned for vector instructions."""
-
-    _ALIGNMENT = 64
-
-    def __init__(self, weights: Sequence[Weight]) -> None:
-        sizes = [math.prod(weight.shape) for weight in weights]
-        step = self._ALIGNMENT // 4
-        starts = np.cumsum([0] + [-(-size // step) * step for size in sizes])
-        raw = np.zeros(4 * int(starts[-1]) + self._ALIGNMENT, np.uint8)
-        skip = -raw.ctypes.data % self._ALIGNMENT
-        self._buffer = raw[skip : skip + 4 * int(starts[-1])].view(np.float32)
-        self.arrays = {
-            weight.name: self._buffer[start : start + size].reshape(weight.shape)
-            for weight, start, size in zip(weights, starts, sizes, strict=False)
-        }
-
-    def flat(self, count: int) -> Floats:
-        """The first `count` tensors as one new vector."""
-        return np.concatenate([array.ravel() for array in list(self.arrays.values())[:count]])
-
-    def fill(self, vector: Floats) -> None:
-        """Set the first tensors from `vector` and those after its end to zero."""
-        at = 0
-        self._buffer.fill(0.0)
-        for array in self.arrays.values():
-            if at == vector.size:
-                break
-            array[...] = vector[at : at + array.size].reshape(array.shape)
-            at += array.size
-
-
-@contextlib.contextmanager
-def _runtime() -> Iterator[None]:
-    """onnxruntime has a dozen exception types of its own; ours names the cause and the remedy."""
-    try:
-        yield
-    except Exception as error:
-        raise BlindsumError("training-runtime-failed", str(error)) from error
-
-
-def _require_finite(loss: float) -> None:
-    if not math.isfinite(loss):
-        raise BlindsumError("training-diverged", f"loss {loss}")
-
-
-def _bind_output(binding: ort.IOBinding, name: str, array: Floats) -> None:
-    binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-
-def _array(title: str, values: ArrayLike, wanted: Batch) -> NDArray[np.generic]:
-    """`values` as a contiguous array of the wanted type, where that loses nothing but float precision."""
-    array = np.asarray(values)
-    dtype = np.dtype(wanted.dtype)
-    if not (np.can_cast(array.dtype, dtype, "same_kind") or (dtype.kind == "f" and array.dtype.kind in "iub")):
-        raise BlindsumError("training-batch-invalid", f"{title} of type {array.dtype}, not {dtype}")
-    if array.ndim == 0 or not len(array) or array.shape[1:] not in (wanted.shape, _without_last_one(wanted.shape)):
-        raise BlindsumError(
-            "training-batch-invalid",
-            f"{title} of shape {array.shape}, not (batch, {', '.join(map(str, wanted.shape))})",
-        )
-    with np.errstate(over="ignore"):  # an infinity shows in the loss
-        return np.ascontiguousarray(array.reshape(len(array), *wanted.shape), dtype=dtype)
-
-
-def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(batch,) stands for (batch, 1): one number for each example."""
-    return shape[:-1] if shape and shape[-1] == 1 else shape
-
-
-def _require_range(targets: NDArray[Any], wanted: Targets) -> None:
-    if wanted.low is None or wanted.high is None:
-        return
-    low, high = targets.min(), targets.max()  # NaN fails too
-    if low >= wanted.low and high <= wanted.high:
-        return
-    right = (targets >= wanted.low) & (targets <= wanted.high)
-    if wanted.ignored is None or not np.all(right | (targets == wanted.ignored)):
-        raise BlindsumError(
-            "training-batch-invalid", f"targets from {low} to {high}, not in {wanted.low:g}..{wanted.high:g}"
-        )
-
-
-def _pieces(feeds: Feeds) -> Iterator[Feeds]:
-    """The batch in pieces of bounded size."""
-    rows = len(next(iter(feeds.values())))
-    for start in range(0, rows, EVALUATE_ROWS_MAX):
-        yield {name: array[start : start + EVALUATE_ROWS_MAX] for name, array in feeds.items()}
+def _require_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and not 1 <= count <= EPOCHS_MAX:
+            raise BlindsumError("training-request-invalid", f"fit: {name}={count} is not in 1..{EPOCHS_MAX}")
