@@ -20,7 +20,7 @@ Batch = tuple[ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...], Array
 """Features and targets; a model of several inputs takes its features by name, or as a tuple in their order."""
 
 LOSS_MAX = 1e6
-"""A loss above this is reported as this, so that no device's loss can wrap the sum."""
+"""A loss above this is reported as this and one below zero as zero, so that no device's loss can wrap the sum."""
 
 
 class Aborted(Exception):
@@ -58,4 +58,4 @@ def train(
     if report.stopped == "aborted":
         raise Aborted(report.reason)
     last = report.epochs[-1]
-    return Trained(session.parameters - start, last.examples, min(last.loss, LOSS_MAX))
+    return Trained(session.parameters - start, last.examples, min(max(last.loss, 0.0), LOSS_MAX))
