@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
@@ -13,6 +14,7 @@ from blindsum.training import (
     Contrastive,
     Cosine,
     CrossEntropy,
+    CustomLoss,
     Huber,
     NegativeLogLikelihood,
     TrainingSession,
@@ -249,3 +251,71 @@ def test_activation_is_cut_only_where_the_loss_holds_it(make_model):
         logits = torch.tensor(x) if cut else torch.softmax(torch.tensor(x), axis)
         expected = functional.cross_entropy(logits.movedim(-1, 1), torch.tensor(t)).item()
         assert session.evaluate(x, t)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+LOG_COSH = """(float[N,4] prediction, float[N,4] targets) => (float loss) {
+    error = Sub (prediction, targets) half = Div (error, two) e = Exp (half) f = Neg (half) g = Exp (f)
+    s = Add (e, g) c = Div (s, two) l = Log (c) loss = ReduceMean <keepdims=0> (l)
+}"""
+TWO = {"two": np.array(2.0, np.float32)}
+
+
+def _log_cosh(z, t):
+    return torch.log(torch.cosh((z - t) / 2)).mean()
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+def test_custom_loss_and_gradient_are_those_of_pytorch(make_model, tmp_path, opset):
+    model = make_model(LOG_COSH, TWO, opset)
+    onnx.save_model(model, tmp_path / "loss.onnx")
+    generator = np.random.default_rng(2)
+    z, t = generator.normal(size=(2, 9, 4)).astype(np.float32)
+    for given in (model, model.SerializeToString(), tmp_path / "loss.onnx"):
+        loss = CustomLoss(given)
+        session = TrainingSession(build_artifact(_bias_only(make_model, FOUR), loss=loss, optimizer="gradient"))
+        value, gradient = session.step(z, t)
+        prediction = torch.tensor(z, dtype=torch.float64, requires_grad=True)
+        wanted = _log_cosh(prediction, torch.tensor(t))
+        wanted.backward()
+        assert value == pytest.approx(wanted.item(), rel=1e-5)
+        np.testing.assert_allclose(gradient, prediction.grad.numpy().sum(axis=0), rtol=1e-4, atol=1e-7)
+        assert session.evaluate(z, t) == pytest.approx({"loss": wanted.item()}, rel=1e-5)
+
+
+def test_custom_loss_trains_with_targets_of_its_own_shape(make_model, monkeypatch):
+    """A loss on the distance to a class's corner, with int64 targets; sizes weigh the pieces of an evaluation."""
+    text = """(float[N,4] p, int64[N] t) => (float[1] loss) {
+        corner = Gather (table, t) e = Sub (p, corner) s = Mul (e, e) m = ReduceMean <keepdims=0> (s)
+        loss = Reshape (m, one)
+    }"""
+    weights = {"table": np.eye(4, dtype=np.float32), "one": np.array([1])}
+    loss = CustomLoss(make_model(text, weights))
+    session = TrainingSession(build_artifact(models.mlp([3, 8, 4], seed=1), loss=loss, optimizer="adam"))
+    session.hyperparameters = {"lr": 0.05}
+    x = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    t = np.arange(10) % 4
+    first = session.evaluate(x, t)["loss"]
+    assert first == pytest.approx(np.mean((session.predict(x) - np.eye(4)[t]) ** 2), rel=1e-5)
+    for _ in range(200):
+        session.step(x, t)
+    last = session.evaluate(x, t)["loss"]
+    assert last < first / 4
+    monkeypatch.setattr("blindsum.training.engine.EVALUATE_ROWS_MAX", 3)
+    assert session.evaluate(x, t)["loss"] == pytest.approx(last, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(float[N,4] p, float[N,4] t) => (float[N,4] l) { l = Sub (p, t) }", "not one float32 number"),
+        ("(float[N,4] p) => (float l) { l = ReduceMean <keepdims=0> (p) }", "it must read two inputs"),
+        ("(float[N,5] p, float[N] t) => (float l) { a = ReduceMean <keepdims=0> (p) l = Add (a, a) }", "two inputs"),
+        ("(float[N,5] p, float[N,5] t) => (float l) { a = Sub (p, t) l = ReduceMean <keepdims=0> (a) }", "prediction"),
+        ("(float[N,4] p, float[N,K] t) => (float l) { a = Sub (p, t) l = ReduceMean <keepdims=0> (a) }", "targets"),
+        ("(float[N,4] p, float[N,4] t) => (float l) { a = Sub (p, t) d = Det (a) l = ReduceMean (d) }", "Det"),
+    ],
+)
+def test_custom_loss_that_does_not_fit_is_refused(make_model, text, said):
+    with pytest.raises(BlindsumError, match=said) as caught:
+        build_artifact(models.mlp([3, 4], seed=1), loss=CustomLoss(make_model(text, {})))
+    assert caught.value.code in ("training-model-invalid", "training-operator-forbidden")

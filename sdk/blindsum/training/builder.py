@@ -69,7 +69,7 @@ def build_artifact(
     source, merged, adapters = adapted(source, selection.adapters)
     wanted = [*selection.names, *(name + part for name in (one.name for one in adapters) for part in (DOWN, UP))]
     prepared = prepare(source, wanted, dimensions or {})
-    rule = rule_of(loss, prepared.graph.shape(prepared.output))
+    rule = rule_of(loss, prepared.graph.shape(prepared.output), prepared.graph.opset)
     logits = _before_cut(prepared.graph, prepared.output, rule)
     targets = rule.targets()
 

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from blindsum.protocol.errors import BlindsumError
 
-from ..losses import Huber, Loss
+from ..losses import CustomLoss, Huber, Loss
 from ..manifest import Targets
 from .graph import Graph, Shape
 
@@ -143,11 +143,14 @@ class HuberRule(NumbersRule):
         return graph.op("Clip", graph.op("Sub", prediction, targets), low, high)
 
 
-def rule_of(loss: Loss, shape: Shape) -> LossRule:
-    """The rule that writes `loss` for predictions of `shape`."""
+def rule_of(loss: Loss, shape: Shape, opset: int) -> LossRule:
+    """The rule that writes `loss` for predictions of `shape` into graphs of an operator set."""
     from .classification import BinaryRule, ClassesRule
+    from .custom import custom_rule
     from .similarity import ContrastiveRule, CosineRule
 
+    if isinstance(loss, CustomLoss):
+        return custom_rule(loss, shape, opset)
     rules: dict[str, type[LossRule]] = {
         "cross-entropy": ClassesRule,
         "negative-log-likelihood": ClassesRule,
