@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from blindsum.backend.provision import create_fleet, enrol
+from blindsum.backend.stack import Stack
 from blindsum.backend.tasks import Plan, create_task, save_task
 from blindsum.fleet.baselines import evaluate
 from blindsum.fleet.data import digits
 from blindsum.fleet.partition import iid
-from blindsum.fleet.stack import Stack
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.transcript import read_records, verify
 from blindsum.runtime.kit import load_trust

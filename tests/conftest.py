@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from blindsum.backend.broker import local_mosquitto_config
 
@@ -22,19 +24,27 @@ SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/lo
 MOSQUITTO = shutil.which("mosquitto", path=SEARCH_PATH)
 
 
+CHROMEDRIVER = shutil.which("chromedriver", path=SEARCH_PATH)
+NEEDS = {
+    "local_mosquitto": (MOSQUITTO, "mosquitto"),
+    "module_mosquitto": (MOSQUITTO, "mosquitto"),
+    "production_mosquitto": (MOSQUITTO, "mosquitto"),
+    "browser": (CHROMEDRIVER, "chromium-driver"),
+}
+"""Fixture -> the program that it needs, and the Debian package of that program."""
+
+
 def pytest_report_header() -> list[str]:
-    if MOSQUITTO is None:
-        return ["mosquitto is not installed: the tests on it are left out (apt-get install mosquitto brings them back)"]
-    return []
+    missing = sorted({package for program, package in NEEDS.values() if program is None})
+    return [f"tests on {', '.join(missing)} are left out (apt-get install {' '.join(missing)} brings them back)"] if missing else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs Mosquitto where there is none. In CI a missing Mosquitto is a failure of CI, so nothing is left out."""
-    if MOSQUITTO is not None or os.environ.get("CI"):
+    """Leave out what needs a program that is not here. In CI that is a failure of CI, so nothing is left out."""
+    if os.environ.get("CI"):
         return
-    needy = [
-        item for item in items if "mosquitto" in item.nodeid or "local_mosquitto" in getattr(item, "fixturenames", ())
-    ]
+    absent = {fixture for fixture, (program, _) in NEEDS.items() if program is None}
+    needy = [item for item in items if absent.intersection(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=needy)
     items[:] = [item for item in items if item not in needy]
 
@@ -101,6 +111,19 @@ def production_mosquitto() -> Iterator[Callable[[Path], Mosquitto]]:
     yield run
     for broker in made:
         broker.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A real Chromium without a screen."""
+    options = webdriver.ChromeOptions()
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--disable-background-networking")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture

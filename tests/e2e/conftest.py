@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.backend.stack import Stack
 from blindsum.backend.tasks import Plan, create_task, save_task
 from blindsum.fleet.data import digits
 from blindsum.fleet.host import HostSpec
 from blindsum.fleet.partition import iid
 from blindsum.fleet.plainsum import compare_with_plain
-from blindsum.fleet.stack import Stack
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.transcript import read_records, verify
 from blindsum.protocol.trust import Trust

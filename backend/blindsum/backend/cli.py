@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from blindsum.protocol.errors import BlindsumError
+
+PAGE = "127.0.0.1:8480"
+"""Where a coordinator shows its page unless its settings say otherwise."""
+WATCH_PAUSE_S = 0.5
 
 __all__ = ["EXIT_ERROR", "EXIT_INVALID", "app", "fail", "main", "show"]
 
@@ -46,7 +52,7 @@ def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:
         return
     table = Table(title=title or None, show_header=False)
     for name, value in figures.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, escape("\n".join(map(str, value)) if isinstance(value, list) else str(value)))
     Console().print(table)
 
 
@@ -89,7 +95,7 @@ def init(
     """Make keys, trust bundle and one kit per organisation."""
     from blindsum.backend.provision import create_fleet
 
-    made = create_fleet(folder, fleet=fleet, malicious_parties=malicious_parties, broker=broker)
+    made = create_fleet(folder, fleet=fleet, malicious_parties=malicious_parties, broker=broker, page=PAGE)
     figures: dict[str, Any] = {
         "operator": str(made.operator),
         "coordinator": str(made.coordinator),
@@ -115,6 +121,36 @@ def enrol(
     wanted = list(names or []) + [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
     kits = enrol_devices(FleetFolder(folder), wanted)
     show({"enrolled": len(kits), "kits": str(folder / "devices")}, as_json=as_json)
+
+
+@app.command(epilog="Example: blindsum up my-fleet")
+def up(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print every role's events as JSON lines.")] = False,
+) -> None:
+    """Run a whole fleet on this machine: broker, parties, coordinator, web page. Until Ctrl-C."""
+    from blindsum.backend.up import run_up
+
+    raise typer.Exit(run_up(folder, as_json=as_json))
+
+
+@app.command(epilog="Example: blindsum watch http://127.0.0.1:8480")
+def watch(
+    url: Annotated[str, typer.Argument(help="Address of a role's page.")] = f"http://{PAGE}",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the board once, as one JSON object.")] = False,
+) -> None:
+    """Watch a role live: rounds by phase, dropouts, refusals. Until Ctrl-C."""
+    from rich.live import Live
+
+    from blindsum.backend.watch import fetch_board, render
+
+    if as_json:
+        print(json.dumps(fetch_board(url)))
+        return
+    with Live(render(fetch_board(url)), refresh_per_second=4) as live, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(WATCH_PAUSE_S)
+            live.update(render(fetch_board(url)))
 
 
 @app.command(epilog="Example: blindsum coordinator my-fleet/coordinator")

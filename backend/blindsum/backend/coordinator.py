@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from blindsum.backend.service import Reporter, run_until_stopped
+from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskFiles, load_task
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
@@ -33,6 +33,7 @@ class CoordinatorSettings(Settings, frozen=True):
 
     fleet: str
     broker: BrokerSettings
+    web: WebSettings = WebSettings()
 
 
 def transcript_path(kit: Path, task: str, number: int) -> Path:
@@ -79,7 +80,7 @@ def run_coordinator(kit: Path) -> int:
     )
     rounds = _Rounds(kit, driver, tasks, happened, reporter)
     try:
-        return run_until_stopped(driver, rounds.turn)
+        return run_until_stopped(driver, reporter, settings.web, rounds.turn)
     finally:
         store.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from blindsum.backend.service import Reporter, run_until_stopped
+from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
@@ -28,6 +28,7 @@ class PartySettings(Settings, frozen=True):
     broker: BrokerSettings
     cohort_min: int = 2
     tasks: list[str] = []
+    web: WebSettings = WebSettings()
 
 
 def run_party(kit: Path) -> int:
@@ -57,6 +58,6 @@ def run_party(kit: Path) -> int:
     link = make_link(kit, settings.broker, topics)
     driver = Driver(machine, store, link, topics, on_event=reporter.event, on_refused=reporter.refused)
     try:
-        return run_until_stopped(driver)
+        return run_until_stopped(driver, reporter, settings.web)
     finally:
         store.close()

@@ -64,9 +64,10 @@ class FleetFolder:
         return self.root / "devices" / name
 
 
-def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str) -> FleetFolder:
+def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str, page: str = "") -> FleetFolder:
     """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Where `broker` is a URL with TLS, every kit gets a
-    certificate that lets it in, and the broker a kit of its own with a configuration of Mosquitto. Raises BlindsumError
+    certificate that lets it in, and the broker a kit of its own with a configuration of Mosquitto. `page` is where the coordinator
+    shows its page ("host:port"; "" for nowhere). Raises BlindsumError
     "folder-not-empty", "name-unusable", "broker-url-invalid" or "parameters-unsafe"."""
     committee = Committee.for_f(malicious_parties)
     endpoint = Endpoint.parse(broker)
@@ -94,7 +95,8 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str)
     _settings(folder.operator / "operator.toml", fleet, "", broker)
     save_key(folder.coordinator / "key.pem", coordinator)
     write_private(folder.coordinator / "box.key", box_private)
-    _settings(folder.coordinator / "coordinator.toml", fleet, "", broker)
+    web = f'\n[web]\nlisten = "{page}"\n' if page else ""
+    _settings(folder.coordinator / "coordinator.toml", fleet, "", broker, web)
     for number, key in enumerate(parties, 1):
         kit = root / f"party-{number}"
         save_key(kit / "key.pem", key)
@@ -160,10 +162,10 @@ def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint) -> None:
         authority.client(folder.root / f"party-{party}", Principal("party", party).user, days=BACKEND_DAYS)
 
 
-def _settings(path: Path, fleet: str, own: str, broker: str) -> None:
+def _settings(path: Path, fleet: str, own: str, broker: str, more: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     url = json.dumps(broker, ensure_ascii=False)  # which is a TOML string
     text = f'fleet = "{fleet}"\n{own}\n[broker]\nurl = {url}\n'
     if Endpoint.parse(broker).secure:
         text += f'ca = "{CA_FILE}"\ncertificate = "{CERTIFICATE_FILE}"\nkey = "{KEY_FILE}"\n'
-    path.write_text(text, "utf-8")
+    path.write_text(text + more, "utf-8")

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.backend.stack import Stack
 from blindsum.backend.tasks import Plan, create_task, save_task
 from blindsum.fleet.baselines import alone, centralised, evaluate, plain_fedavg_step
 from blindsum.fleet.data import Dataset, digits
@@ -26,7 +27,6 @@ from blindsum.fleet.partition import dirichlet
 from blindsum.fleet.plainsum import compare_with_plain
 from blindsum.fleet.recipe import RECIPE
 from blindsum.fleet.report import write_report
-from blindsum.fleet.stack import Stack
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.transcript import read_records, verify

@@ -150,7 +150,11 @@ CATALOGUE: dict[str, Entry] = {
         "an id cannot be one level of a topic, or belongs to another role",
         'use 1 to 64 of a-z, 0-9 and "-"; a device is not called "coordinator" nor "party-…"',
     ),
-    "port-busy": Entry("another program listens on the port for the broker", "stop it, or choose another port"),
+    "port-busy": Entry("another program listens on the port", "stop it, or choose another port"),
+    "board-unreachable": Entry(
+        "no role shows its board there",
+        "start 'blindsum up' or the role, and see that its settings have [web] listen = \"host:port\" with this address",
+    ),
     "broker-failed": Entry(
         "the embedded broker's process did not start", "see the detail; reinstall the package iotcore if it names it"
     ),

@@ -14,7 +14,7 @@ from blindsum.protocol.quantize import dequantise, quantise
 from blindsum.protocol.ring import from_signed, to_signed, unpack
 from blindsum.protocol.view import TaskView
 
-__all__ = ["Aggregate", "decode_sum", "encode_update"]
+__all__ = ["Aggregate", "decode_sum", "encode_update", "exact_sums"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,22 @@ def encode_update(
     return lanes
 
 
+def exact_sums(base: TaskView, lanes: Sequence[np.ndarray]) -> NDArray[np.int64]:
+    """The exact sums in the lanes of a ring sum: of the weights first, then the statistics."""
+    exact = np.zeros(1, np.int64)
+    for segment, spec, lane in zip(base.segments, base.task.segments, lanes, strict=True):
+        if spec.codec == "exact":
+            exact = to_signed(segment, lane)
+    return exact
+
+
 def decode_sum(base: TaskView, packed: bytes, rotation: bytes) -> Aggregate:
     """The mean update and exact statistics of a packed ring sum. Raises BlindsumError("sum-malformed") where the weights do not
     sum to a positive number (no honest cohort gives that)."""
     codec = base.codec(rotation)
     mean = np.zeros(0, np.float32)
-    exact = np.zeros(1, np.int64)
     lanes = unpack(base.segments, packed)
-    for segment, spec, lane in zip(base.segments, base.task.segments, lanes, strict=True):
-        if spec.codec == "exact":
-            exact = to_signed(segment, lane)
+    exact = exact_sums(base, lanes)
     weight = int(exact[0])
     if weight <= 0:
         raise BlindsumError("sum-malformed", f"the weights sum to {weight}")

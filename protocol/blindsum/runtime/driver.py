@@ -52,7 +52,7 @@ class Driver:
     """Runs the machine that `make_machine` restores from `store`, for ever, also when `make_machine` must be called again.
 
     `on_event` and `on_refused` run on the machine's thread, after the commit, and must be quick. Events of the driver itself:
-    "connected", "disconnected" (code, detail), "presence" (who, online), "undeliverable" (code, kind, to) and, last,
+    "connected", "disconnected" (code, detail), "presence" (who, kind, online), "undeliverable" (code, kind, to) and, last,
     "stopped" (code), where a failing disk ended it: nothing is acknowledged or sent any more, and `failure` says why.
     """
 
@@ -212,7 +212,7 @@ class Driver:
             return Step()
         if (who := self._topics.presence_of(inbound.topic)) is not None:
             online = inbound.body == b"online"
-            return Step(events=(Event("presence", {"who": who.user, "online": online}),))
+            return Step(events=(Event("presence", {"who": who.user, "kind": who.role, "online": online}),))
         if not inbound.body:  # a retained message is being taken away
             return Step()
         return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))

@@ -40,9 +40,10 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.openings import combine
 from blindsum.protocol.optimiser import advance
-from blindsum.protocol.ring import pack
+from blindsum.protocol.ring import Lane, pack
 from blindsum.protocol.roster import open_joins, open_roster, open_roster_announcement, pack_joins
 from blindsum.protocol.trust import party_number
+from blindsum.protocol.update import exact_sums
 from blindsum.protocol.view import RoundView, open_manifest
 
 __all__ = ["Conduct"]
@@ -270,7 +271,7 @@ class Conduct:
         if combined.complete:
             for principal, code in combined.faults:
                 self._desk.fault(round_, principal, code)
-            self._finish(round_, pack(view.base.segments, lanes), now)
+            self._finish(round_, lanes, now)
         elif combined.hopeless:
             for principal, code in combined.faults:
                 self._desk.fault(round_, principal, code)
@@ -281,9 +282,10 @@ class Conduct:
             for party in fresh:
                 self.send_want(round_, party)
 
-    def _finish(self, round_: CoordinatorRound, total: bytes, now: int) -> None:
+    def _finish(self, round_: CoordinatorRound, lanes: list[Lane], now: int) -> None:
         view, bodies, base = round_.view, round_.bodies, round_.base
         assert view is not None and bodies is not None and round_.roster is not None
+        total = pack(base.segments, lanes)
         _, model = self._desk.chain(base)
         try:
             new = advance(base, self._desk.blob(model), total, view.manifest.rotation)
@@ -318,7 +320,9 @@ class Conduct:
         self._desk.broadcast(round_, sum_ref, model_ref)
         self._enter(round_, "done", now, now, result=raw)
         self._desk.journal.send("result", f"all/{base.name}", raw, retain=True)
-        self._desk.journal.event("round-finished", task=base.name, round=view.number, count=result.count)
+        weight, *statistics = exact_sums(base, lanes).tolist()
+        facts = {"task": base.name, "round": view.number, "count": result.count, "weight": weight}
+        self._desk.journal.event("round-finished", **facts, statistics=statistics)
 
     def fail(self, round_: CoordinatorRound, code: str, now: int) -> None:
         if round_.bodies is not None:

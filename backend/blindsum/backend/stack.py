@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from blindsum.backend.broker import EmbeddedBroker
+from blindsum.backend.service import END_WITH_STDIN
 from blindsum.protocol.errors import BlindsumError
 
 __all__ = ["OnEvent", "Stack"]
 
 STOP_TIMEOUT_S: Final = 3.0
+TAIL_SIZE: Final = 4096
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """on_event(process name, event): called for every JSON line a process writes, one at a time."""
@@ -37,10 +39,10 @@ class Stack:
         self.died: dict[str, int] = {}
         """Exit status of processes that ended without being asked."""
 
-    def broker(self) -> str:
-        """Start the embedded broker; its URL."""
+    def broker(self, port: int | None = None) -> str:
+        """Start the embedded broker, on a free port if on none; its URL. Raises BlindsumError "port-busy"."""
         self._broker = EmbeddedBroker()
-        return self._broker.start()
+        return self._broker.start(port)
 
     def restart_broker(self) -> None:
         """Kill the embedded broker and start it again where it was: it remembers nothing."""
@@ -66,15 +68,22 @@ class Stack:
         process.wait()
 
     def restart(self, name: str) -> None:
-        """Start a killed process again, on what its database holds."""
+        """Start a process that was killed, or ended, again on what its database holds."""
+        self.died.pop(name, None)
         self._run(name, self._commands[name])
 
     def check(self) -> None:
         """Raises BlindsumError "process-died" where a process has ended by itself, with the end of its log."""
         if self.died:
             name, status = next(iter(self.died.items()))
-            tail = (self._logs / f"{name}.log").read_text("utf-8", "replace").strip().splitlines()[-3:]
-            raise BlindsumError("process-died", f"{name}, status {status}: {' | '.join(tail) or 'no word'}")
+            raise BlindsumError("process-died", f"{name}, status {status}: {self.tail(name)}")
+
+    def tail(self, name: str) -> str:
+        """The end of a process's log, on one line."""
+        with (self._logs / f"{name}.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_SIZE))
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()[-3:]
+        return " | ".join(lines) or "no word"
 
     def __enter__(self) -> Stack:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -97,7 +106,12 @@ class Stack:
         self._commands[name] = command
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, END_WITH_STDIN: "1"},
             )
         self._processes[name] = process
         threading.Thread(target=self._hear, args=(name, process), daemon=True).start()
