@@ -75,11 +75,12 @@ def of_pool(b: Backward) -> Window:
     return _window(b, b.x[0], b.y[0], tuple(b.ints("kernel_shape", ())))
 
 
-def fitted(b: Backward, image: str, window: Window, fill: str = "") -> str:
-    """The image padded and cropped to the window's span. `fill` names the scalar to pad with, zero by default."""
+def fitted(b: Backward, image: str, window: Window, first: int = 2) -> str:
+    """The image padded with zeros and cropped to the window's span. `first` is its first spatial axis."""
     if not window.padded:
         return image
-    return b.op("Pad", image, b.integers([0, 0, *window.begin, 0, 0, *window.end]), fill)
+    others = [0] * (2 - first)
+    return b.op("Pad", image, b.integers([*[0] * first, *window.begin, *others, *[0] * first, *window.end, *others]))
 
 
 def _window(b: Backward, image: str, result: str, kernel: tuple[int, ...], extra: Sequence[int] = ()) -> Window:
