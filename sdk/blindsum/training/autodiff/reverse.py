@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx
-
 from blindsum.protocol.errors import BlindsumError
 
+from .blocked import refusal, without_rule
 from .graph import Graph
 from .recompute import Visit, recompute
 from .registry import Backward, find, stops
@@ -36,17 +35,24 @@ def differentiate(
     """
     active = reached(graph, parameters) & _leading(graph, value)
     forward = [node for node in graph.nodes if active.intersection(node.output)]
-    _require_rules(graph, forward, parameters)
+    missing = {
+        at: without_rule(node, graph.opset) for at, node in enumerate(forward) if not find(node.op_type, graph.opset)
+    }
+    if missing:
+        raise refusal(forward, missing, parameters, "training-operator-unsupported")
     contributions: dict[str, list[str]] = {value: [seed]}
     tape = []
-    for node in reversed(forward):
+    for at, node in reversed(list(enumerate(forward))):
         dys = tuple(_total(graph, contributions.pop(name, [])) for name in node.output)
         if all(dy is None for dy in dys):
             continue
         entry = find(node.op_type, graph.opset)
         assert entry is not None
         start = len(graph.nodes)
-        gradients = entry.rule(Backward(graph=graph, node=node, dys=dys, active=active))
+        try:
+            gradients = entry.rule(Backward(graph=graph, node=node, dys=dys, active=active))
+        except BlindsumError as error:
+            raise refusal(forward, {at: error.detail}, parameters, error.code) from None
         for name, dx in zip(node.input, gradients, strict=False):
             if dx is None or name not in active:
                 continue
@@ -73,19 +79,3 @@ def _total(graph: Graph, parts: list[str]) -> str | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     return graph.op("Add" if len(parts) == 2 else "Sum", *parts)
-
-
-def _require_rules(graph: Graph, forward: list[onnx.NodeProto], parameters: Sequence[str]) -> None:
-    missing = [node for node in forward if find(node.op_type, graph.opset) is None]
-    if not missing:
-        return
-    blocked: set[str] = set()
-    reasons = []
-    for node in missing:
-        mine = [name for name in parameters if set(node.input) & reached(graph, [name])]
-        blocked.update(mine)
-        title = f"node {node.name!r} ({node.op_type}, operator set {graph.opset})"
-        reasons.append(f"{title} blocks {', '.join(mine)}")
-    rest = [name for name in parameters if name not in blocked]
-    remainder = f"trainable without it: {', '.join(rest)}" if rest else "no parameter lies behind it"
-    raise BlindsumError("training-operator-unsupported", f"{'; '.join(reasons)}; {remainder}")
