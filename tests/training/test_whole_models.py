@@ -13,22 +13,32 @@ import pytest
 import torch
 from torch import nn
 
-from blindsum.bench.zoo import Example, example, export
+from blindsum.bench.zoo import ZOO, Example, example, export
 from blindsum.training import SGD, Adam, TrainingSession, build_artifact
 
 from .zoo import secondoracle
 from .zoo.twins import Array, distinguish, gradient, losses, places
 from .zoo.variants import VARIANTS
 
-BATCH, STEPS = 6, 50
+STEPS = 50
 GRADIENT_ERROR_MAX = 1e-4  # of an element, relative to the norm of its tensor's gradient
 NOISE = 1e-6  # what is left of a gradient that is zero by symmetry, relative to the norm of the whole
-LOSS_ERROR_MAX = 1e-3  # over fifty steps in float32; relative for losses above one, else absolute
+LOSS_ERROR_MAX = 1e-3  # over fifty steps in float32, relative to the first loss
 
-NAMES = ("MLP", "DLRM-like")
-EXPORTS = [*((name, "torchscript") for name in NAMES), *((name, "dynamo") for name in ("MLP",))]
-COVERED_BY_ONNX_AD = ("MLP",)
-LEARNING_RATES = {"MLP": 0.05, "DLRM-like": 0.02}
+NAMES = (*ZOO, *VARIANTS)
+NORMALISED = ("ResNet-18-small", "MobileNetV2-like", "MobileNetV3-like", "EfficientNet-lite-like", "1-D CNN")
+EXPORTS = [
+    *((name, "torchscript") for name in NAMES),
+    *((f"{name} with BatchNorm", "unfolded") for name in NORMALISED),
+    *((name, "dynamo") for name in ("MLP", "BERT-tiny", "LSTM", "U-Net")),
+]
+COVERED_BY_ONNX_AD = (
+    *("MLP", "LeNet", "ResNet-18-small", "1-D CNN", "LSTM", "GRU", "ViT-tiny", "BERT-tiny"),
+    *("two-way LSTM", "two-way GRU", "two-way RNN", "class token", "masked attention"),
+)
+"""It has no gradient for the weights of grouped and of transposed convolutions, and takes long over large tables."""
+
+LEARNING_RATES = {"U-Net": 0.5, "autoencoder": 0.5}
 
 
 @cache
@@ -48,7 +58,7 @@ def test_gradient_of_a_whole_model_is_that_of_autograd(name: str, exporter: str)
     made, model = twins(name, exporter)
     at = places(model, made.net)
     session = TrainingSession(build_artifact(model, loss=made.loss, trainable=list(at), optimizer="gradient"))
-    for size in (1, BATCH):
+    for size in (1, 4):
         inputs, targets = made.batch(size, seed=size)
         loss, ours = session.step(_features(inputs), targets)
         expected_loss, theirs = gradient(made, made.net, inputs, targets)
@@ -59,12 +69,12 @@ def test_gradient_of_a_whole_model_is_that_of_autograd(name: str, exporter: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_fifty_steps_lose_what_pytorch_loses(name: str) -> None:
     made, model = twins(name)
-    optimiser = SGD(lr=LEARNING_RATES.get(name, 0.1))
+    optimiser = SGD(lr=LEARNING_RATES.get(name, 0.02))
     module = copy.deepcopy(made.net)
     _require_equal_losses(made, model, optimiser, module, torch.optim.SGD(module.parameters(), optimiser.lr))
 
 
-@pytest.mark.parametrize("name", ["MLP"])
+@pytest.mark.parametrize("name", ["LeNet", "BERT-tiny"])
 def test_fifty_steps_of_adam_lose_what_pytorch_loses(name: str) -> None:
     made, model = twins(name)
     module = copy.deepcopy(made.net)
@@ -103,12 +113,12 @@ def _require_equal_losses(
     module: nn.Module,
     torch_optimiser: torch.optim.Optimizer,
 ) -> None:
-    batches = [made.batch(BATCH, seed=step % 3) for step in range(STEPS)]
+    batches = [made.batch(2, seed=step % 3) for step in range(STEPS)]
     names = list(places(model, made.net))
     session = TrainingSession(build_artifact(model, loss=made.loss, trainable=names, optimizer=optimiser))
     ours = [session.step(_features(inputs), targets) for inputs, targets in batches]
     theirs = losses(made, module, torch_optimiser, batches)
-    np.testing.assert_allclose(ours, theirs, rtol=LOSS_ERROR_MAX, atol=LOSS_ERROR_MAX)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=LOSS_ERROR_MAX * theirs[0])
     assert np.mean(ours[-3:]) < np.mean(ours[:3]), "it learns nothing"
 
 

@@ -364,7 +364,7 @@ class _Bert(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
         x = self.norm(self.words(ids) + self.segments(segments) + self.position)
-        bias = (1.0 - mask[:, None, None, :].float()) * -10000.0
+        bias = (1.0 - mask[:, None, None, :].to(x.dtype)) * -10000.0
         for layer in self.layers:
             x = layer(x, bias)
         return self.head(torch.tanh(self.pool(x[:, 0])))  # type: ignore[no-any-return]
