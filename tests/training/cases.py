@@ -88,7 +88,11 @@ def model_of(item: Case) -> onnx.ModelProto:
     text = f"({kind}[{sizes}] x) => (float y) {{ {item.body} }}"
     proto = make_model(text, {**item.weights, **item.constants}, item.opset)
     proto.graph.output[0].type.tensor_type.ClearField("shape")
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    shape = proto.graph.output[0].type.tensor_type.shape
+    if not shape.dim:  # onnx does not infer it: as many dimensions as x, of any size
+        shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in sizes.split(","))
+    return proto
 
 
 def examples(item: Case, size: int) -> Array:

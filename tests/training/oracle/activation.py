@@ -102,3 +102,9 @@ def log_softmax(node: Node, x: Tensor) -> Tensor:
 @operator("Clip")
 def clip(_: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     return x if low is None and high is None else torch.clamp(x, low, high)
+
+
+@operator("Shrink")
+def shrink(node: Node, x: Tensor) -> Tensor:
+    bias, lambd = node.get("bias", 0.0), node.get("lambd", 0.5)
+    return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, torch.zeros_like(x)))

@@ -171,3 +171,11 @@ def range_(_: Node, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
 @operator("Size")
 def size(_: Node, x: Tensor) -> Tensor:
     return torch.tensor(x.numel())
+
+
+@operator("CenterCropPad")
+def center_crop(node: Node, x: Tensor, sizes: Tensor) -> Tensor:
+    """Crops only; an odd rest is cut at the end."""
+    for axis, size in zip(node.get("axes", range(x.ndim)), sizes.tolist(), strict=True):
+        x = x.narrow(axis, (x.shape[axis] - size) // 2, size)
+    return x

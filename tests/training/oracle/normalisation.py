@@ -50,10 +50,7 @@ def instance_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -
 
 @operator("GroupNormalization")
 def group_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Before operator set 21 scale and bias were by group."""
     groups = node.get("num_groups")
-    if node.opset < 21:
-        scale, bias = (item.repeat_interleave(x.shape[1] // groups) for item in (scale, bias))
     rows = x.reshape(x.shape[0], groups, -1)
     standard = _standard(rows, [2], node.get("epsilon", 1e-5))[0].reshape(x.shape)
     return standard * _by_channel(scale, x) + _by_channel(bias, x)

@@ -55,6 +55,40 @@ CASES = {
         w=(3,),
         b=(3,),
     ),
+    # onnx infers no shape for it; onnx.reference computes it in float32
+    "group": case(
+        "h = Mul (x, s) n = GroupNormalization <num_groups=2> (h, w, b) y = Mul (n, n)",
+        (4, 2, 3),
+        opset=21,
+        differences=False,
+        s=(3,),
+        w=(4,),
+        b=(4,),
+    ),
+    "group_of_vectors": case(
+        "h = Mul (x, s) n = GroupNormalization <num_groups=2, epsilon=0.1> (h, w, b) y = Mul (n, n)",
+        (6,),
+        opset=21,
+        differences=False,
+        s=(6,),
+        w=(6,),
+        b=(6,),
+    ),
+    # onnx.reference mixes float32 into it
+    "mean_variance": case(
+        "h = Mul (x, w) n = MeanVarianceNormalization (h) y = Mul (n, v)",
+        (3, 2, 2),
+        w=(3, 2, 2),
+        v=(3, 2, 2),
+        differences=False,
+    ),
+    "mean_variance_axes": case(
+        "h = Mul (x, w) n = MeanVarianceNormalization <axes=[2, 3]> (h) y = Mul (n, v)",
+        (3, 2, 3),
+        w=(3, 2, 3),
+        v=(3, 1, 1),
+        differences=False,
+    ),
     "rms": case("h = Mul (x, s) n = RMSNormalization (h, w) y = Mul (n, n)", (3, 4), opset=23, s=(4,), w=(4,)),
     "rms_axis": case(
         "h = Mul (x, s) n = RMSNormalization <axis=1, epsilon=0.1> (h, w) y = Mul (n, n)",

@@ -23,7 +23,9 @@ from ..protobuf import DTYPES
 from ..verify import IR_VERSION
 from . import arithmetic, shapes, sizes
 from .arithmetic import Vector
+from .expand import expanded, preferred
 from .graph import Dimension, Graph, Shape, attribute
+from .registry import find, stops
 from .sizes import Size
 from .source import constant_value, invalid, subgraphs, title
 
@@ -70,6 +72,10 @@ class Propagation:
                 node.input[at] = self._aliases.get(name, name)
             if node.op_type == "If" and (branch := self._branch(node)) is not None:
                 queue.extendleft(reversed(self._inlined(node, branch)))
+            elif self._wants_expansion(node) and (body := expanded(node, self._graph.opset, self._types(node))):
+                own = {name for inner in body for name in inner.output if name and name not in node.output}
+                prefix = self._graph.fresh(node.op_type) + "/"
+                queue.extendleft(_renamed(inner, own, prefix) for inner in reversed(body))
             else:
                 self._walk(node)
         if self._forbidden:
@@ -122,16 +128,12 @@ class Propagation:
 
     def _infer(self, node: onnx.NodeProto) -> None:
         """Types and shapes of a node's outputs, by ONNX's own inference, and by ours where that loses the batch."""
-        types, data = {}, {}
-        for name in filter(None, node.input):
-            kind = self._kinds.get(name)
-            if kind is None:
-                raise invalid(f"{title(node)} reads {name!r}, which nothing makes")
-            if kind == TensorProto.UNDEFINED:
-                for output in node.output:
-                    self._kinds[output] = kind
-                return
-            types[name] = helper.make_tensor_type_proto(kind, self._graph.shapes.get(name))
+        types, data = self._types(node), {}
+        if any(item.tensor_type.elem_type == TensorProto.UNDEFINED for item in types.values()):
+            for output in node.output:
+                self._kinds[output] = TensorProto.UNDEFINED
+            return
+        for name in types:
             array = self._graph.constants.get(name)
             if array is not None and array.size <= HINT_MAX:
                 data[name] = numpy_helper.from_array(array)
@@ -150,7 +152,25 @@ class Propagation:
         if ours is not None and None not in ours:
             self._graph.shapes[node.output[0]] = tuple(map(sizes.dimension, ours))
 
+    def _types(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
+        """Of the node's inputs."""
+        types = {}
+        for name in filter(None, node.input):
+            if name not in self._kinds:
+                raise invalid(f"{title(node)} reads {name!r}, which nothing makes")
+            types[name] = helper.make_tensor_type_proto(self._kinds[name], self._graph.shapes.get(name))
+        return types
+
     # What is rewritten
+
+    def _wants_expansion(self, node: onnx.NodeProto) -> bool:
+        """True where devices do not run the operator, or it is to be trained through and has no rule."""
+        if node.op_type == "Constant":
+            return False
+        if node.op_type not in OPERATORS or preferred(node.op_type):
+            return True
+        trained = self._changing.intersection(node.input) and not stops(node)
+        return bool(trained) and find(node.op_type, self._graph.opset) is None
 
     def _passes(self, node: onnx.NodeProto) -> bool:
         """True where the first output is the first input."""

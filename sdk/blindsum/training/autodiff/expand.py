@@ -1,0 +1,108 @@
+"""Operators written out as simpler ones: by our own definition where it is better, else by the standard's.
+
+The standard defines many operators as functions of others. Any of those that has no gradient rule can be trained through
+its definition, and one that devices do not run becomes one that they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, inliner, numpy_helper
+
+from ..operators import OPERATORS
+from ..verify import IR_VERSION
+from .graph import attribute
+
+Body = list[onnx.NodeProto]
+"""Nodes that read the inputs of the node that they stand for and make its outputs; other names are their own."""
+
+Types = Mapping[str, onnx.TypeProto]
+
+ALLOWED = OPERATORS | {"Constant", "If"}  # a branch that is never taken is dropped later
+
+
+def expanded(node: onnx.NodeProto, opset: int, types: Types) -> Body | None:
+    """What to put in the place of `node`; None where it is not known how. `types` of its inputs."""
+    own = _BODIES.get(node.op_type)
+    if own is not None:
+        return own(node, types)
+    try:
+        inputs = [helper.make_value_info(name, types[name]) for name in dict.fromkeys(filter(None, node.input))]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+        body = helper.make_graph([_with_defaults(node, opset)], "body", inputs, outputs)
+        model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+        nodes = inliner.inline_selected_functions(model, [("", node.op_type)], inline_schema_functions=True).graph.node
+    except Exception:  # no such operator, or types for which it is not defined: who called names it
+        return None
+    unknown = any(inner.op_type == node.op_type or inner.op_type not in ALLOWED for inner in nodes)
+    return None if unknown else list(nodes)
+
+
+def preferred(operator: str) -> bool:
+    """True where our definition is better than the operator itself, trained or not."""
+    return operator in _BODIES
+
+
+def _group_normalization(node: onnx.NodeProto, types: Types) -> Body:
+    """Each group normalised as one channel, for which onnxruntime has a kernel; `scale` and `bias` are by channel."""
+    x, scale, bias = node.input
+    groups = attribute(node, "num_groups")
+    assert isinstance(groups, int)
+    rank = len(types[x].tensor_type.shape.dim)
+    return [
+        _constant("rows", np.array([0, groups, -1])),
+        _constant("ones", np.ones(groups, np.float32)),
+        _constant("zeros", np.zeros(groups, np.float32)),
+        _constant("wide", np.array([-1, *[1] * (rank - 2)])),
+        helper.make_node("Shape", [x], ["sizes"]),
+        helper.make_node("Reshape", [x, "rows"], ["grouped"]),
+        helper.make_node(
+            "InstanceNormalization", ["grouped", "ones", "zeros"], ["normal"], epsilon=attribute(node, "epsilon", 1e-5)
+        ),
+        helper.make_node("Reshape", ["normal", "sizes"], ["shaped"]),
+        helper.make_node("Reshape", [scale, "wide"], ["factor"]),
+        helper.make_node("Reshape", [bias, "wide"], ["shift"]),
+        helper.make_node("Mul", ["shaped", "factor"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], [node.output[0]]),
+    ]
+
+
+def _mean_variance_normalization(node: onnx.NodeProto, types: Types) -> Body:
+    """(x - mean) / (deviation + 1e-9); the standard's own body subtracts squares, which loses digits."""
+    return [
+        _constant("axes", np.array(attribute(node, "axes", [0, 2, 3]))),
+        _constant("tiny", np.array(1e-9, np.float32)),
+        helper.make_node("ReduceMean", [node.input[0], "axes"], ["mean"]),
+        helper.make_node("Sub", [node.input[0], "mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "centred"], ["squared"]),
+        helper.make_node("ReduceMean", ["squared", "axes"], ["variance"]),
+        helper.make_node("Sqrt", ["variance"], ["deviation"]),
+        helper.make_node("Add", ["deviation", "tiny"], ["divisor"]),
+        helper.make_node("Div", ["centred", "divisor"], [node.output[0]]),
+    ]
+
+
+def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
+    """All attributes stated: the definition refers to them."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    given = {item.name for item in node.attribute}
+    for name, item in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+        if name not in given and item.default_value.name:
+            copy.attribute.append(item.default_value)
+    return copy
+
+
+_BODIES: dict[str, Callable[[onnx.NodeProto, Types], Body]] = {
+    "GroupNormalization": _group_normalization,
+    "MeanVarianceNormalization": _mean_variance_normalization,
+}
+
+
+def _constant(name: str, array: NDArray[Any]) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
