@@ -126,7 +126,7 @@ def _timed_beside_ort_training(job: Job, name: str) -> Row:
 
 def _weighed(job: Job, name: str) -> Iterator[Row]:
     ours, peer = _run("footprint", job, "ours"), _run("footprint", job, "peer") if job.example else {}
-    titles = {"step": "peak memory above imports", "peak": "peak memory of the process"}
+    titles = {"step": "peak memory of a step", "peak": "peak memory of the process"}
     if job.example in ("", "MLP"):
         titles["loaded"] = "memory after import and load"
     for key, title in titles.items():
