@@ -191,6 +191,8 @@ class Engine:
             False  # planning memory ahead leaves the first step's unused beside it: twice the peak
         )
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
+        # int8 weights meet float32 activations, as the graph says; onnxruntime would round those to int8 as well
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         with _failures():
             return ort.InferenceSession(
                 with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"]

@@ -6,6 +6,7 @@ operators; `operator` registers a function.
 
 from . import (  # noqa: F401  (each registers its operators)
     activation,
+    attention,
     convolution,
     elementwise,
     index,
@@ -13,6 +14,7 @@ from . import (  # noqa: F401  (each registers its operators)
     movement,
     normalisation,
     pooling,
+    quantisation,
     recurrent,
     reduction,
     resizing,

@@ -5,12 +5,15 @@
 
 from . import (  # noqa: F401  (each registers its rules)
     activation,
+    attention,
     conv,
+    einsum,
     elementwise,
     index,
     matmul,
     normalisation,
     pool,
+    quantise,
     recurrent,
     reduction,
     resize,

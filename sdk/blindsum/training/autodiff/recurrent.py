@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blindsum.protocol.errors import BlindsumError
-
 from .graph import attribute
 from .registry import Backward, Gradients, rule
 
@@ -172,9 +170,9 @@ def gru(b: Backward) -> Gradients:
 @rule("LSTM", since=7)
 def lstm(b: Backward) -> Gradients:
     if len(b.x) > 7 and b.x[7]:
-        raise _refused(b, "peephole weights (input P)")
+        raise b.refused("peephole weights (input P)")
     if b.integer("input_forget", 0):
-        raise _refused(b, "input_forget=1")
+        raise b.refused("input_forget=1")
     return _gradients(b, [_lstm(b, way) for way in _directions(b, ["Sigmoid", "Tanh", "Tanh"])])
 
 
@@ -302,14 +300,14 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
     optional = [*b.x[3:], "", "", "", ""]
     bias, lengths, initial_h, initial_c = optional[:4]
     if b.integer("layout", 0):
-        raise _refused(b, "layout=1 (which onnxruntime does not run either)")
+        raise b.refused("layout=1 (which onnxruntime does not run either)")
     if attribute(b.node, "clip") is not None:
-        raise _refused(b, "a clip threshold")
+        raise b.refused("a clip threshold")
     if not isinstance(steps, int) or not isinstance(features, int) or not 1 <= steps <= STEPS_MAX:
-        raise _refused(b, f"{steps} steps; it takes a fixed number of at most {STEPS_MAX}")
+        raise b.refused(f"{steps} steps; it takes a fixed number of at most {STEPS_MAX}")
     known = b.known(lengths) if lengths else None
     if lengths and (known is None or min(known.tolist()) < steps):
-        raise _refused(b, "sequences of unequal lengths (input sequence_lens); pad them and leave that input away")
+        raise b.refused("sequences of unequal lengths (input sequence_lens); pad them and leave that input away")
     if not b.y[0]:
         b.node.output[0] = b.graph.fresh("Y")
     d_y, d_last_h, d_last_c = [*b.dys, None, None][:3]
@@ -375,7 +373,7 @@ def _functions(b: Backward, defaults: Sequence[str]) -> list[_Activation]:
     functions = []
     for name in (item.decode().lower() for item in names):
         if name not in _OPERATORS:
-            raise _refused(b, f"the activation {name}")
+            raise b.refused(f"the activation {name}")
         # each takes from the lists what its definition has, as onnxruntime reads them
         alpha = alphas.pop(0) if name in _ALPHA and alphas else _ALPHA.get(name, 0.0)
         beta = betas.pop(0) if name in _BETA and betas else _BETA.get(name, 0.0)
@@ -385,8 +383,3 @@ def _functions(b: Backward, defaults: Sequence[str]) -> list[_Activation]:
 
 def _hidden(b: Backward) -> int:
     return b.integer("hidden_size", 0)
-
-
-def _refused(b: Backward, what: str) -> BlindsumError:
-    detail = f"node {b.node.name!r} ({b.node.op_type}): no gradient for {what}"
-    return BlindsumError("training-operator-unsupported", detail)

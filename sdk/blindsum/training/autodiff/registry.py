@@ -135,6 +135,11 @@ class Backward:
         assert isinstance(value, Sequence)
         return [int(item) for item in value]
 
+    def refused(self, what: str) -> BlindsumError:
+        """The error for what a rule does not cover."""
+        detail = f"node {self.node.name!r} ({self.node.op_type}): no gradient for {what}"
+        return BlindsumError("training-operator-unsupported", detail)
+
 
 Rule = Callable[[Backward], Gradients]
 

@@ -159,8 +159,8 @@ stop("IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or", "Range", "
 
 
 def zeros(b: Backward, name: str) -> str:
-    """float32 zeros in the shape of a value."""
-    return b.op("ConstantOfShape", _sizes(b, name), value=_zero())
+    """Zeros in the shape of a value."""
+    return b.op("ConstantOfShape", _sizes(b, name), value=_zero(b))
 
 
 def positions(b: Backward, name: str) -> str:
@@ -171,11 +171,16 @@ def positions(b: Backward, name: str) -> str:
 
 def returned(b: Backward, where: str) -> str:
     """The gradient summed into the shape of the first input: each element goes to the position that `where` holds."""
+    return scattered(b, b.dy, where, b.x[0])
+
+
+def scattered(b: Backward, value: str, where: str, reference: str) -> str:
+    """`value` summed into the shape of `reference`: each element goes to the position that `where` holds."""
     flat = b.integers([-1])
-    empty = b.op("ConstantOfShape", b.op("Reshape", b.op("Size", b.x[0]), flat), value=_zero())
-    pieces = b.op("Reshape", where, flat), b.op("Reshape", b.dy, flat)
+    empty = b.op("ConstantOfShape", b.op("Reshape", b.op("Size", reference), flat), value=_zero(b))
+    pieces = b.op("Reshape", where, flat), b.op("Reshape", value, flat)
     total = b.op("ScatterElements", empty, *pieces, axis=0, reduction="add")
-    return b.op("Reshape", total, _sizes(b, b.x[0]))
+    return b.op("Reshape", total, _sizes(b, reference))
 
 
 def _sizes(b: Backward, name: str) -> str:
@@ -185,8 +190,8 @@ def _sizes(b: Backward, name: str) -> str:
     return b.integers(sizes) if len(sizes) == len(shape) else b.op("Shape", name)
 
 
-def _zero() -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+def _zero(b: Backward) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.zeros(1, b.dtype))
 
 
 def _spans(b: Backward, shape: Shape) -> dict[int, tuple[range, int]] | None:
