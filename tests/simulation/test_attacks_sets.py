@@ -89,7 +89,7 @@ def test_party_refuses_second_set_and_keeps_the_proof() -> None:
     assert (step.refused.code, step.refused.culprit) == ("second-set", "coordinator")
     assert not said(step, "vote")
     proof = decode(next(write.value for write in step.writes if write.key.startswith("evidence/")))
-    assert proof == ["coordinator", first.body, second.body]
+    assert proof == ["coordinator", first.body, second.body, b""]
 
 
 def test_party_that_voted_opens_no_other_certified_set() -> None:

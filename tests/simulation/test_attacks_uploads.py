@@ -106,7 +106,7 @@ def test_two_headers_of_a_device_are_kept_as_proof() -> None:
         refused = world.give(role, other).refused
         assert (refused.code, refused.culprit) == ("second-header", "device/d-0001")
     proof = next(value for _, value in world.actors["coordinator"].store.scan("evidence/"))
-    assert decode(proof) == ["device/d-0001", first[0].raw, other]
+    assert decode(proof) == ["device/d-0001", first[0].raw, other, world.round.joins["d-0001"][0]]
     world.finish()
     assert world.results[0].survivors == ("d-0000", "d-0002", "d-0003")
     world.check()

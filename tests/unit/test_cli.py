@@ -16,8 +16,12 @@ import pytest
 
 from blindsum.backend import cli
 from blindsum.backend.provision import create_fleet
+from blindsum.backend.service import Reporter
+from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 from blindsum.runtime.kit import load_trust
+from blindsum.testing.forgery import vote
+from blindsum.testing.world import World
 from blindsum.training import TrainingSession, build_artifact, models
 
 COMMANDS = (
@@ -227,6 +231,27 @@ def test_trust_bundle_of_a_kit_pins_verify(run: Run, fleet: Path, tmp_path: Path
     assert load_trust(fleet / "operator").fleet == "clinics"
     status, out, _ = run("verify", tmp_path / "x.blindsum", "--trust", fleet / "operator" / "operator.toml", "--json")
     assert (status, json.loads(out)["error"]["code"]) == (2, "kit-incomplete")
+
+
+def test_verify_names_who_signed_both_messages_of_what_a_role_kept(run: Run, tmp_path: Path) -> None:
+    world = World(4, devices=3, faulty=["party/2"], checkers=())
+    world.start()
+    world.until(lambda: 2 in world.round.state.set_votes)
+    world.give("coordinator", vote(world, 2, "set", bytes(32)))
+    store, trust = world.actors["coordinator"].store, world.fleet.trust
+    witness = Witness(Reporter("coordinator"), tmp_path, trust, store)
+    witness.event(world.happened("evidence", "coordinator")[0])
+    (tmp_path / "trust.cbor").write_bytes(trust.encode())
+    (path,) = (tmp_path / "evidence").iterdir()
+    assert path.name == "sum-000001-second-vote-party-2.blindsum"
+    status, out, _ = run("verify", path, "--trust", tmp_path / "trust.cbor", "--json")
+    assert status == cli.EXIT_INVALID
+    assert [(fault["role"], fault["id"], fault["code"]) for fault in json.loads(out)["faults"]] == [
+        ("party", "2", "second-vote")
+    ]
+    path.write_bytes(path.read_bytes()[:-1])
+    status, out, _ = run("verify", path, "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (cli.EXIT_ERROR, "evidence-unproven")
 
 
 def test_commands_run_as_a_module_too() -> None:

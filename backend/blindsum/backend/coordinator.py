@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskFiles, load_task
+from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
@@ -52,6 +53,7 @@ def run_coordinator(kit: Path) -> int:
     store = SqliteStore(kit / "coordinator.db")
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator")
+    witness = Witness(reporter, kit, trust, store)
     happened: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def machine() -> Machine:
@@ -65,7 +67,7 @@ def run_coordinator(kit: Path) -> int:
         )
 
     def on_event(event: Event) -> None:
-        reporter.event(event)
+        witness.event(event)
         happened.put(event)
 
     link = make_link(kit, settings.broker, topics)

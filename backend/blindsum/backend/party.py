@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
+from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
@@ -56,7 +57,7 @@ def run_party(kit: Path) -> int:
         )
 
     link = make_link(kit, settings.broker, topics)
-    driver = Driver(machine, store, link, topics, on_event=reporter.event, on_refused=reporter.refused)
+    driver = Driver(machine, store, link, topics, on_event=Witness(reporter, kit, trust, store).event, on_refused=reporter.refused)
     try:
         return run_until_stopped(driver, reporter, settings.web)
     finally:

@@ -166,6 +166,9 @@ CATALOGUE: dict[str, Entry] = {
     "database-newer": Entry(
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"
     ),
+    "evidence-unproven": Entry(
+        "the file does not show two genuine messages of one principal that contradict each other", "take another copy of it"
+    ),
     "database-in-use": Entry(
         "another process has the database open", "stop the other process of this role; two must never share one identity"
     ),

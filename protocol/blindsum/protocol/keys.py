@@ -208,16 +208,15 @@ def certificate_issue(
     return builder.sign(issuer_key, None).public_bytes(serialization.Encoding.DER)
 
 
-def certificate_fault(der: bytes, *, ca: bytes, now: int) -> tuple[str, str, bytes]:
+def certificate_fault(der: bytes, *, ca: bytes, now: int | None) -> tuple[str, str, bytes]:
     """(fault, name, public key) of a device certificate: fault "" where the fleet CA (its DER certificate `ca`) signed it for
-    an Ed25519 key, it is no CA itself, and `now` (ms) lies in its validity. Never raises."""
+    an Ed25519 key, it is no CA itself, and `now` (ms; None: any time) lies in its validity. Never raises."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         authority = x509.load_der_x509_certificate(ca)
         key, root = certificate.public_key(), authority.public_key()
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-        moment = datetime.fromtimestamp(now / 1000, UTC)
         if not isinstance(key, Ed25519PublicKey) or not isinstance(root, Ed25519PublicKey) or len(names) != 1:
             return "certificate-invalid", "", b""
         if constraints.value.ca:
@@ -226,7 +225,8 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int) -> tuple[str, str, byt
         name = names[0].value
         if not isinstance(name, str):
             return "certificate-invalid", "", b""
-        if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
+        since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if now is not None and not since <= datetime.fromtimestamp(now / 1000, UTC) <= until:
             return "certificate-expired", name, b""
         return "", name, key.public_bytes_raw()
     except Exception:  # malformed DER has many exceptions; all mean the same

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.evidence import contradiction
 from blindsum.protocol.masks import header_fault
 from blindsum.protocol.messages import (
     Announcement,
     BlobRef,
     Certificate,
+    Check,
     Header,
     Opening,
     OpeningContent,
@@ -29,6 +30,7 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.openings import combine
 from blindsum.protocol.optimiser import advance
+from blindsum.protocol.report import Fault, Report
 from blindsum.protocol.ring import PackedSum, pack, packed_size
 from blindsum.protocol.roster import (
     Joins,
@@ -58,41 +60,7 @@ _ONCE: Final = (
     "model",
     "next",
 )
-_MANY: Final = ("header", "body", "opening", "content")
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Who did what: `principal` as in message heads, `code` of the refusals table."""
-
-    principal: str
-    code: str
-    detail: str = ""
-
-    @property
-    def role(self) -> str:
-        return self.principal.split("/")[0]
-
-    @property
-    def id(self) -> str:
-        return self.principal.split("/")[-1]
-
-
-@dataclass(slots=True)
-class Report:
-    """The outcome of `verify`. `facts` are figures for people: task, round, devices, survivors, votes, parties."""
-
-    faults: list[Fault] = field(default_factory=list)
-    facts: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def valid(self) -> bool:
-        return not self.faults
-
-    def blame(self, principal: str, code: str, detail: str = "") -> None:
-        fault = Fault(principal, code, detail)
-        if fault not in self.faults:
-            self.faults.append(fault)
+_MANY: Final = ("header", "body", "opening", "content", "check", "evidence")
 
 
 def write_records(records: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
@@ -164,6 +132,8 @@ class _Verifier:
     def run(self) -> None:
         view = self._manifest()
         joins, roster = self._roster(view)
+        self._checks(view, roster)
+        self._evidence(view, joins)
         proposal, survivors = self._certificate(view, roster)
         headers, bodies = self._uploads(view, joins, roster, survivors)
         contents, opened = self._openings(view, proposal.digest)
@@ -198,6 +168,47 @@ class _Verifier:
         assert isinstance(roster, RosterView)
         self._report.facts.update(devices=roster.size, degree=roster.degree, survivors_min=roster.survivors_min)
         return joins, roster
+
+    def _checks(self, view: RoundView, roster: RosterView) -> None:
+        """Who complained about whom. What t parties refuse, an honest one refuses."""
+        told: dict[int, dict[int, str]] = {}
+        for raw in self._records["check"]:
+            opened = expect(self._trust, raw, "check", Check, task=view.name, number=view.number)
+            if isinstance(opened, Refused):
+                self._stop(opened.culprit or KEEPER, opened.code, "check")
+            signed, check = opened
+            party = party_number(signed.head.sender)
+            if party in told or view.member(party) is None:
+                self._stop(KEEPER, "transcript-malformed", f"check of party {party}")
+            told[party] = {index: code for index, code in check.bad if index < roster.size}
+        complaints: dict[str, list[str]] = {}
+        for index, device in enumerate(roster.devices):
+            refusing = {party: codes[index] for party, codes in sorted(told.items()) if index in codes}
+            if refusing:
+                complaints[device] = [f"party/{party}: {code}" for party, code in refusing.items()]
+            if len(refusing) >= view.base.committee.threshold:
+                self._report.blame(f"device/{device}", next(iter(refusing.values())), f"{len(refusing)} parties refuse it")
+        if complaints:
+            self._report.facts.update(complaints=complaints)
+
+    def _evidence(self, view: RoundView, joins: Joins) -> None:
+        """Who signed two messages of this round that contradict each other."""
+        keys = {f"device/{device}": key for device, key in zip(joins.devices, joins.identities, strict=True)}
+        for data in self._records["evidence"]:
+            pair = decode(data)
+            if not isinstance(pair, list) or [type(raw) for raw in pair] != [bytes, bytes]:
+                self._stop(KEEPER, "transcript-malformed", "evidence")
+            first, second = (open_message(self._trust, raw) for raw in pair)
+            code = ""
+            if isinstance(first, Signed) and isinstance(second, Signed):
+                sender = first.head.sender
+                genuine = sender not in keys or (first.valid(keys[sender]) and second.valid(keys[sender]))
+                here = (first.head.task, first.head.round) == (view.name, view.number)
+                known = sender in keys or not sender.startswith("device/")
+                code = contradiction(first, second) if genuine and here and known else ""
+            if not code:
+                self._stop(KEEPER, "transcript-malformed", "evidence that proves nothing")
+            self._report.blame(sender, code)
 
     def _certificate(self, view: RoundView, roster: RosterView) -> tuple[Signed, dict[int, bytes]]:
         certificate = convert(self._own("certificate", "certificate", view).payload, Certificate)

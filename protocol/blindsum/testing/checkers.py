@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
-from blindsum.protocol.codec import decode_chunk
+from blindsum.protocol.codec import decode, decode_chunk
 from blindsum.protocol.envelope import open_envelope
+from blindsum.protocol.evidence import verify_evidence, write_evidence
 from blindsum.protocol.machines.desk import RESULTS_KEPT
 from blindsum.protocol.machines.step import Step
 from blindsum.protocol.params import survivors_min
@@ -134,7 +135,8 @@ class CohortKept(Checker):
 
 
 class HonestUnblamed(Checker):
-    """An honest role names only faulty ones: in events, and as culprits of what it refuses."""
+    """An honest role names only faulty ones: in events, and as culprits of what it refuses. What it keeps as evidence proves it to
+    anybody."""
 
     def stored(self, world: World, role: str, step: Step) -> None:
         if role in world.faulty:
@@ -144,6 +146,14 @@ class HonestUnblamed(Checker):
             assert not culprit or culprit in world.faulty, f"{role} blames honest {culprit}: {event}"
         refused = step.refused
         assert refused is None or not refused.culprit or refused.culprit in world.faulty, f"{role} blames: {refused}"
+
+
+    def ended(self, world: World) -> None:
+        for role, actor in world.actors.items():
+            for _, row in () if role in world.faulty else actor.store.scan("evidence/"):
+                culprit, first, second, join = decode(row)
+                report = verify_evidence(write_evidence(world.fleet.trust, first, second, join), trust=world.fleet.trust)
+                assert [fault.principal for fault in report.faults] == [culprit], f"{role} holds {culprit} guilty"
 
 
 class Transcripts(Checker):

@@ -29,7 +29,16 @@ from oracle.views import (
 )
 
 _ONCE = ("trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next")
-_MANY = ("header", "body", "opening", "content")
+_MANY = ("header", "body", "opening", "content", "check", "evidence")
+_TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vote": ("second-vote", ("decides",)),
+    "manifest": ("second-manifest", ()),
+    "roster-proposal": ("second-roster", ()),
+    "header": ("second-header", ()),
+    "proposal": ("second-set", ()),
+    "opening": ("second-opening", ("proposal", "part")),
+    "result": ("second-result", ()),
+}
 
 Faults: TypeAlias = list[list[str]]
 
@@ -55,6 +64,8 @@ class Judge:
         require(found == self.trust, "trust-differs", KEEPER)
         self._manifest()
         self._roster()
+        self._checks()
+        self._evidence()
         self._certificate()
         self._uploads()
         self._openings()
@@ -83,6 +94,39 @@ class Judge:
         self.roster = open_roster(self.round, entries, roster)
         self.neighbours = self.roster.neighbours
         self.place = place_of(self.round, self.roster)
+
+    # -- complaints and evidence ----------------------------------------------------------------------------------
+
+    def _checks(self) -> None:
+        told: dict[int, dict[int, str]] = {}
+        for raw in self.records["check"]:
+            signed = open_inner(self.trust, raw, self.round.at("check"))
+            party = int(signed.sender.split("/")[1])
+            require(party not in told and party in self.round.members, "transcript-malformed", KEEPER)
+            told[party] = dict(signed.body["bad"])
+        for index, device in enumerate(self.roster.devices):
+            codes = [told[party][index] for party in sorted(told) if index in told[party]]
+            if len(codes) >= self.threshold:
+                self.blame(f"device/{device}", codes[0])
+
+    def _evidence(self) -> None:
+        for data in self.records["evidence"]:
+            culprit, code = "", ""
+            try:
+                pair = decode(data)
+                require(isinstance(pair, list) and len(pair) == 2, "transcript-malformed")
+                first, second = (open_message(self.trust, raw) for raw in pair)
+                culprit = first.sender
+                if culprit.startswith("device/"):
+                    key = self.identities[self.roster.devices.index(culprit.removeprefix("device/"))]
+                    require(ed25519_verify(key, first.signature, first.tbs), "signature-invalid")
+                    require(ed25519_verify(key, second.signature, second.tbs), "signature-invalid")
+                if first.place[1:] == self.round.at("")[1:]:
+                    code = contradiction(first, second)
+            except (Fault, TypeError, ValueError):
+                raise Fault("transcript-malformed", KEEPER) from None
+            require(code, "transcript-malformed", KEEPER)
+            self.blame(culprit, code)
 
     # -- survivors, uploads, openings -----------------------------------------------------------------------------
 
@@ -272,6 +316,25 @@ class Judge:
         data = self.records[name][0]
         require(blob_ref(data, ref["chunk_size"]) == ref, "blob-altered", KEEPER)
         return data
+
+
+def contradiction(first: Signed, second: Signed) -> str:
+    """The code of what is wrong with signing both, or "" (SPEC.md section 10.1)."""
+    for signed in (first, second):
+        check_body(signed.head["type"], signed.body)
+    mine = first.sender == second.sender and first.head["task"] == second.head["task"]
+    if not mine or first.digest == second.digest:
+        return ""
+    one, other = first.head["type"], second.head["type"]
+    if one == other == "result" and first.body["previous"] == second.body["previous"]:
+        return "second-result"
+    if first.head["round"] != second.head["round"]:
+        return ""
+    if one == other:
+        code, question = _TWICE.get(one, ("", ()))
+        return code if all(first.body[name] == second.body[name] for name in question) else ""
+    named = other == "result" and one in ("manifest", "proposal")
+    return "result-differs" if named and second.body[one] != first.digest else ""
 
 
 def survivors(data: bytes, devices: int) -> dict[int, bytes]:

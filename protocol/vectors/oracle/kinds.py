@@ -219,6 +219,7 @@ def _transcript(given: Values) -> Values:
     records = [(name, data) for name, data in given["records"]]
     for name, place, data in given.get("replace", []):
         records[[i for i, (other, _) in enumerate(records) if other == name][place]] = (name, data)
+    records += [(name, data) for name, data in given.get("add", [])]
     return {"faults": judge(envelope.trust_open(given["trust"]), records)}
 
 

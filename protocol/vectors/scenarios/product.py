@@ -273,6 +273,7 @@ def _transcript(given: Values) -> Values:
     records = [(name, data) for name, data in given["records"]]
     for name, place, data in given.get("replace", []):
         records[[i for i, (other, _) in enumerate(records) if other == name][place]] = (name, data)
+    records += [(name, data) for name, data in given.get("add", [])]
     report = verify(b"".join(write_records(records)), trust=Trust.decode(given["trust"]))
     return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
 

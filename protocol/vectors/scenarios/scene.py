@@ -287,7 +287,7 @@ class Scene:
         self.survivors = pack_survivors({index: self.headers[index].digest for index in self.indices})
         ref = self.blob(self.survivors)
         self.send("candidate", "coordinator", "parties", Candidate(roster=self.roster.digest, survivors=ref))
-        self.send("check", "party/1", "coordinator", Check(survivors=ref.id, missing=[], bad=[]))
+        self.check = self.send("check", "party/1", "coordinator", Check(survivors=ref.id, missing=[], bad=[]))
         self.send(
             "check", "party/3", "coordinator", Check(survivors=ref.id, missing=[0, 5], bad=[(1, "box-unreadable")])
         )
@@ -380,6 +380,7 @@ class Scene:
             ("announcement", self.announcement.raw),
             ("roster", self.roster_message.raw),
             ("joins", self.joins),
+            ("check", self.check.raw),
             ("certificate", self.certificate.raw),
             ("survivors", self.survivors),
         ]

@@ -12,8 +12,11 @@ from blindsum.protocol.envelope import seal_envelope
 from blindsum.protocol.messages import (
     Announcement,
     Certificate,
+    Check,
+    Header,
     OpeningContent,
     Payload,
+    Proposal,
     RosterAnnouncement,
     Vote,
 )
@@ -26,7 +29,8 @@ __all__ = ["files"]
 def files(scene: Scene) -> list[File]:
     file = File(
         "transcript.json",
-        "a whole round, and who is named where one record lies. `replace`: [name, which of that name, what stands there instead]",
+        "a whole round, and who is named where one record lies. `replace`: [name, which of that name, what stands there instead]; "
+        "`add`: [name, what stands there besides]",
         "10",
         "transcript",
         {"trust": scene.trust.encode(), "records": [list(record) for record in scene.records()]},
@@ -34,6 +38,8 @@ def files(scene: Scene) -> list[File]:
     file.ok("true")
     for name, replace in _lies(scene):
         file.ok(name, replace=[list(entry) for entry in replace])
+    for name, add in _more(scene):
+        file.ok(name, add=[list(entry) for entry in add])
     return [file]
 
 
@@ -113,6 +119,46 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
             [("trust", 0, encode([*_trust(scene)[:1], scene.certificates["d-0"], *_trust(scene)[2:]]))],
         ),
         ("trust bundle that is none", [("trust", 0, b"trust")]),
+    ]
+
+
+def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    """Complaints, and what somebody has signed twice."""
+
+    def signed(kind: str, sender: str, to: str, payload: Payload) -> bytes:
+        return seal_envelope(scene.key(sender), scene.head(kind, sender, to), payload)
+
+    def check(sender: str, *bad: tuple[int, str]) -> tuple[str, bytes]:
+        survivors = scene.blob(scene.survivors).id
+        return "check", signed("check", sender, "coordinator", Check(survivors=survivors, missing=[], bad=list(bad)))
+
+    def twice(kind: str, sender: str, first: bytes, payload: Payload) -> tuple[str, bytes]:
+        return "evidence", encode([first, signed(kind, sender, "coordinator", payload)])
+
+    votes = [Vote(decides="set", digest=digest, beacon=b"") for digest in (scene.proposal.digest, secret("another set"))]
+    one, other = (signed("vote", "party/2", "coordinator", vote) for vote in votes)
+    roster_vote = signed("vote", "party/2", "coordinator", Vote(decides="roster", digest=secret("roster"), beacon=b""))
+    header, proposal = scene.headers[1], scene.proposal.payload
+    assert isinstance(header.payload, Header) and isinstance(proposal, Proposal)
+    second = msgspec.structs.replace(header.payload, edges=bytes(len(header.payload.edges)))
+    other_set = msgspec.structs.replace(proposal, survivors=scene.blob(scene.joins))
+    opening = msgspec.structs.replace(scene.openings[1][0].payload, plain=secret("plain"))
+    stated = scene.make_result(proposal=secret("another set"))
+    party, device = scene.openings[1][0].sender, header.sender
+    return [
+        ("one party complains about a device", [check("party/3", (1, "box-unreadable"))]),
+        ("t parties refuse a device", [check("party/2", (1, "commitment-differs")), check("party/3", (1, "box-unreadable"))]),
+        ("two checks of one party", [check("party/1", (2, "box-unreadable"))]),
+        ("a party votes for two sets", [("evidence", encode([one, other]))]),
+        ("a party votes on two questions", [("evidence", encode([one, roster_vote]))]),
+        ("one vote shown twice", [("evidence", encode([one, one]))]),
+        ("a device uploads twice", [twice("header", device, header.raw, second)]),
+        ("a device that signs nothing twice", [("evidence", encode([header.raw, _flip(header.raw, -1)]))]),
+        ("a party opens one part twice", [twice("opening", party, scene.openings[1][0].raw, opening)]),
+        ("the coordinator proposes two sets", [twice("proposal", "coordinator", scene.proposal.raw, other_set)]),
+        ("a result of a set that was not proposed", [twice("result", "coordinator", scene.proposal.raw, stated)]),
+        ("evidence that is no pair", [("evidence", encode([one]))]),
+        ("evidence that is no CBOR", [("evidence", b"vote")]),
     ]
 
 

@@ -1,6 +1,6 @@
 """The model chain as a party follows it: no manifest gets a vote whose model this party has not recomputed (SPEC.md section 5.6).
 
-Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "followed/<task>" its round;
+Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "followed/<task>" is [its round, it];
 "pending/<task>/<digest>" the result that follows the one of that digest and waits for its sum, or for results before it. The
 model's chunks stay in the store as long as it is the last.
 """
@@ -62,15 +62,15 @@ class Chain:
         if isinstance(result, Refused):
             return result
         digest, _ = self.head(base)
-        if digest == signed.digest or signed.head.round < self._followed(base):
+        if digest == signed.digest or signed.head.round < self.followed(base.name):
             return None
-        if signed.head.round == self._followed(base):
-            return Refused("second-result", "coordinator")
+        if signed.head.round == self.followed(base.name):
+            return self._second(base, self._last(base.name)[1], signed)
         if not (result.sum.sound and result.model.sound):
             return Refused("message-malformed", "coordinator", "blob reference")
         pending = self._pending(base, result.previous)
         if pending is not None and pending.digest != signed.digest:
-            return Refused("second-result", "coordinator")
+            return self._second(base, pending.raw, signed)
         if pending is None and len(list(self._journal.scan(f"pending/{base.name}/"))) < PENDING_MAX:
             self._journal.put(f"pending/{base.name}/{result.previous.hex()}", signed.raw)
         if result.previous != digest:
@@ -111,7 +111,7 @@ class Chain:
             self._journal.write(write_blob(ref, chunks))
             self._inbox.want(base.name, ref, 0)
         self._journal.put(f"chain/{base.name}", encode([signed.digest, ref]))
-        self._journal.put(f"followed/{base.name}", encode(signed.head.round))
+        self._journal.put(f"followed/{base.name}", encode([signed.head.round, signed.raw]))
         for key, raw in list(self._journal.scan(f"pending/{base.name}/")):
             if self._open(raw).head.round <= signed.head.round:
                 self._journal.delete(key)
@@ -123,9 +123,18 @@ class Chain:
         raw = self._journal.get(f"pending/{base.name}/{digest.hex()}")
         return None if raw is None else self._open(raw)
 
-    def _followed(self, base: TaskView) -> int:
-        value = self._journal.get(f"followed/{base.name}")
-        return int(decode(value)) if value else 0
+    def followed(self, task: str) -> int:
+        """The round of the last result followed, 0 before the first."""
+        return self._last(task)[0]
+
+    def _last(self, task: str) -> tuple[int, bytes]:
+        value = self._journal.get(f"followed/{task}")
+        number, raw = decode(value) if value else (0, b"")
+        return number, raw
+
+    def _second(self, base: TaskView, first: bytes, second: Signed) -> Refused:
+        number = second.head.round
+        return self._journal.accuse(base.name, number, "second-result", "coordinator", first, second.raw)
 
     def _open(self, raw: bytes) -> Signed:
         signed = open_message(self._trust, raw)

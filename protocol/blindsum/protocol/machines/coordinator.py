@@ -123,6 +123,11 @@ class CoordinatorMachine:
         yield "announcement", state.announcement
         yield "roster", state.roster
         yield "joins", self._desk.blob(self._desk.roster_proposal(round_).joins)
+        for party in sorted(state.checks):
+            yield "check", state.checks[party]
+        for _, row in self._journal.scan(f"evidence/{task}/{state.number:08d}/"):
+            _, first, second, _ = decode(row)
+            yield "evidence", encode([first, second])
         yield "certificate", state.certificate
         yield "survivors", self._desk.blob(proposal.survivors)
         for index in sorted(bodies.complete):

@@ -60,10 +60,8 @@ class Desk:
 
     def evidence(self, round_: CoordinatorRound, code: str, culprit: str, first: bytes, second: bytes) -> Refused:
         """Keep what two signed messages prove about `culprit` and refuse the second."""
-        task, number = round_.base.name, round_.state.number
-        self.journal.put(f"evidence/{task}/{number:08d}/{code}/{culprit}", encode([culprit, first, second]))
-        self.journal.event("evidence", task=task, round=number, culprit=culprit, code=code)
-        return Refused(code, culprit)
+        join, _ = round_.joins.get(culprit.removeprefix("device/"), (b"", b""))
+        return self.journal.accuse(round_.base.name, round_.state.number, code, culprit, first, second, join)
 
     def signed(self, raw: bytes) -> Signed:
         """A message that was checked when it was stored."""

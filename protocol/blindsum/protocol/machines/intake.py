@@ -98,7 +98,7 @@ class Intake:
         device, identity, _, digest = opened
         known = round_.joins.get(device)
         if known is not None:
-            same = known[0] == signed.raw
+            same = self._desk.digest(known[0]) == digest
             self._desk.receipt(view, device, digest, "held" if same else "refused", "" if same else "second-join")
             return None if same else Refused("second-join", signed.head.sender)
         if round_.state.phase != "join":

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import merge
+from typing import Final
 
+from blindsum.protocol.codec import encode
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Outgoing, Step, Store, Write
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "evidence_key"]
+
+EVIDENCE_MAX: Final = 256
+"""Pieces of evidence kept of one task; of further ones there is the event alone."""
+
+
+def evidence_key(task: str, number: int, code: str, culprit: str) -> str:
+    """The row that holds [culprit, first message, second message, join of a device or nothing]."""
+    return f"evidence/{task}/{number:08d}/{code}/{culprit}"
 
 
 class Journal:
@@ -62,6 +72,17 @@ class Journal:
 
     def event(self, name: str, **data: object) -> None:
         self._events.append(Event(name, data))
+
+    def accuse(
+        self, task: str, number: int, code: str, culprit: str, first: bytes, second: bytes, join: bytes = b""
+    ) -> Refused:
+        """Keep what two signed messages prove about `culprit`, and refuse the second. `join` shows the key of a device."""
+        key = evidence_key(task, number, code, culprit)
+        if self.get(key) is None:
+            if sum(1 for _ in self.keys(f"evidence/{task}/")) < EVIDENCE_MAX:
+                self.put(key, encode([culprit, first, second, join]))
+            self.event("evidence", task=task, round=number, culprit=culprit, code=code)
+        return Refused(code, culprit)
 
     def take(self, refused: Refused | None = None) -> Step:
         step = Step(

@@ -184,7 +184,11 @@ class PartyMachine:
         return None
 
     def _on_result(self, signed: Signed, now: int) -> Refused | None:
-        base = self._bases[signed.head.task]
+        base, round_ = self._bases[signed.head.task], self._rounds.get(signed.head.task)
+        if round_ is not None and round_.state.number == signed.head.round:
+            differs = self._closing.on_result(round_, signed)
+            if differs is not None:
+                return differs
         fault = self._chain.offer(base, signed, now)
         self._settle(base.name)
         return fault
@@ -192,8 +196,7 @@ class PartyMachine:
     def _settle(self, task: str) -> None:
         """Erase a round once its result is followed."""
         round_ = self._rounds.get(task)
-        followed = self._journal.get(f"followed/{task}")
-        if round_ is not None and followed is not None and round_.state.number <= int(decode(followed)):
+        if round_ is not None and round_.state.number <= self._chain.followed(task):
             self._erase(task, "finished")
 
     # -- chunks ---------------------------------------------------------------------------------------------------
@@ -275,6 +278,8 @@ class PartyMachine:
         keep.update(blob for base in self._bases.values() for blob in self._chain.keeps(base))
         for round_ in self._rounds.values():
             keep.update(self._desk.opening(raw).content.id for raw in round_.state.openings)
+            if round_.state.roster_proposal:
+                keep.add(self._desk.joins(round_).id)
         for key in list(self._journal.keys("blob/")):
             if bytes.fromhex(key.split("/")[1]) not in keep:
                 self._journal.delete(key)

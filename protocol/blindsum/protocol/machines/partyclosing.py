@@ -22,6 +22,7 @@ from blindsum.protocol.messages import (
     Opening,
     OpeningContent,
     Proposal,
+    Result,
     Want,
     chunks_of,
 )
@@ -64,8 +65,8 @@ class PartyClosing:
         if row is not None and row.digest == signed.digest:
             return None
         if row is not None:
-            self._desk.keep_header(round_, header.index, HeaderRow(row.digest, "second-header"))
-            return self._desk.caught(round_, "second-header", signed.head.sender, b"", signed.raw)
+            self._desk.keep_header(round_, header.index, HeaderRow(row.digest, "second-header"), signed.raw)
+            return self._desk.caught_device(round_, header.index, signed.head.sender, signed.raw)
         code = header_fault(view, roster, header, packed_size(view.base.segments))
         seeds: Seeds | str = code or Seeds({}, {})
         if not code and view.member(self._desk.number) is not None:
@@ -74,10 +75,10 @@ class PartyClosing:
                 view, roster, header, party=self._desk.number, opener=lambda info, box: box_open(private, info, box)
             )
         if isinstance(seeds, str):
-            self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, seeds))
+            self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, seeds), signed.raw)
             self._desk.journal.event("complaint", task=view.name, round=view.number, index=header.index, code=seeds)
         else:
-            self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, "", seeds))
+            self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, "", seeds), signed.raw)
         return None
 
     def on_candidate(self, round_: PartyRound, signed: Signed, now: int) -> Refused | None:
@@ -106,7 +107,7 @@ class PartyClosing:
             return Refused("roster-differs", "coordinator")
         if round_.state.set_digest:
             if round_.state.set_digest != signed.digest:
-                return self._desk.caught(round_, "second-set", "coordinator", round_.state.proposal, signed.raw)
+                return self._desk.caught(round_, "second-set", round_.state.proposal, signed.raw)
             if round_.state.set_vote:
                 self._desk.send_vote(round_.state.set_vote)
             return None
@@ -146,7 +147,7 @@ class PartyClosing:
         if len(votes) < view.base.committee.quorum:
             return Refused("votes-too-few", "coordinator", f"{len(votes)} votes for the set")
         if round_.state.set_digest and round_.state.set_digest != inner.digest:
-            return self._desk.caught(round_, "second-set", "coordinator", round_.state.proposal, certificate.proposal)
+            return self._desk.caught(round_, "second-set", round_.state.proposal, certificate.proposal)
         if round_.state.opened:
             for raw in round_.state.openings:
                 self._desk.journal.send("opening", "coordinator", raw)
@@ -207,6 +208,18 @@ class PartyClosing:
                 return None
         return Refused("blob-unknown", detail=ask.blob.hex())
 
+    def on_result(self, round_: PartyRound, signed: Signed) -> Refused | None:
+        """A result must be that of the manifest and the set that were proposed to this party."""
+        result = payload_of(signed, Result)
+        if isinstance(result, Refused):
+            return result
+        state, view = round_.state, round_.view
+        if view is not None and result.manifest != view.digest:
+            return self._desk.caught(round_, "result-differs", state.manifest, signed.raw)
+        if state.set_digest and result.proposal != state.set_digest:
+            return self._desk.caught(round_, "result-differs", state.proposal, signed.raw)
+        return None
+
     def _survivors(
         self, round_: PartyRound, ref: BlobRef, signed: Signed, now: int
     ) -> dict[int, bytes] | Refused | None:
@@ -247,6 +260,7 @@ class PartyClosing:
         self._publish_opening(round_, content)
         round_.headers.clear()
         self._desk.journal.delete_all(f"round/{view.name}/header/")
+        self._desk.journal.delete_all(f"round/{view.name}/upload/")
         round_.change(opened=True, box_private=b"", beacon=b"")
         self._desk.save(round_)
         self._desk.journal.event("opened", task=view.name, round=view.number, survivors=len(survivors))

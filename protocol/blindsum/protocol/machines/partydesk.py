@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blindsum.protocol.codec import convert, encode
+from blindsum.protocol.blobs import read_blob
+from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.chain import Chain
@@ -12,7 +13,7 @@ from blindsum.protocol.machines.inbox import Inbox
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.partyround import HeaderRow, PartyRound
 from blindsum.protocol.machines.step import Store
-from blindsum.protocol.messages import Opening, Payload, Vote
+from blindsum.protocol.messages import BlobRef, Opening, Payload, RosterProposal, Vote
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, open_message
 
@@ -54,19 +55,34 @@ class PartyDesk:
     def send_vote(self, raw: bytes) -> None:
         self.journal.send("vote", "coordinator", raw)
 
-    def caught(self, round_: PartyRound, code: str, culprit: str, first: bytes, second: bytes) -> Refused:
-        """Keep what two signed messages prove about `culprit` and refuse the second."""
+    def caught(self, round_: PartyRound, code: str, first: bytes, second: bytes) -> Refused:
+        """Keep what two signed messages prove about the coordinator and refuse the second."""
         task, number = round_.base.name, round_.state.number
-        self.journal.put(f"evidence/{task}/{number:08d}/{code}", encode([culprit, first, second]))
-        self.journal.event("evidence", task=task, round=number, culprit=culprit, code=code)
-        return Refused(code, culprit)
+        return self.journal.accuse(task, number, code, "coordinator", first, second)
 
     def save(self, round_: PartyRound) -> None:
         self.journal.put(f"state/{round_.base.name}", encode(round_.state))
 
-    def keep_header(self, round_: PartyRound, index: int, row: HeaderRow) -> None:
+    def keep_header(self, round_: PartyRound, index: int, row: HeaderRow, raw: bytes) -> None:
+        """Keep what a device sent first; of what comes later only that it came."""
         round_.headers[index] = row
         self.journal.put(f"round/{round_.base.name}/header/{index:06d}", row.encode())
+        if row.code != "second-header":
+            self.journal.put(f"round/{round_.base.name}/upload/{index:06d}", raw)
+
+    def caught_device(self, round_: PartyRound, index: int, sender: str, second: bytes) -> Refused:
+        """Keep both headers of a device, with the join that shows its key, and refuse the second."""
+        task, number = round_.base.name, round_.state.number
+        first = self.journal.get(f"round/{task}/upload/{index:06d}")
+        joins = read_blob(self.journal, self.joins(round_))
+        assert first is not None and joins is not None
+        return self.journal.accuse(task, number, "second-header", sender, first, second, decode(joins)[index])
+
+    def joins(self, round_: PartyRound) -> BlobRef:
+        """The blob of the round's joins; it is kept as long as a device may be caught."""
+        signed = open_message(self.trust, round_.state.roster_proposal)
+        assert isinstance(signed, Signed)
+        return convert(signed.payload, RosterProposal).joins
 
     def opening(self, raw: bytes) -> Opening:
         signed = open_message(self.trust, raw)

@@ -42,11 +42,11 @@ class PartySetup:
             return view
         if round_.state.manifest_vote:
             if round_.view is None or round_.view.digest != view.digest:
-                return self._desk.caught(round_, "second-manifest", "coordinator", round_.state.manifest, signed.raw)
+                return self._desk.caught(round_, "second-manifest", round_.state.manifest, signed.raw)
             self._desk.send_vote(round_.state.manifest_vote)
             return None
         if round_.view is not None and round_.view.digest != view.digest:
-            return self._desk.caught(round_, "second-manifest", "coordinator", round_.state.manifest, signed.raw)
+            return self._desk.caught(round_, "second-manifest", round_.state.manifest, signed.raw)
         if abs(view.manifest.issued_at - now) > CLOCK_SKEW_MAX_MS:
             return Refused(
                 "clock-skew", detail=f"the manifest is {(view.manifest.issued_at - now) // 1000} s off this clock"
@@ -94,7 +94,7 @@ class PartySetup:
             return Refused("manifest-differs", "coordinator")
         if state.roster_proposal:
             if state.roster_proposal != signed.raw and self._desk.digest(state.roster_proposal) != signed.digest:
-                return self._desk.caught(round_, "second-roster", "coordinator", state.roster_proposal, signed.raw)
+                return self._desk.caught(round_, "second-roster", state.roster_proposal, signed.raw)
             if state.roster_vote:
                 self._desk.send_vote(state.roster_vote)
             return None
@@ -125,7 +125,7 @@ class PartySetup:
         proposal, digest, roster_hash = opened
         if state.roster_proposal and digest != self._desk.digest(state.roster_proposal):
             return self._desk.caught(
-                round_, "second-roster", "coordinator", state.roster_proposal, announcement.proposal
+                round_, "second-roster", state.roster_proposal, announcement.proposal
             )
         if not state.entries:
             if not self._desk.inbox.want(view.name, proposal.joins, now):
@@ -137,7 +137,6 @@ class PartySetup:
         roster = open_roster(view, round_.state.entries, roster_hash)
         if isinstance(roster, Refused):
             return roster
-        self._desk.inbox.release(proposal.joins)
         round_.roster = roster
         round_.change(roster=signed.raw, roster_proposal=announcement.proposal)
         self._desk.save(round_)

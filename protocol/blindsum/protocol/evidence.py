@@ -1,0 +1,105 @@
+"""Two signed messages that contradict each other: who signed both did wrong, and anybody can see it (SPEC.md section 10.1).
+
+A file of `MAGIC` and then [trust bundle, first, second, join]: the join shows the key of a device and is empty for anybody else.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blindsum.protocol.codec import DecodeError, convert, decode, encode
+from blindsum.protocol.envelope import Signed
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.keys import certificate_fault
+from blindsum.protocol.messages import MESSAGES, Join
+from blindsum.protocol.report import Report
+from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import open_message
+
+__all__ = ["MAGIC", "contradiction", "verify_evidence", "write_evidence"]
+
+MAGIC: Final = b"blindsum evidence 1\n"
+
+_TWICE: Final = {
+    # type: (code of signing two, fields that tell one question from another)
+    "vote": ("second-vote", ("decides",)),
+    "manifest": ("second-manifest", ()),
+    "roster-proposal": ("second-roster", ()),
+    "header": ("second-header", ()),
+    "proposal": ("second-set", ()),
+    "opening": ("second-opening", ("proposal", "part")),
+    "result": ("second-result", ()),
+}
+
+
+def contradiction(first: Signed, second: Signed) -> str:
+    """The code of what one principal does wrong by signing both messages, or "". Their signatures are the caller's to check.
+
+    Nobody honest answers one question of a round twice, names in a result another manifest or set than it proposed, or has two
+    results follow the same one.
+    """
+    one, other = first.head, second.head
+    if (one.sender, one.fleet, one.task) != (other.sender, other.fleet, other.task) or first.digest == second.digest:
+        return ""
+    try:
+        for signed in (first, second):
+            convert(signed.payload, MESSAGES[signed.head.type][0])
+    except DecodeError:
+        return ""
+    if one.type == other.type == "result" and first.payload["previous"] == second.payload["previous"]:
+        return "second-result"
+    if one.round != other.round:
+        return ""
+    if one.type == other.type:
+        code, question = _TWICE.get(one.type, ("", ()))
+        return code if all(first.payload[name] == second.payload[name] for name in question) else ""
+    if (one.type, other.type) in (("manifest", "result"), ("proposal", "result")):
+        return "result-differs" if second.payload[one.type] != first.digest else ""
+    return ""
+
+
+def write_evidence(trust: Trust, first: bytes, second: bytes, join: bytes) -> bytes:
+    """The file."""
+    return MAGIC + encode([trust.encode(), first, second, join])
+
+
+def verify_evidence(data: bytes, *, trust: Trust | None = None) -> Report:
+    """Name who signed both messages of an evidence file. `trust`: the bundle to hold it to (else the file's own, which proves only
+    that it is consistent with itself). Raises BlindsumError("evidence-unproven") where they prove nothing."""
+    try:
+        parts = decode(data.removeprefix(MAGIC)) if data.startswith(MAGIC) else None
+        if not isinstance(parts, list) or [type(part) for part in parts] != [bytes] * 4:
+            raise DecodeError("not an evidence file")
+        found = Trust.decode(parts[0])
+    except DecodeError as error:
+        raise BlindsumError("evidence-unproven", str(error)) from None
+    if trust is not None and found != trust:
+        raise BlindsumError("evidence-unproven", "it is about another fleet, or other organisations")
+    first, second = (_genuine(found, raw, parts[3]) for raw in parts[1:3])
+    code = contradiction(first, second)
+    if not code:
+        raise BlindsumError("evidence-unproven", "the two messages do not contradict each other")
+    report = Report(facts={"task": first.head.task, "round": first.head.round, "evidence": code})
+    report.blame(first.head.sender, code, f"signed two contradicting messages: {first.head.type}, {second.head.type}")
+    return report
+
+
+def _genuine(trust: Trust, raw: bytes, join: bytes) -> Signed:
+    signed = open_message(trust, raw)
+    if isinstance(signed, Refused):
+        raise BlindsumError("evidence-unproven", f"a message is not genuine: {signed.code}")
+    if signed.head.sender.startswith("device/") and not signed.valid(_device_key(trust, signed, join)):
+        raise BlindsumError("evidence-unproven", f"a message is not by {signed.head.sender}")
+    return signed
+
+
+def _device_key(trust: Trust, signed: Signed, join: bytes) -> bytes:
+    """The key of the certificate that a device joined the same round with."""
+    opened = open_message(trust, join)
+    same = ("join", signed.head.task, signed.head.round, signed.head.sender)
+    if isinstance(opened, Refused) or (opened.head.type, opened.head.task, opened.head.round, opened.head.sender) != same:
+        raise BlindsumError("evidence-unproven", f"it does not show the key of {signed.head.sender}")
+    fault, name, key = certificate_fault(convert(opened.payload, Join).certificate, ca=trust.ca, now=None)
+    if fault or f"device/{name}" != signed.head.sender or not opened.valid(key):
+        raise BlindsumError("evidence-unproven", f"it does not show a certificate of {signed.head.sender}")
+    return key

@@ -1,0 +1,253 @@
+"""Whoever signs two things that contradict each other is named by what honest roles keep of it, to anybody who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from blindsum.protocol.codec import decode, encode
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
+from blindsum.protocol.machines.journal import EVIDENCE_MAX
+from blindsum.protocol.messages import Join, Opening, Result, Vote
+from blindsum.protocol.transcript import verify, write_records
+from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
+from blindsum.testing.forgery import (
+    altered,
+    body_of,
+    hand,
+    manifest,
+    proposal,
+    roster_proposal,
+    vote,
+)
+from blindsum.testing.world import World
+
+Kept = tuple[str, bytes, bytes, bytes]
+"""(role, first, second, join) of a piece of evidence."""
+
+
+def kept(world: World, *roles: str) -> dict[tuple[str, str], list[Kept]]:
+    """What these roles hold, by (culprit, code)."""
+    out: dict[tuple[str, str], list[Kept]] = {}
+    for role in roles:
+        for key, row in world.actors[role].store.scan("evidence/"):
+            culprit, first, second, join = decode(row)
+            out.setdefault((culprit, key.split("/")[3]), []).append((role, first, second, join))
+    return out
+
+
+def named(world: World, evidence: Kept) -> list[tuple[str, str]]:
+    _, first, second, join = evidence
+    report = verify_evidence(write_evidence(world.fleet.trust, first, second, join), trust=world.fleet.trust)
+    return [(fault.principal, fault.code) for fault in report.faults]
+
+
+def two_votes(world: World) -> None:
+    world.until("vote")
+    world.until(lambda: 2 in world.round.state.set_votes)
+    world.give("coordinator", vote(world, 2, "set", bytes(32)))
+    world.finish()
+
+
+def two_headers(world: World) -> None:
+    world.until(lambda: 1 in world.round.bodies.headers if world.round.bodies else False)
+    world.settle(30)
+    header = world.round.bodies.headers[1][1]
+    other = world.forge("header", "device/d-0001", "all", altered(header, edges=bytes(len(header.edges))))
+    world.give("coordinator", other)
+    world.give("party/1", other)
+    world.finish()
+
+
+def two_openings(world: World) -> None:
+    world.until("open")
+    world.until(lambda: world.round.state.openings)
+    first = world.round.state.openings[0]
+    again = world.fleet.resign(first, altered(body_of(first, Opening), plain=bytes(32)))
+    world.give("coordinator", again)
+
+
+def two_manifests(world: World) -> None:
+    world.until("join")
+    world.give("party/1", manifest(world, issued_at=world.view.manifest.issued_at + 1).body)
+
+
+def two_rosters(world: World) -> None:
+    world.until("upload")
+    world.settle(100)
+    joins = {device: raw for device, (raw, _) in list(world.round.joins.items())[:3]}
+    hand(world, "party/1", roster_proposal(world, joins, encode([])))
+
+
+def two_sets(world: World) -> None:
+    world.until("open")
+    world.settle(30)
+    hand(world, "party/1", proposal(world, range(3)))
+
+
+def result_of(world: World, **changes: object) -> bytes:
+    return world.fleet.resign(world.round.state.result, altered(body_of(world.round.state.result, Result), **changes))
+
+
+def two_results(world: World) -> None:
+    world.finish()
+    world.settle()
+    assert world.happened("followed", "party/1")
+    world.give("party/1", result_of(world, count=2))
+
+
+def result_of_another_manifest(world: World) -> None:
+    world.stop("party/1")
+    world.crash("party/1")
+    world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase == "done" else body
+    world.finish()
+    world.give("party/1", result_of(world, manifest=bytes(32)))
+
+
+def result_of_another_set(world: World) -> None:
+    world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase == "done" else body
+    world.finish()
+    world.give("party/1", result_of(world, proposal=bytes(32)))
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "culprit", "code", "witness"),
+    [
+        (two_votes, "party/2", "second-vote", "coordinator"),
+        (two_headers, "device/d-0001", "second-header", "coordinator"),
+        (two_headers, "device/d-0001", "second-header", "party/1"),
+        (two_openings, None, "second-opening", "coordinator"),
+        (two_manifests, "coordinator", "second-manifest", "party/1"),
+        (two_rosters, "coordinator", "second-roster", "party/1"),
+        (two_sets, "coordinator", "second-set", "party/1"),
+        (two_results, "coordinator", "second-result", "party/1"),
+        (result_of_another_manifest, "coordinator", "result-differs", "party/1"),
+        (result_of_another_set, "coordinator", "result-differs", "party/1"),
+    ],
+)
+def test_evidence_that_a_role_keeps_names_the_culprit_to_anybody(
+    misbehave: Callable[[World], None], culprit: str | None, code: str, witness: str
+) -> None:
+    world = World(4, devices=4, faulty=["coordinator", "party/2", "device/d-0001"], checkers=())
+    world.start()
+    misbehave(world)
+    held = kept(world, witness)
+    assert [found for _, found in held] == [code]
+    (who, _), (evidence,) = next(iter(held.items())), next(iter(held.values()))
+    assert culprit in (None, who[0]) and who[0].startswith("party/" if culprit is None else culprit)
+    assert named(world, evidence) == [(who[0], code)]
+    _, first, second, join = evidence
+    assert (join != b"") == who[0].startswith("device/")
+    for unproven in (
+        (first, first, join),
+        (first, second[:-1] + bytes([second[-1] ^ 1]), join),
+        (first, world.task_raw, join),
+        *([(first, second, b""), (first, second, world.round.joins["d-0002"][0])] if join else []),
+    ):
+        with pytest.raises(BlindsumError) as caught:
+            verify_evidence(write_evidence(world.fleet.trust, *unproven), trust=world.fleet.trust)
+        assert caught.value.code == "evidence-unproven"
+
+
+def test_party_follows_no_result_of_a_set_that_it_did_not_open() -> None:
+    """It answered one set. A result over another one is proof against the coordinator, and its model gets no vote."""
+    world = World(4, devices=4, faulty=["coordinator"], checkers=())
+    world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase == "done" else body
+    world.run()
+    refused = world.give("party/1", result_of(world, proposal=bytes(32))).refused
+    assert (refused.code, refused.culprit) == ("result-differs", "coordinator")
+    world.settle(100)
+    assert not world.happened("followed", "party/1")
+    world.give("party/1", world.round.state.result)
+    world.network.tap = None
+    world.settle()
+    assert world.happened("followed", "party/1"), "the true one is followed all the same"
+
+
+def test_transcript_names_who_voted_uploaded_or_opened_twice_and_whom_parties_refuse() -> None:
+    world = World(
+        4,
+        devices=7,
+        behaviours={"device/d-0005": WrongSeeds(1, 2), "device/d-0006": GarbageBox(3)},
+        faulty=["party/2", "device/d-0001"],
+    )
+    world.start()
+    two_headers(world)
+    report = verify(b"".join(write_records(world.coordinator.records("sum"))), trust=world.fleet.trust)
+    assert {(fault.principal, fault.code) for fault in report.faults} == {
+        ("device/d-0001", "second-header"),
+        ("device/d-0005", "commitment-differs"),
+    }
+    complaints = report.facts["complaints"]
+    assert complaints["d-0005"] == ["party/1: commitment-differs", "party/2: commitment-differs"]
+    assert complaints["d-0006"] == ["party/3: box-unreadable"], "told, and nobody is named for it"
+    world.check()
+
+
+def test_transcript_names_a_party_that_voted_twice() -> None:
+    world = World(4, devices=4, faulty=["party/2"])
+    world.start()
+    two_votes(world)
+    report = verify(b"".join(write_records(world.coordinator.records("sum"))), trust=world.fleet.trust)
+    assert [(fault.principal, fault.code) for fault in report.faults] == [("party/2", "second-vote")]
+    world.check()
+
+
+def test_join_signed_anew_is_the_same_join() -> None:
+    """A message is what was signed, not how: a second signature over it is no second join."""
+    world = World(4, devices=4, join_ms=10_000, devices_max=5, faulty=["device/d-0001"])
+    world.start()
+    world.until(lambda: "d-0001" in world.round.joins)
+    raw, identity = world.round.joins["d-0001"]
+    world.round.joins["d-0001"] = (raw[:-64] + bytes(64), identity)
+    step = world.give("coordinator", raw)
+    assert step.refused is None
+    other = world.fleet.resign(
+        raw, altered(body_of(raw, Join), key=body_of(world.round.joins["d-0001"][0], Join).key[::-1])
+    )
+    assert world.give("coordinator", other).refused.code == "second-join"
+
+
+def test_evidence_is_bounded_and_the_first_of_a_kind_stays() -> None:
+    world = World(4, devices=4, behaviours={"coordinator": Silent("proposal", "certificate")}, checkers=())
+    world.start()
+    world.until("vote")
+    world.settle(100)
+    world.stop("coordinator")
+    first = proposal(world, range(4))
+    hand(world, "party/1", first)
+    for number in (3, 2):
+        hand(world, "party/1", proposal(world, range(number)))
+    ((_, held),) = kept(world, "party/1").items()
+    assert held == [("party/1", first.body, proposal(world, range(3)).body, b"")]
+    rows = world.actors["party/1"].store.rows
+    for number in range(EVIDENCE_MAX):
+        rows[f"evidence/sum/{number + 2:08d}/second-set/coordinator"] = b""
+    before = len(rows)
+    del rows["evidence/sum/00000001/second-set/coordinator"]
+    world.give("party/1", proposal(world, range(3)).body)
+    assert len(rows) == before - 1
+    assert world.happened("evidence", "party/1")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", MAGIC, MAGIC + b"\x80", MAGIC + encode([b"", b"", b"", b""]), MAGIC + encode([1, 2, 3, 4])]
+)
+def test_file_that_is_no_evidence_is_refused(data: bytes) -> None:
+    with pytest.raises(BlindsumError) as caught:
+        verify_evidence(data)
+    assert caught.value.code == "evidence-unproven"
+
+
+def test_votes_on_different_questions_or_of_different_rounds_prove_nothing() -> None:
+    world = World(4, devices=4, checkers=())
+    world.run()
+    votes = [vote(world, 2, decides, bytes(32)) for decides in ("manifest", "roster", "set")]
+    votes.append(world.forge("vote", "party/2", "coordinator", body_of(votes[2], Vote), number=9))
+    votes.append(vote(world, 3, "set", bytes(31) + b"1"))
+    for first in votes:
+        for second in votes:
+            with pytest.raises(BlindsumError):
+                verify_evidence(write_evidence(world.fleet.trust, first, second, b""), trust=world.fleet.trust)
