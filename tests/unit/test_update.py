@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import add_packed, from_signed, pack, reduce, to_signed, unpack, zeros
-from blindsum.protocol.update import Aggregate, decode_sum, encode_update
+from blindsum.protocol.update import Aggregate, decode_sum, encode_update, statistic_max
 from blindsum.protocol.view import TaskView, open_task
 from blindsum.testing.fleet import make_fleet, make_task
 from blindsum.training import SGD, TrainingSession, build_artifact, models
@@ -184,3 +184,17 @@ def test_no_sum_of_honest_devices_wraps(devices: list[tuple[int, int, float]], r
     assert found.weight == sum(weight for _, weight, _ in devices)
     assert found.statistics[0] == sum(number for number, _, _ in devices)
     assert np.linalg.norm(found.mean) <= 1.0 + 1e-2
+
+
+@pytest.mark.parametrize("devices", [2, 1000, 100_000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_statistics_of_the_largest_cohort_never_wrap_however_large_a_loss_is(devices: int, sign: int) -> None:
+    """A summed loss is any finite float, in 10^-6. As many as a round may have, all at the bound, add up to what they are."""
+    view = base(devices_max=devices, width=64, weight_max=1, dropped_permille=0)
+    most = statistic_max(devices)
+    lanes = encode(view, wave(1), statistics=(sign * 10**44, sign * 7))
+    exact = to_signed(view.segments[1], lanes[1])
+    assert exact.tolist() == [1, sign * most, sign * 7]
+    lane = np.full(view.segments[1].length, devices, np.uint64) * lanes[1]  # the ring sum of so many equal uploads
+    assert to_signed(view.segments[1], lane).tolist() == [devices, sign * most * devices, sign * 7 * devices]
+    assert abs(most * devices) < 2**63 <= (most + 1) * devices

@@ -14,7 +14,7 @@ from blindsum.protocol.quantize import dequantise, quantise
 from blindsum.protocol.ring import from_signed, to_signed, unpack
 from blindsum.protocol.view import TaskView
 
-__all__ = ["Aggregate", "decode_sum", "encode_update", "exact_sums"]
+__all__ = ["Aggregate", "decode_sum", "encode_update", "exact_sums", "statistic_max"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,18 @@ class Aggregate:
     statistics: NDArray[np.int64]
 
 
+def statistic_max(devices_max: int) -> int:
+    """The largest magnitude of a device's statistic of which `devices_max` cannot wrap their 64-bit sum."""
+    return ((1 << 63) - 1) // devices_max
+
+
 def encode_update(
     base: TaskView, update: NDArray[np.float32], *, weight: int, statistics: Sequence[int], rotation: bytes, key: bytes
 ) -> list[np.ndarray]:
     """Lanes for one device: `update` clipped, rotated, scaled, weighted and rounded with secret randomness `key` (32 bytes); then
-    [weight, *statistics] exactly. Raises BlindsumError for NaN, a wrong length, or a weight outside 1..weight_max."""
-    codec = base.codec(rotation)
+    [weight, *statistics] exactly, a statistic beyond ±`statistic_max` as that. Raises BlindsumError for NaN, a wrong length, or a
+    weight outside 1..weight_max."""
+    codec, most = base.codec(rotation), statistic_max(base.task.devices_max)
     lanes = []
     for number, (segment, spec) in enumerate(zip(base.segments, base.task.segments, strict=True)):
         if spec.codec == "quantised":
@@ -40,7 +46,7 @@ def encode_update(
                 raise BlindsumError("update-wrong-shape", f"{update.shape} where ({segment.length},) belongs")
             lanes.append(quantise(update, weight, codec, segment, derive(key, "round", number)))
         else:
-            values = [weight, *statistics]
+            values = [weight, *(min(max(value, -most), most) for value in statistics)]
             if len(values) != segment.length:
                 raise BlindsumError("update-wrong-shape", f"{len(values)} statistics where {segment.length} belong")
             lanes.append(from_signed(segment, np.asarray(values, dtype=np.int64)))
