@@ -18,6 +18,7 @@ from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import prepare
+from .autodiff.rewrite import rewrite
 from .autodiff.select import select
 from .autodiff.source import read_source
 from .losses import Loss, as_loss
@@ -153,6 +154,7 @@ def _complete(
     Returns the trained parameters in flat order and the graph that ends with their gradients. Parameters on which the
     loss does not depend smoothly are not among them.
     """
+    rewrite(train, logits, wanted)
     loss, weight = rule.mean(train, logits, TARGETS)
     rate = update.folded_rate(optimiser)
     origin, seed = rule.origin(train, logits, TARGETS, rate)

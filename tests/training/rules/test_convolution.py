@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.cases import Case, case, check
+from blindsum.training import build_artifact, decode
+from tests.training.cases import Case, case, check, model_of
 
 REFERENCE = False  # onnx.reference cannot run ConvTranspose with groups or output_shape
 
@@ -40,12 +41,21 @@ CASES = {
     "kernel_of_the_image": _conv("", (3, 4, 4), (2, 3, 4, 4)),
     "groups": _conv("group=2, pads=[1, 1, 1, 1]", (4, 5, 6), (6, 2, 3, 3)),
     "groups_strided": _conv("group=2, strides=[2, 2], pads=[1, 0, 1, 1]", (4, 6, 7), (2, 2, 3, 3)),
-    "depthwise": _conv("group=3, pads=[1, 1, 1, 1]", (3, 5, 6), (3, 1, 3, 3)),
-    "depthwise_wide": _conv("group=3, pads=[2, 2, 2, 2]", (3, 8, 8), (3, 1, 5, 5)),
-    "depthwise_strided": _conv("group=3, strides=[2, 2], pads=[1, 1, 1, 1]", (3, 6, 8), (3, 1, 3, 3)),
-    "depthwise_strided_with_remainder": _conv("group=3, strides=[2, 3]", (3, 6, 9), (3, 1, 3, 3)),
-    "depthwise_dilated": _conv("group=3, dilations=[2, 2], pads=[2, 2, 1, 2]", (3, 6, 7), (3, 1, 3, 3)),
+    "depthwise": _conv("group=3, pads=[1, 1, 1, 1]", (3, 9, 10), (3, 1, 3, 3)),
+    "depthwise_wide": _conv("group=2, pads=[2, 2, 2, 2]", (2, 9, 9), (2, 1, 5, 5)),
+    "depthwise_strided": _conv("group=3, strides=[2, 2], pads=[1, 1, 1, 1]", (3, 12, 14), (3, 1, 3, 3)),
+    "depthwise_strided_with_remainder": _conv("group=3, strides=[2, 3]", (3, 12, 16), (3, 1, 3, 3)),
+    "depthwise_dilated": _conv("group=3, dilations=[2, 2], pads=[2, 2, 1, 2]", (3, 9, 10), (3, 1, 3, 3)),
+    "depthwise_small_kernel": _conv("group=3", (3, 5, 6), (3, 1, 2, 2)),
     "depthwise_multiplied": _conv("group=3, pads=[1, 1, 1, 1]", (3, 4, 5), (6, 1, 3, 3)),
+    "depthwise_as_product": _conv("group=3, pads=[1, 1, 1, 1]", (3, 5, 6), (3, 1, 3, 3)),
+    "depthwise_as_product_strided": _conv("group=3, strides=[2, 3], pads=[1, 0, 2, 1]", (3, 6, 8), (3, 1, 3, 3)),
+    "depthwise_as_product_dilated": _conv("group=3, dilations=[2, 1], pads=[2, 2, 1, 2]", (3, 6, 7), (3, 1, 3, 4)),
+    "depthwise_as_product_same": _conv('group=3, auto_pad="SAME_UPPER", strides=[2, 2]', (3, 5, 6), (3, 1, 3, 4)),
+    "depthwise_as_product_1d": _conv("group=3, pads=[4, 4]", (3, 12), (3, 1, 9)),
+    "depthwise_as_product_no_bias": case(
+        "h = Mul (x, s) y = Conv <group=2> (h, w)", (2, 5, 5), s=(2, 1, 1), w=(2, 1, 3, 3)
+    ),
     "same_upper": _conv('auto_pad="SAME_UPPER", strides=[2, 2]', (2, 5, 6), (3, 2, 3, 2)),
     "same_lower": _conv('auto_pad="SAME_LOWER", strides=[2, 1]', (2, 6, 6), (3, 2, 3, 2)),
     "valid": _conv('auto_pad="VALID", strides=[2, 1]', (2, 6, 6), (3, 2, 3, 2)),
@@ -85,3 +95,15 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_rule_gives_the_gradient(name: str) -> None:
     check(CASES[name])
+
+
+def test_only_small_depthwise_convolutions_become_products() -> None:
+    def operators(name: str) -> set[str]:
+        proto = model_of(CASES[name])
+        return set(decode(build_artifact(proto, loss="mse", trainable=["w"])).manifest.operators)
+
+    assert "Conv" in operators("depthwise") and "Conv" in operators("depthwise_small_kernel")
+    assert "Conv" not in operators("depthwise_as_product")
+    assert "Conv" in set(
+        decode(build_artifact(model_of(CASES["depthwise_as_product"]), loss="mse", trainable=["s"])).manifest.operators
+    )

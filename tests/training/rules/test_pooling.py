@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
-from blindsum.training import TrainingSession, build_artifact
+from blindsum.training import TrainingSession, build_artifact, decode
 from tests.training.cases import Case, case, check, model_of
 
 
@@ -61,6 +62,20 @@ CASES = {
 }
 
 
+for _name, _rising in (("Relu", "Relu (h)"), ("LeakyRelu", "LeakyRelu <alpha=0.1> (h)"), ("Sigmoid", "Sigmoid (h)")):
+    CASES[f"max_of_{_name.lower()}"] = case(
+        f"h = Mul (x, w) r = {_rising} y = MaxPool <{HALVES}> (r)", (2, 4, 6), w=(2, 4, 6)
+    )
+CASES["max_of_falling"] = case(
+    f"h = Mul (x, w) r = LeakyRelu <alpha=-0.5> (h) y = MaxPool <{HALVES}> (r)", (2, 4, 6), w=(2, 4, 6)
+)
+CASES["max_of_shared"] = case(
+    f"h = Mul (x, w) r = Relu (h) p = MaxPool <{HALVES}> (r) q = AveragePool <{HALVES}> (r) y = Add (p, q)",
+    (2, 4, 6),
+    w=(2, 4, 6),
+)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_rule_gives_the_gradient(name: str) -> None:
     check(CASES[name])
@@ -80,3 +95,10 @@ def test_maxima_of_one_window_take_its_gradient_once(attributes: str, wanted: li
     session = TrainingSession(build_artifact(proto, loss="mse", optimizer="gradient"))
     _, gradient = session.step(np.full((1, *size), 3.0), np.full((1, 1, 1, 1), 2.5))
     np.testing.assert_allclose(gradient.reshape(2, 2), wanted)
+
+
+def test_pooling_comes_before_a_rising_function() -> None:
+    proto = model_of(CASES["max_of_relu"])
+    train = onnx.load_model_from_string(decode(build_artifact(proto, loss="mse")).train)
+    operators = [node.op_type for node in train.graph.node]
+    assert operators.index("MaxPool") < operators.index("Relu")

@@ -1,0 +1,130 @@
+"""Forward nodes of the train graph written in another way that computes the same and trains faster.
+
+What is measured is in docs/adr/0014. The graphs that evaluate and predict stay as the author wrote them: their weights
+are constants, for which onnxruntime has faster kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .graph import Graph, Shape, attribute
+from .registry import Backward
+from .window import Window, of_conv
+
+MATRIX_MAX = 64 * 64  # inputs x outputs of one channel up to which a depthwise convolution is a matrix product
+TAPS_MIN = 9
+
+_RISING = frozenset({"Clip", "Relu", "Sigmoid", "Tanh"})
+
+
+def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
+    """Rewrite `graph`, which ends in `output`. Values that it keeps keep their names."""
+    _pool_first(graph, output)
+    nodes, graph.nodes = graph.nodes, []
+    for node in nodes:
+        window = _small_depthwise(graph, node) if node.op_type == "Conv" and node.input[1] in parameters else None
+        if window is None:
+            graph.nodes.append(node)
+        else:
+            _as_product(graph, node, window)
+
+
+def _pool_first(graph: Graph, output: str) -> None:
+    """MaxPool(f(x)) becomes f(MaxPool(x)) for a rising f: f and its gradient then see fewer elements.
+
+    Equal maxima that f makes out of different elements share no gradient any more: the one that was larger takes it.
+    """
+    producers = {name: node for node in graph.nodes for name in node.output}
+    readers = Counter(name for node in graph.nodes for name in node.input)
+    for pool in [node for node in graph.nodes if node.op_type == "MaxPool" and len(node.output) == 1]:
+        rising = producers.get(pool.input[0])
+        if rising is None or not _rises(rising) or readers[pool.input[0]] > 1 or pool.input[0] == output:
+            continue
+        pooled, result = graph.fresh("MaxPool"), pool.output[0]
+        graph.shapes[pooled] = graph.shape(result)
+        pool.input[0], pool.output[0] = rising.input[0], pooled
+        rising.input[0], rising.output[0] = pooled, result
+        at = graph.nodes.index(pool)
+        graph.nodes.remove(rising)
+        graph.nodes.insert(at, rising)
+        producers[pooled], producers[result] = pool, rising
+
+
+def _rises(node: onnx.NodeProto) -> bool:
+    slope = attribute(node, "alpha", 0.01)
+    return node.op_type in _RISING or (node.op_type == "LeakyRelu" and isinstance(slope, float) and slope >= 0.0)
+
+
+def _small_depthwise(graph: Graph, node: onnx.NodeProto) -> Window | None:
+    """The node's window where it is such a convolution, all its sizes known but the batch."""
+    image, weight, result = (graph.shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
+    sizes = [size for size in (*image[2:], *result[2:], *weight) if isinstance(size, int)]
+    if len(sizes) < 2 + 3 * (len(weight) - 2) or not weight or weight[:2] != (image[1], 1):
+        return None
+    window = of_conv(Backward(graph=graph, node=node, dys=(None,)))
+    small = math.prod(window.inputs) * math.prod(window.outputs) <= MATRIX_MAX
+    return window if small and math.prod(window.kernel) >= TAPS_MIN else None
+
+
+def _as_product(graph: Graph, node: onnx.NodeProto, window: Window) -> None:
+    """y = x T for each channel, with T (inputs, outputs) made of the taps; its gradient is two such products."""
+    x, weight = node.input[:2]
+    batch, channels = graph.shape(x)[:2]
+    assert isinstance(channels, int)
+    inputs, outputs, taps = (math.prod(sizes) for sizes in (window.inputs, window.outputs, window.kernel))
+
+    def emit(shape: Shape, operator: str, *given: str, **options: Any) -> str:
+        name = graph.op(operator, *given, **options)
+        graph.shapes[name] = shape
+        return name
+
+    def reshaped(value: str, *sizes: int, **options: Any) -> str:
+        return emit(
+            (batch if not sizes[0] else sizes[0], *sizes[1:]), "Reshape", value, graph.integers(sizes), **options
+        )
+
+    spread = emit((channels, inputs * outputs), "MatMul", reshaped(weight, channels, taps), _places(graph, window))
+    turned = emit((channels, batch, inputs), "Transpose", reshaped(x, 0, channels, inputs), perm=[1, 0, 2])
+    y = emit((channels, batch, outputs), "MatMul", turned, reshaped(spread, channels, inputs, outputs))
+    if len(node.input) > 2 and node.input[2]:
+        y = emit((channels, batch, outputs), "Add", y, reshaped(node.input[2], channels, 1, 1))
+    y = emit((batch, channels, outputs), "Transpose", y, perm=[1, 0, 2])
+    reshaped(y, 0, channels, *window.outputs, output=node.output[0])
+
+
+def _places(graph: Graph, window: Window) -> str:
+    """Where in T each tap stands, (taps, inputs x outputs): 1 where a window's tap covers an input, else 0.
+
+    It is the product of one small table for each axis, and onnxruntime multiplies them once, when it loads the graph.
+    """
+    rank, places = window.rank, ""
+    for axis in range(rank):
+        shape = [1] * 3 * rank
+        table = _table(window, axis)
+        shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
+        factor = graph.constant(table.reshape(shape))
+        places = graph.op("Mul", places, factor) if places else factor
+    sizes = [math.prod(window.kernel), math.prod(window.inputs) * math.prod(window.outputs)]
+    flat = graph.op("Reshape", places, graph.integers(sizes))
+    graph.shapes[flat] = tuple(sizes)
+    return flat
+
+
+def _table(window: Window, axis: int) -> NDArray[np.float32]:
+    """(taps, inputs, outputs) of one axis."""
+    taps, inputs, outputs = window.kernel[axis], window.inputs[axis], window.outputs[axis]
+    covered = (
+        np.arange(outputs) * window.strides[axis]
+        + np.arange(taps)[:, None] * window.dilations[axis]
+        - window.begin[axis]
+    )
+    table: NDArray[np.float32] = (covered[:, None, :] == np.arange(inputs)[None, :, None]).astype(np.float32)
+    return table
