@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ _SETTINGS = {
 }
 """Operands that state a range, a scale or a fill value: trained only when they are named in full."""
 
+_MADE_UP = re.compile(r"val_\d+")
 _LAYERS = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
 _PASSING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 LISTED_MAX = 40  # names in a message
@@ -80,7 +82,7 @@ def defaults(source: Source) -> list[str]:
 
     A model that keeps all its weights in `Constant` nodes has none; there it is the constants of more than one element.
     """
-    settings = set(_settings(source))
+    settings = set(_settings(source)) | set(_fillers(source))
     plain = [
         name
         for name in weights(source)
@@ -131,6 +133,18 @@ def _settings(source: Source) -> Iterator[str]:
             if name in source.constants:
                 uses.setdefault(name, []).append(at in places)
     return (name for name, marks in uses.items() if all(marks))
+
+
+def _fillers(source: Source) -> Iterator[str]:
+    """Numbers that PyTorch's newer exporter stores beside the weights: single ones, and the ones and zeros of the
+    InstanceNormalization into which it writes a GroupNorm."""
+    for node in source.nodes:
+        for name in node.input:
+            array = source.constants.get(name)
+            if array is not None and _MADE_UP.fullmatch(name):
+                plain = array.size == 1 or (node.op_type == "InstanceNormalization" and (array == array.flat[0]).all())
+                if array.ndim == 1 and plain:
+                    yield name
 
 
 def _head(source: Source) -> list[str]:

@@ -20,7 +20,7 @@ from blindsum.protocol.errors import BlindsumError
 
 from ..operators import OPSET_MAX, OPSET_MIN
 from ..protobuf import DTYPES
-from . import sklearn
+from . import sequences, sklearn
 from .graph import attribute
 
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -76,6 +76,7 @@ def read_source(model: Model, output: str | None, fixed: Mapping[str, ArrayLike]
         proto = inliner.inline_local_functions(proto)
     output = _chosen(proto, output)
     _cut(proto, output)
+    untie(proto.graph)
     sklearn.lower(proto.graph)
     proto = _upgraded(proto)
     if proto.graph.sparse_initializer:
@@ -90,6 +91,7 @@ def read_source(model: Model, output: str | None, fixed: Mapping[str, ArrayLike]
             constants[node.output[0]] = constant_value(node)
         else:
             nodes.append(node)
+    nodes = sequences.lowered(nodes, constants)
     names = {*constants, *(name for node in nodes for name in (*reads(node), *node.output))}
     if any(name.startswith("@") for name in names):
         raise invalid("a name that starts with @; rename it")
@@ -105,6 +107,25 @@ def read_source(model: Model, output: str | None, fixed: Mapping[str, ArrayLike]
         opset=proto.opset_import[0].version,
         digest=digest,
     )
+
+
+def untie(graph: onnx.GraphProto) -> None:
+    """Give each weight that is read through an Identity an initialiser of its own, where all its elements are equal.
+
+    PyTorch's older exporter stores weights that are equal once. In a model that was never trained those are the ones and
+    zeros that its normalisations and biases begin with, and they must not stay equal. Weights that are tied on purpose
+    hold more than one number.
+    """
+    stored = {item.name: item for item in graph.initializer}
+    kept = []
+    for node in graph.node:
+        origin = stored.get(node.input[0]) if node.op_type == "Identity" else None
+        array = numpy_helper.to_array(origin) if origin is not None and origin.dims else np.zeros(0)
+        if array.size > 1 and array.dtype == np.float32 and (array == array.flat[0]).all():
+            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        else:
+            kept.append(node)
+    _replace(graph.node, kept)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
