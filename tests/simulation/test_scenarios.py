@@ -55,7 +55,24 @@ def test_sparse_scenarios_have_a_sparse_graph() -> None:
 
 def test_seeds_that_failed_once_keep_the_rules() -> None:
     for path in sorted(REPRODUCTIONS.glob("*.json")):
-        scenario(json.loads(path.read_text())["seed"]).play()
+        kept = json.loads(path.read_text())
+        scenario(kept["seed"]).play(kept["rounds"])
+
+
+def test_soak_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    """Two runs of one scenario each are one soak of two."""
+    script = Path(__file__).parents[2] / "scripts" / "soak"
+    told = [
+        subprocess.run(
+            [sys.executable, script, "--seeds", "1", "--rounds", "1", "--start", "1008", "--state", tmp_path / "soak.json"],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert told[0].startswith("1 scenarios, 2 rounds") and told[1].startswith("2 scenarios, 4 rounds")
+    assert json.loads((tmp_path / "soak.json").read_text())["next"] == 1010
 
 
 def test_same_seed_gives_the_same_history_under_two_hash_seeds() -> None:

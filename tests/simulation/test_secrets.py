@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from blindsum.protocol.codec import decode
@@ -110,6 +111,23 @@ def test_neither_traffic_nor_any_database_but_its_own_shows_a_devices_vector(wid
     )
     world.run(2)
     assert len(world.truth) == 10, "the search knew what to look for"
+    world.check()
+
+
+def test_coordinate_that_one_device_alone_touches_stands_in_the_sum_as_it_is() -> None:
+    """The stated limit: a sum hides nobody where everybody else adds zero."""
+
+    def update(device: str, number: int) -> np.ndarray:
+        values = np.zeros(50, np.float32)
+        if device == "d-0002":
+            values[[7, 30]] = 0.25, -0.125
+        return values
+
+    world = World(13, devices=6, updates=update)
+    world.run()
+    size = world.base.segments[0].packed_size
+    assert world.results[0].count == 6
+    assert world.results[0].total[:size] == world.truth[1, "d-0002"][:size] != bytes(size)
     world.check()
 
 

@@ -20,12 +20,12 @@ from blindsum.testing.behaviours import (
 from blindsum.testing.faults import Faults
 from blindsum.testing.world import World
 
-__all__ = ["MIXES", "Scenario", "scenario"]
+__all__ = ["MIXES", "ROUNDS_UNDER_FAULTS", "Scenario", "scenario"]
 
 MIXES = ("calm", "dropouts", "network", "crashes", "flips", "byzantine", "all")
 """What goes wrong, by seed modulo their number."""
-FAULTS_MS = 240_000
-"""Faults stop this long after the world began."""
+FAULTS_MS = 120_000
+"""Faults stop after so long for each round under faults."""
 ROUNDS_UNDER_FAULTS = 2
 ATTEMPTS_MAX = 1
 """When faults have stopped, a round must finish. Devices that were lost in the middle are back in the next one."""
@@ -50,8 +50,8 @@ class Scenario:
         shape = f"P={self.parties} n={self.devices} w={self.width} {self.suite}{rotation} {graph}"
         return f"seed {self.seed}: {self.mix}, {shape}"
 
-    def world(self) -> World:
-        """The world before its first round."""
+    def world(self, rounds: int = ROUNDS_UNDER_FAULTS) -> World:
+        """The world before its first round of `rounds` under faults."""
         dice = random.Random(f"roles/{self.seed}")
         committee = Committee.for_f((self.parties - 1) // 3)
         behaviours = _behaviours(dice, committee, self.devices) if self.mix in ("byzantine", "all") else {}
@@ -60,7 +60,7 @@ class Scenario:
             self.seed,
             devices=self.devices,
             committee=committee,
-            faults=_faults(self.mix, dice),
+            faults=_faults(self.mix, dice, until=FAULTS_MS * rounds),
             behaviours=behaviours,
             ballots=self.seed % 2 == 0,
             length=dice.choice((1, 17, 50, 200)),
@@ -74,10 +74,10 @@ class Scenario:
             upload_ms=60_000,
         )
 
-    def play(self) -> World:
-        """Rounds under faults, then one without, which must finish; then every checker."""
-        world = self.world()
-        world.run(ROUNDS_UNDER_FAULTS)
+    def play(self, rounds: int = ROUNDS_UNDER_FAULTS) -> World:
+        """`rounds` under faults, then one without, which must finish; then every checker."""
+        world = self.world(rounds)
+        world.run(rounds)
         world.calm()
         for _ in range(ATTEMPTS_MAX):
             world.run()
@@ -107,7 +107,7 @@ def scenario(seed: int) -> Scenario:
     )
 
 
-def _faults(mix: str, dice: random.Random) -> Faults:
+def _faults(mix: str, dice: random.Random, *, until: int) -> Faults:
     dropouts = {"drop_join": 0.1, "drop_roster": 0.1, "drop_upload": 0.1, "away": 0.15}
     network = {
         "loss": dice.choice((0.05, 0.2)),
@@ -126,7 +126,7 @@ def _faults(mix: str, dice: random.Random) -> Faults:
         chosen.update(crashes)
     if mix in ("flips", "all"):
         chosen["flip"] = 0.03
-    return Faults(until=FAULTS_MS, **chosen)  # type: ignore[arg-type]
+    return Faults(until=until, **chosen)  # type: ignore[arg-type]
 
 
 def _behaviours(dice: random.Random, committee: Committee, devices: int) -> dict[str, Behaviour]:
