@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .artifact import GRAPHS, Artifact, decode, encode
-from .autodiff import Graph, differentiate, update
+from .autodiff import Graph, batchnorm, differentiate, update
 from .autodiff.adapters import DOWN, UP, adapted
+from .autodiff.batchnorm import Statistic
 from .autodiff.graph import Shape, attribute
 from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import prepare
@@ -39,6 +40,7 @@ def build_artifact(
     dimensions: Mapping[str, int] | None = None,
     fixed: Mapping[str, ArrayLike] | None = None,
     recompute: int | None = None,
+    batch_norm: str = "frozen",
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
@@ -59,6 +61,9 @@ def build_artifact(
     `fixed`: inputs that are no features but constants, such as a sampling rate.
     `recompute`: the most bytes per example of forward results that a step may hold for the backward pass; what does not
     fit is computed again there, which takes time and changes no result. None: all are kept.
+    `batch_norm`: "frozen" normalises by the running statistics, which stay as they are; "train" normalises by those of
+    the batch and moves the running ones, which are then parameters: federated averaging averages them with the rest.
+    (With optimizer="gradient" they are none and stay.)
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
     "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
@@ -69,7 +74,9 @@ def build_artifact(
     selection = select(source, trainable)
     source, merged, adapters = adapted(source, selection.adapters)
     wanted = [*selection.names, *(name + part for name in (one.name for one in adapters) for part in (DOWN, UP))]
-    prepared = prepare(source, wanted, dimensions or {})
+    moving = batchnorm.statistics(source, batch_norm)
+    kept = [*wanted, *(item.name for item in moving)]
+    prepared = prepare(source, kept, dimensions or {})
     rule = rule_of(loss, prepared.graph.shape(prepared.output), prepared.graph.opset)
     logits = _before_cut(prepared.graph, prepared.output, rule)
     targets = rule.targets()
@@ -77,14 +84,19 @@ def build_artifact(
     train = prepared.graph.copy()
     train.prune([logits])
     initial = source.constants
+    moving = tuple(item for item in moving if item.name in train.constants)
     wanted = [name for name in wanted if name in train.constants or not selection.by_default]
-    parameters, slopes = _complete(train, logits, wanted, rule, optimiser, recompute)
-    missed = [name for name in wanted if name not in parameters]
+    trained, slopes = _complete(train, logits, wanted, rule, optimiser, recompute, moving)
+    missed = [name for name in wanted if name not in trained]
     if missed and not selection.by_default:
         raise BlindsumError("training-request-invalid", f"the loss does not depend smoothly on {', '.join(missed)}")
+    if isinstance(optimiser, Gradient):
+        moving = ()
+    parameters = [name for name in initial if name in {*trained, *(item.name for item in moving)}]
     if adapters:
-        prepared = prepare(merged, wanted, dimensions or {})
+        prepared = prepare(merged, kept, dimensions or {})
         logits = _before_cut(prepared.graph, prepared.output, rule)
+    batchnorm.guard(prepared.graph, moving)
     evaluate = prepared.graph.copy()
     evaluate.prune([logits])
     metrics = {"loss": rule.mean, **rule.metrics()}
@@ -104,7 +116,7 @@ def build_artifact(
         targets=targets,
         prediction=Batch(dtype="float32", shape=_static(prepared.graph.shape(prepared.output)[1:])),
         parameters=tuple(Weight(name=name, shape=initial[name].shape) for name in parameters),
-        states=tuple(update.states(optimiser, {name: initial[name].shape for name in parameters})),
+        states=tuple(update.states(optimiser, {name: initial[name].shape for name in trained})),
         opset=prepared.graph.opset,
         source=source.digest,
         adapters=adapters,
@@ -112,7 +124,7 @@ def build_artifact(
     )
     graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}
     if isinstance(optimiser, Optimiser):
-        graphs["update"] = _update(prepared.graph, optimiser, parameters)
+        graphs["update"] = _update(prepared.graph, optimiser, trained, moving)
     interfaces = manifest.interfaces()
     data = encode(
         Artifact(
@@ -147,7 +159,13 @@ def _before_cut(graph: Graph, output: str, rule: LossRule) -> str:
 
 
 def _complete(
-    train: Graph, logits: str, wanted: list[str], rule: LossRule, optimiser: Optimiser | Gradient, held_max: int | None
+    train: Graph,
+    logits: str,
+    wanted: list[str],
+    rule: LossRule,
+    optimiser: Optimiser | Gradient,
+    held_max: int | None,
+    moving: Sequence[Statistic],
 ) -> tuple[list[str], Graph]:
     """Add loss, gradients and update to the train graph.
 
@@ -155,6 +173,7 @@ def _complete(
     loss does not depend smoothly are not among them.
     """
     rewrite(train, logits, wanted)
+    statistics = batchnorm.train(train) if moving else {}
     loss, weight = rule.mean(train, logits, TARGETS)
     rate = update.folded_rate(optimiser)
     origin, seed = rule.origin(train, logits, TARGETS, rate)
@@ -165,9 +184,14 @@ def _complete(
     if rate:
         only_gradient.rename(rate, only_gradient.scalar(1.0))
     outputs = update.append(only_gradient, Gradient(), gradients)
-    _finish(only_gradient, {loss: LOSS, weight: WEIGHT}, outputs, gradients)
+    outputs += batchnorm.give(only_gradient, statistics)
+    _finish(only_gradient, {loss: LOSS, weight: WEIGHT}, outputs, [*gradients, *statistics])
     outputs = update.append(train, optimiser, gradients, rate)
-    _finish(train, {loss: LOSS, weight: WEIGHT}, outputs, gradients)
+    inputs = list(gradients)
+    if isinstance(optimiser, Optimiser):
+        outputs += batchnorm.move(train, moving, statistics)
+        inputs += statistics
+    _finish(train, {loss: LOSS, weight: WEIGHT}, outputs, inputs)
     return list(gradients), only_gradient
 
 
@@ -179,11 +203,13 @@ def _finish(graph: Graph, names: Mapping[str, str], outputs: Sequence[str], para
         graph.constants.pop(name, None)  # a parameter is an input of this graph
 
 
-def _update(prepared: Graph, optimiser: Optimiser, parameters: Sequence[str]) -> Graph:
+def _update(prepared: Graph, optimiser: Optimiser, trained: Sequence[str], moving: Sequence[Statistic]) -> Graph:
     """The graph that updates the parameters with gradients that are given."""
     graph = prepared.copy()
     graph.nodes.clear()
-    _finish(graph, {}, update.append(graph, optimiser, {name: gradient(name) for name in parameters}), parameters)
+    outputs = update.append(graph, optimiser, {name: gradient(name) for name in trained})
+    outputs += batchnorm.move(graph, moving, {item.name: gradient(item.name) for item in moving})
+    _finish(graph, {}, outputs, [*trained, *(item.name for item in moving)])
     return graph
 
 

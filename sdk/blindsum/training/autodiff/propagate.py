@@ -23,6 +23,7 @@ from ..protobuf import DTYPES
 from ..verify import IR_VERSION
 from . import arithmetic, shapes, sizes
 from .arithmetic import Vector
+from .batchnorm import freeze
 from .expand import expanded, preferred
 from .graph import Dimension, Graph, Shape, attribute
 from .registry import find, stops
@@ -99,6 +100,8 @@ class Propagation:
             self._reshape(node)
         elif node.op_type == "Resize":
             self._resize(node)
+        elif node.op_type == "BatchNormalization":
+            freeze(node)
         self._infer(node)
         if self._compute(node) or self._fold(node):
             return
