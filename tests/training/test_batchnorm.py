@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
@@ -15,9 +16,12 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.training import SGD, TrainingSession, build_artifact, models
 
 
-def _net():
+def _net(*, dense=False):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
+    body = [nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)]
+    if not dense:
+        body = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 3)]
+    net = nn.Sequential(*body)
     with torch.no_grad():
         net[1].running_mean.uniform_(-0.5, 0.5)
         net[1].running_var.uniform_(0.5, 2.0)
@@ -25,13 +29,13 @@ def _net():
     return net
 
 
-def _export(net):
+def _export(net, shape=(2, 6, 6)):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter announces its own end
         net.eval()
         torch.onnx.export(
-            net, (torch.zeros(2, 2, 6, 6),), file, dynamo=False, opset_version=18, do_constant_folding=False,
+            net, (torch.zeros(2, *shape),), file, dynamo=False, opset_version=18, do_constant_folding=False,
             training=torch.onnx.TrainingMode.PRESERVE, input_names=["x"], dynamic_axes={"x": {0: "n"}},
         )  # fmt: skip
     return onnx.load_model_from_string(file.getvalue())
@@ -44,25 +48,23 @@ X = GENERATOR.normal(1.0, 2.0, size=(8, 2, 6, 6)).astype(np.float32)
 T = GENERATOR.integers(0, 3, 8)
 
 
-def _biased(variance, count):
-    """What PyTorch keeps is over n - 1, what ONNX keeps over n."""
-    return variance * (count - 1) / count
-
-
-def test_training_moves_weights_and_statistics_as_pytorch_does():
-    net = _net().train()
+@pytest.mark.parametrize("dense", [False, True])
+def test_training_moves_weights_and_statistics_as_pytorch_does(dense):
+    net = _net(dense=dense).train()
+    x, count = (X[:, 0, 0, :4], 8) if dense else (X, 8 * 4 * 4)
+    model = _export(copy.deepcopy(net), x.shape[1:])
     optimiser = torch.optim.SGD(net.parameters(), 0.1)
-    session = TrainingSession(build_artifact(MODEL, loss="cross-entropy", optimizer=SGD(lr=0.1), batch_norm="train"))
+    session = TrainingSession(build_artifact(model, loss="cross-entropy", optimizer=SGD(lr=0.1), batch_norm="train"))
     for _ in range(3):
         before = net[1].running_var.clone()
-        loss = nn.functional.cross_entropy(net(torch.from_numpy(X)), torch.from_numpy(T))
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(T))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        with torch.no_grad():  # PyTorch's running variance, made that of ONNX
+        with torch.no_grad():  # PyTorch keeps the variance over n - 1, ONNX that over n
             batch = (net[1].running_var - 0.9 * before) / 0.1
-            net[1].running_var.copy_(0.9 * before + 0.1 * _biased(batch, 8 * 4 * 4))
-        assert session.step(X, T) == pytest.approx(loss.item(), rel=1e-5)
+            net[1].running_var.copy_(0.9 * before + 0.1 * batch * (count - 1) / count)
+        assert session.step(x, T) == pytest.approx(loss.item(), rel=1e-5)
     state = net.state_dict()
     at, vector = 0, session.parameters
     for name, shape in session.layout:
@@ -70,7 +72,7 @@ def test_training_moves_weights_and_statistics_as_pytorch_does():
         np.testing.assert_allclose(vector[at : at + size].reshape(shape), state[name], rtol=2e-4, atol=1e-6)
         at += size
     assert at == vector.size == sum(t.numel() for n, t in state.items() if n != "1.num_batches_tracked")
-    np.testing.assert_allclose(session.predict(X), net.eval()(torch.from_numpy(X)).detach(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(session.predict(x), net.eval()(torch.from_numpy(x)).detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_frozen_statistics_normalise_and_stay():

@@ -23,8 +23,6 @@ CASES = {
     "batch_statistics_trained": case(
         "n = BatchNormalization (x, w, b, m, v) y = Mul (n, n)", (3, 2), w=(3,), b=(3,), m=(3,), v=(3,)
     ),
-    "batch_training": _batch("n, p, q = BatchNormalization <training_mode=1> (h, w, b, m, v)"),
-    "batch_training_of_vectors": _batch("n, p, q = BatchNormalization <training_mode=1> (h, w, b, m, v)", (3,)),
     "layer": case("h = Mul (x, s) n = LayerNormalization (h, w, b) y = Mul (n, n)", (3, 4), s=(4,), w=(4,), b=(4,)),
     "layer_without_bias": case("h = Mul (x, s) n = LayerNormalization (h, w) y = Mul (n, n)", (3, 4), s=(4,), w=(4,)),
     "layer_axis": case(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 
 from blindsum.protocol.errors import BlindsumError
 
@@ -21,7 +20,7 @@ def batch_normalization(b: Backward) -> Gradients:
     axes = b.integers([axis for axis in range(b.rank(x)) if axis != 1])
     training = b.integer("training_mode", 0) == 1
     if training:
-        mean, variance = _batch_statistics(b)
+        mean, variance = b.y[1:]  # those of the batch: its momentum is 0 (see batchnorm)
     inverse = _inverse_root(b, variance)
     wide = _channelwise(b, inverse)
     centred = b.op("Sub", x, _channelwise(b, mean))
@@ -152,32 +151,6 @@ def _outputs(b: Backward, count: int) -> list[str]:
         if not name:
             b.node.output[at] = b.graph.fresh(b.node.op_type)
     return list(b.node.output[:count])
-
-
-def _batch_statistics(b: Backward) -> tuple[str, str]:
-    """Mean and variance of the batch. The forward node gives them as its running ones when its momentum is 0.
-
-    What it gave as running statistics is computed from them instead.
-    """
-    node, momentum = b.node, b.real("momentum", 0.9)
-    running = [*node.output[1:], "", ""][:2]
-    if momentum == 0.0 and all(running):
-        return running[0], running[1]
-    del node.output[1:]
-    batch = _outputs(b, 3)[1:]
-    kept = [item for item in node.attribute if item.name != "momentum"]
-    del node.attribute[:]
-    node.attribute.extend([*kept, onnx.helper.make_attribute("momentum", 0.0)])
-    at = b.graph.nodes.index(node) + 1
-    for name, before, now in zip(running, node.input[3:5], batch, strict=True):
-        if name:
-            old, new = b.graph.fresh("Mul"), b.graph.fresh("Mul")
-            b.graph.nodes[at:at] = [
-                onnx.helper.make_node("Mul", [before, b.scalar(momentum)], [old]),
-                onnx.helper.make_node("Mul", [now, b.scalar(1.0 - momentum)], [new]),
-                onnx.helper.make_node("Add", [old, new], [name]),
-            ]
-    return batch[0], batch[1]
 
 
 def _over_channels(b: Backward, value: str, size: int) -> str:
