@@ -14,7 +14,8 @@ from pathlib import Path
 from blindsum.bench.workload import load_batch, torch_step
 from blindsum.training import TrainingSession
 
-ROUNDS = 12
+ROUNDS = 15
+SECONDS_MAX = 30.0  # after which slow models stop before `ROUNDS`, yet not before the third
 BURST_S = 0.03  # of one side in one round, at least one step
 WARM_UP = 3
 
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def least_ms(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds per call, the least of `ROUNDS` interleaved bursts."""
+    """Milliseconds per call, the least of interleaved bursts."""
     bursts = {}
     for name, side in sides.items():
         for _ in range(WARM_UP):
@@ -45,7 +46,10 @@ def least_ms(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
         side()
         bursts[name] = max(1, round(BURST_S / (time.perf_counter() - start)))
     best = dict.fromkeys(sides, float("inf"))
-    for _ in range(ROUNDS):
+    began = time.perf_counter()
+    for number in range(ROUNDS):
+        if number >= 3 and time.perf_counter() - began > SECONDS_MAX:
+            break
         for name, side in sides.items():
             start = time.perf_counter()
             for _ in range(bursts[name]):

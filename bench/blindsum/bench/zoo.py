@@ -59,11 +59,13 @@ def example(name: str, *, norm: bool = False, seed: int = 0) -> Example:
     """
     torch.manual_seed(seed)
     made = ZOO[name](norm)
-    for module in made.net.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # statistics as after some training
+    for module in made.net.modules():  # as after some training: exporters merge weights that are equal
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.6, 1.6)  # type: ignore[arg-type]
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.uniform_(module.bias, -0.1, 0.1)
     made.net.eval()
     return made
 
