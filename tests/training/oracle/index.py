@@ -11,7 +11,7 @@ from .interpreter import Node, Tensor, operator
 def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     axis = node.get("axis", 0) % x.ndim
     rows = x.index_select(axis, indices.reshape(-1).long() % x.shape[axis])
-    return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return rows.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements")

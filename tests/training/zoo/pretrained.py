@@ -27,6 +27,7 @@ WEIGHTS = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
     "MatMul": (0, 1),
+    "Gemm": (1, 2),
     "LSTM": (1, 2, 3),
     "BatchNormalization": (1, 2),
     "Add": (0, 1),
@@ -54,6 +55,8 @@ class Pretrained:
     size: int = 2
     lr: float = 0.01
     prepare: Callable[[onnx.ModelProto], None] = lambda proto: None
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    batch_axes: Mapping[str, int] = field(default_factory=dict)  # where it is not the first
     installs: bool = True
 
     def model(self) -> onnx.ModelProto:
@@ -86,6 +89,22 @@ def weights(proto: onnx.ModelProto) -> list[str]:
             needed.update(node.input)
             found.update(node.input[at] for at in WEIGHTS.get(node.op_type, ()) if at < len(node.input))
     return [name for name in sizes if name in found and sizes[name] > 1]
+
+
+def at_16_khz(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the first branch in the place of each If: Silero's models ask which of two rates the audio has."""
+    taken = onnx.ModelProto()
+    taken.CopyFrom(proto)
+    del taken.graph.node[:]
+    for node in proto.graph.node:
+        if node.op_type == "If":
+            [branch] = [item.g for item in node.attribute if item.name == "then_branch"]
+            taken.graph.node.extend(branch.node)
+            for inner, outer in zip(branch.output, node.output, strict=True):
+                taken.graph.node.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
+        else:
+            taken.graph.node.append(node)
+    return taken
 
 
 def constants(proto: onnx.ModelProto) -> dict[str, Array]:
@@ -194,5 +213,18 @@ PRETRAINED: dict[str, Pretrained] = {
         inputs={"bytes": lambda dice, size: dice.integers(0, 257, (size, 2048)).astype(np.int32)},
         targets=_classes(214),
         head=["*Const_24:0", "*Dense_1/Reshape:0"],
+    ),
+    "speech (Silero)": Pretrained(
+        wheel="silero-vad",
+        file="silero_vad/data/silero_vad_op18_ifless.onnx",
+        output="output",
+        logits="output",
+        loss=MeanSquaredError(),
+        inputs={"input": _images(576), "state": _images(2, 128)},
+        targets=_marks(1),
+        head=["model.decoder.decoder.2.*"],
+        fixed={"sr": 16000},
+        batch_axes={"state": 1},
+        dimensions={"sequence": 576},
     ),
 }
