@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from blindsum.training import TrainingSession, build_artifact
 from tests.training.cases import case, check
 
 CASES = {
@@ -82,3 +84,20 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_rule_gives_the_gradient(name: str) -> None:
     check(CASES[name])
+
+
+@pytest.mark.parametrize("root", ["d = Sqrt (v)", "d = Pow (v, half)"])
+def test_deviation_of_equal_numbers_has_no_slope(root, make_model):
+    """As torch.std has none, where sqrt's is infinite and 0 x infinity is NaN."""
+    centred = "h = Mul (x, w) m = ReduceMean <keepdims=1> (h, last) c = Sub (h, m)"
+    body = f"{centred} s = Mul (c, c) v = ReduceMean <keepdims=1> (s, last) {root}"
+    weights = {"w": np.ones(3, np.float32), "last": np.array([1])}
+    if "half" in root:
+        weights["half"] = np.float32(0.5)
+    model = make_model(f"(float[N,3] x) => (float[N,1] d) {{ {body} }}", weights)
+    session = TrainingSession(build_artifact(model, loss="mse", optimizer="gradient", trainable="w"))
+    x = np.float32([[2, 2, 2], [1, 2, 3]])
+    _, slope = session.step(x, np.zeros((2, 1), np.float32))
+    weight = torch.ones(3, requires_grad=True)
+    ((torch.from_numpy(x) * weight).std(dim=1, unbiased=False) ** 2).mean().backward()
+    np.testing.assert_allclose(slope, weight.grad.numpy(), rtol=1e-5)

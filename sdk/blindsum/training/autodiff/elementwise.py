@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .registry import Backward, Gradients, rule
+from .unary import root_slope
 
 
 @rule("Add", since=7, broadcast=True)
@@ -88,7 +89,7 @@ def _fixed_power(b: Backward, exponent: NDArray[np.generic]) -> str | None:
     if np.all(exponents == 2.0):
         return b.op("Mul", base, b.scalar(2.0))
     if np.all(exponents == 0.5):
-        return b.op("Div", b.scalar(0.5), b.y[0])
+        return root_slope(b)
     if np.all(exponents == -1.0):
         return b.op("Neg", b.op("Mul", b.y[0], b.y[0]))
     # where the exponent is 0, 0 * base^1 = 0 also for a base of 0

@@ -32,7 +32,18 @@ def log(b: Backward) -> Gradients:
 
 @rule("Sqrt", since=6)
 def sqrt(b: Backward) -> Gradients:
-    return [b.op("Div", b.dy, b.op("Mul", b.y[0], b.scalar(2.0)))]
+    return [b.op("Mul", b.dy, root_slope(b))]
+
+
+def root_slope(b: Backward) -> str:
+    """1 / (2 y), and nothing at zero.
+
+    The slope there is infinite, and 0 x infinity is NaN: what PyTorch's `std` and `norm` rule out by themselves would
+    else come back where a model spells them out with a square root.
+    """
+    flat = b.mask(b.op("Equal", b.y[0], b.scalar(0.0)))
+    half = b.op("Mul", b.op("Sub", b.scalar(1.0), flat), b.scalar(0.5))
+    return b.op("Div", half, b.op("Add", b.y[0], flat))
 
 
 @rule("Reciprocal", since=6)
