@@ -41,6 +41,7 @@ def build_artifact(
     fixed: Mapping[str, ArrayLike] | None = None,
     recompute: int | None = None,
     batch_norm: str = "frozen",
+    dropout: bool = False,
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
@@ -64,6 +65,8 @@ def build_artifact(
     `batch_norm`: "frozen" normalises by the running statistics, which stay as they are; "train" normalises by those of
     the batch and moves the running ones, which are then parameters: federated averaging averages them with the rest.
     (With optimizer="gradient" they are none and stay.)
+    `dropout`: the model's Dropout nodes drop while it trains, whatever mode it was exported in; else they never do. (Most
+    exporters leave them out unless told to export the training mode.)
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid", "training-external-data",
     "training-artifact-too-large", "training-operator-forbidden" or "training-operator-unsupported", which names the
@@ -76,7 +79,12 @@ def build_artifact(
     wanted = [*selection.names, *(name + part for name in (one.name for one in adapters) for part in (DOWN, UP))]
     moving = batchnorm.statistics(source, batch_norm)
     kept = [*wanted, *(item.name for item in moving)]
-    prepared = prepare(source, kept, dimensions or {})
+    prepared = prepare(source, kept, dimensions or {}, drops=dropout)
+    if dropout and not prepared.noise:
+        raise BlindsumError(
+            "training-request-invalid", "dropout: nothing before the output drops; export the training mode"
+        )
+    noise = prepared.noise
     rule = rule_of(loss, prepared.graph.shape(prepared.output), prepared.graph.opset)
     logits = _before_cut(prepared.graph, prepared.output, rule)
     targets = rule.targets()
@@ -93,8 +101,8 @@ def build_artifact(
     if isinstance(optimiser, Gradient):
         moving = ()
     parameters = [name for name in initial if name in {*trained, *(item.name for item in moving)}]
-    if adapters:
-        prepared = prepare(merged, kept, dimensions or {})
+    if adapters or noise:
+        prepared = prepare(merged, kept, dimensions or {}, beside=prepared.graph)
         logits = _before_cut(prepared.graph, prepared.output, rule)
     batchnorm.guard(prepared.graph, moving)
     evaluate = prepared.graph.copy()
@@ -120,6 +128,7 @@ def build_artifact(
         opset=prepared.graph.opset,
         source=source.digest,
         adapters=adapters,
+        noise=noise,
         operators=dict(sorted(Counter(node.op_type for node in train.nodes).items())),
     )
     graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}

@@ -19,7 +19,7 @@ from blindsum.protocol.codec import NO_TAGS
 from blindsum.protocol.errors import BlindsumError
 
 from .bank import Floats
-from .fit import Progress
+from .fit import Count, Progress
 from .manifest import HYPERPARAMETERS_MAX, Digest, Name
 from .optimisers import RANGES, in_range
 
@@ -33,6 +33,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     artifact: Digest
     hyperparameters: Annotated[dict[Name, float], msgspec.Meta(max_length=HYPERPARAMETERS_MAX)]
     progress: Progress | None
+    noise: tuple[Count, Count]  # seed, and how many batches have been given noise
     sizes: tuple[int, int]  # of the session's numbers and of the best parameters
 
 

@@ -14,8 +14,8 @@ from blindsum.protocol.errors import BlindsumError
 
 from .artifact import Artifact
 from .bank import Bank, Floats
-from .batch import Feeds, infinite, pieces
-from .manifest import LOSS, PREDICTION, WEIGHT, Manifest, Weight, gradient, updated
+from .batch import Feeds, infinite, pieces, rows_of
+from .manifest import LOSS, PREDICTION, WEIGHT, Manifest, Weight, gradient, noise, updated
 from .protobuf import with_initialisers
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, which bounds their memory
@@ -31,10 +31,11 @@ class Engine:
     the step hands out the gradient, the second bank receives it and they never change places.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, seed: int) -> None:
         self.artifact, self.manifest = artifact, artifact.manifest
         manifest = self.manifest
         self._threads = threads
+        self.noise = (seed, 0)  # the seed, and how many batches have been given noise
         self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
         self.numbers = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self.updates = manifest.optimiser != "gradient"
@@ -80,6 +81,8 @@ class Engine:
 
         Raises "training-diverged" where the loss is not finite; the parameters then stay as they were.
         """
+        feeds = self._with_noise(feeds)
+        self.noise = (self.noise[0], self.noise[1] + 1)
         if 0 < rows_max < len(next(iter(feeds.values()))):
             return self._step_in_pieces(feeds, rows_max)
         loss, weight = self._run(self._train, self._steps[self._at], feeds)
@@ -120,7 +123,7 @@ class Engine:
         """Give memory that runs have taken back to the system; `feeds` is a batch to run once more for that."""
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        one = next(pieces(feeds, 1))
+        one = self._with_noise(next(pieces(feeds, 1)))
         with contextlib.suppress(BlindsumError):  # a model may take no single row: the memory stays then
             if self._halves is not None:
                 self._run(self._halves.gradient, self._halves.slopes[self._at], one, options)
@@ -129,6 +132,14 @@ class Engine:
     def forget(self) -> None:
         """Drop the sessions that hold older parameters as constants."""
         self._evaluate = self._predict = None
+
+    def _with_noise(self, feeds: Feeds) -> Feeds:
+        """`feeds` and the random numbers by which Dropout drops."""
+        if not self.manifest.noise:
+            return feeds
+        generator, rows = np.random.default_rng(self.noise), rows_of(feeds)
+        drawn = {noise(i.name): generator.random((rows, *i.shape), np.float32) for i in self.manifest.noise}
+        return {**feeds, **drawn}
 
     def _step_in_pieces(self, feeds: Feeds, rows_max: int) -> tuple[float, float]:
         """The gradient is the mean of the pieces' gradients, by weight: that of the whole batch."""

@@ -95,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     opset: Annotated[int, msgspec.Meta(ge=OPSET_MIN, le=OPSET_MAX)]
     source: Digest  # SHA-256 of the ONNX model from which the artifact was built
     adapters: Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()
+    noise: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()  # shapes of one example
     operators: dict[Name, int]  # histogram of the train graph
 
     @property
@@ -129,8 +130,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return interfaces
 
     def train_inputs(self) -> list[Tensor]:
-        """Features, targets, then what the update takes beside the gradients."""
-        return [*self.evaluate_inputs(), *self._update_inputs()]
+        """Features, targets, noise for Dropout, then what the update takes beside the gradients."""
+        return [*self.evaluate_inputs(), *self._noise(), *self._update_inputs()]
 
     def train_outputs(self) -> list[Tensor]:
         """The loss, its weight, then the gradient of each parameter, or each parameter and state after the update."""
@@ -138,7 +139,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return [*scalars, *(self._gradients() if self.optimiser == "gradient" else self.update_outputs())]
 
     def gradient_inputs(self) -> list[Tensor]:
-        return [*self.evaluate_inputs(), *(_weight(weight.name, weight) for weight in self.parameters)]
+        weights = (_weight(weight.name, weight) for weight in self.parameters)
+        return [*self.evaluate_inputs(), *self._noise(), *weights]
 
     def gradient_outputs(self) -> list[Tensor]:
         """As the train graph of an artifact with optimizer="gradient"."""
@@ -163,6 +165,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def predict_outputs(self) -> list[Tensor]:
         return [_batch(PREDICTION, self.prediction)]
 
+    def _noise(self) -> list[Tensor]:
+        return [Tensor(noise(item.name), item.dtype, ("batch", *item.shape)) for item in self.noise]
+
     def _gradients(self) -> list[Tensor]:
         return [_weight(gradient(weight.name), weight) for weight in self.parameters]
 
@@ -180,6 +185,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def feature(name: str) -> str:
     """The graphs' input for the model's input `name`."""
     return f"@features/{name}"
+
+
+def noise(name: str) -> str:
+    """The train graph's input of uniform random numbers in [0, 1) by which the value `name` is dropped."""
+    return f"@noise/{name}"
 
 
 def updated(name: str) -> str:

@@ -32,19 +32,22 @@ from .optimisers import RANGES, in_range
 from .schedules import Constant, Schedule
 
 THREADS_MAX = 64
+SEED_MAX = (1 << 63) - 1
 
 
 class TrainingSession:
     """Trains one model on one device. Not thread-safe."""
 
-    def __init__(self, artifact: bytes, threads: int = 1) -> None:
-        """Verify `artifact` and load it for `threads` CPU threads.
+    def __init__(self, artifact: bytes, threads: int = 1, *, seed: int = 0) -> None:
+        """Verify `artifact` and load it for `threads` CPU threads. `seed`: of what Dropout drops.
 
         Raises what `artifact.decode` raises, or "training-runtime-failed" where onnxruntime cannot load the graphs.
         """
         if not 1 <= threads <= THREADS_MAX:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
-        self._engine = Engine(decode(artifact), threads)
+        if not 0 <= seed <= SEED_MAX:
+            raise BlindsumError("training-request-invalid", f"seed={seed} is not in 0..{SEED_MAX}")
+        self._engine = Engine(decode(artifact), threads, seed)
         self._digest = artifact[len(MAGIC) : len(MAGIC) + DIGEST_SIZE].hex()
         self._fit: Fit | None = None
         self._progress: Progress | None = None  # of a fit that has not ended
@@ -207,6 +210,7 @@ class TrainingSession:
             artifact=self._digest,
             hyperparameters=self.hyperparameters,
             progress=self._progress,
+            noise=self._engine.noise,
             sizes=(self._engine.everything().size, 0 if best is None else best.size),
         )
         return checkpoint.encode(header, self._engine.everything(), np.zeros(0, np.float32) if best is None else best)
@@ -222,6 +226,7 @@ class TrainingSession:
             raise BlindsumError("training-checkpoint-damaged", "other hyperparameters than the artifact's")
         self.hyperparameters = header.hyperparameters
         self._engine.restore(everything)
+        self._engine.noise = header.noise
         self._progress, self._best = header.progress, best if best.size else None
 
     def _begin(self, plan: Plan, resume: bool) -> Progress:

@@ -34,8 +34,8 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
     named = [*(weight.name for weight in (*manifest.parameters, *manifest.states)), *constants]
     if len(set(named)) != len(named):
         raise _malformed("two tensors of one name")
-    if any(weight.dtype != "float32" for weight in (*manifest.parameters, *manifest.states)):
-        raise _malformed("a parameter or state that is not float32")
+    if any(item.dtype != "float32" for item in (*manifest.parameters, *manifest.states, *manifest.noise)):
+        raise _malformed("a parameter, state or noise that is not float32")
     if manifest.metrics[:1] != ("loss",):
         raise _malformed("metrics do not begin with the loss")
     if not all(name in RANGES and in_range(name, value) for name, value in manifest.hyperparameters.items()):
@@ -43,9 +43,10 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
     kept = sum(math.prod(weight.shape) for weight in manifest.states)
     if kept > STATES_PER_PARAMETER_MAX * manifest.size + 1:
         raise BlindsumError("training-artifact-too-large", f"{kept} numbers kept for {manifest.size} parameters")
-    for batch in (*manifest.features, manifest.targets, manifest.prediction):
-        if math.prod(batch.shape) > ELEMENTS_MAX:
-            raise BlindsumError("training-artifact-too-large", f"an example of shape {batch.shape}")
+    batches = (*manifest.features, manifest.targets, manifest.prediction)
+    for shape in (*(item.shape for item in batches), *(item.shape for item in manifest.noise)):
+        if math.prod(shape) > ELEMENTS_MAX:
+            raise BlindsumError("training-artifact-too-large", f"an example of shape {shape}")
 
 
 def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> None:

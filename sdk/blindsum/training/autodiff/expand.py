@@ -43,6 +43,40 @@ def expanded(node: onnx.NodeProto, opset: int, types: Types) -> Body | None:
     return None if unknown else list(nodes)
 
 
+def dropout(node: onnx.NodeProto, kind: int, ratio: float, noise: str = "", place: int = 0, rank: int = 0) -> Body:
+    """x / (1 - ratio) where the uniform `noise` is not below `ratio`, else 0; the second output tells where.
+
+    `place`: the axis of x, of `rank` dimensions, that is the first of `noise`. No noise: x itself, all of it kept.
+    """
+    x, y, kept = node.input[0], node.output[0], node.output[1] if len(node.output) > 1 and node.output[1] else "kept"
+    if not noise:
+        return [
+            helper.make_node("Identity", [x], [y]),
+            _constant("yes", np.array(True)),
+            helper.make_node("Shape", [x], ["sizes"]),
+            helper.make_node("Expand", ["yes", "sizes"], [kept]),
+        ]
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    return [
+        _constant("ratio", np.array(ratio, np.float32)),
+        _constant("scale", np.array(1.0 / (1.0 - ratio) if ratio < 1.0 else 0.0, dtype)),
+        placed(noise, "placed", rank, place),
+        helper.make_node("GreaterOrEqual", ["placed", "ratio"], [kept]),
+        helper.make_node("Cast", [kept], ["mask"], to=kind),
+        helper.make_node("Mul", ["mask", "scale"], ["factor"]),
+        helper.make_node("Mul", [x, "factor"], [y]),
+    ]
+
+
+def placed(source: str, target: str, rank: int, place: int) -> onnx.NodeProto:
+    """`target` is `source` with its first dimension moved to `place`."""
+    if place == 0:
+        return helper.make_node("Identity", [source], [target])
+    perm = [axis + 1 if axis < place else axis for axis in range(rank)]
+    perm[place] = 0
+    return helper.make_node("Transpose", [source], [target], perm=perm)
+
+
 def preferred(operator: str) -> bool:
     """True where our definition is better than the operator itself, trained or not."""
     return operator in _BODIES

@@ -19,7 +19,10 @@ Shape = tuple[Dimension, ...]
 
 
 class Graph:
-    """Values are names. A name that starts with @ is ours; the author's model has none."""
+    """Values are names. A name that starts with @ is ours; the author's model has none.
+
+    What is made `beside` another graph shares the names of equal constants with it, and no other name.
+    """
 
     def __init__(
         self,
@@ -29,15 +32,16 @@ class Graph:
         shapes: Mapping[str, Shape],
         opset: int,
         dtypes: Mapping[str, str] | None = None,
+        beside: Graph | None = None,
     ) -> None:
         self.nodes = [copy.deepcopy(node) for node in nodes]
         self.constants = dict(constants)
         self.opset = opset
         self.shapes = dict(shapes)
         self.dtypes = dict(dtypes or {})
-        self._fresh: Counter[str] = Counter()
+        self._fresh: Counter[str] = beside._fresh if beside else Counter()
         self._emitted: dict[tuple[str, tuple[str, ...], str], str] = {}
-        self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._pool: dict[tuple[str, tuple[int, ...], bytes], str] = beside._pool if beside else {}
 
     def op(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """The output of a node of one output, appended unless the same is there already.
@@ -137,11 +141,14 @@ class Graph:
 
     def copy(self) -> Graph:
         """An independent graph; names made in one are not made again in the other, unless for an equal constant."""
-        other = Graph(
-            nodes=self.nodes, constants=self.constants, shapes=self.shapes, opset=self.opset, dtypes=self.dtypes
+        return Graph(
+            nodes=self.nodes,
+            constants=self.constants,
+            shapes=self.shapes,
+            opset=self.opset,
+            dtypes=self.dtypes,
+            beside=self,
         )
-        other._fresh, other._pool = self._fresh, self._pool
-        return other
 
     def prune(self, outputs: Sequence[str]) -> None:
         """Drop the nodes and constants that `outputs` do not need."""

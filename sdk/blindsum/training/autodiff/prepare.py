@@ -14,8 +14,9 @@ import onnx
 
 from blindsum.protocol.errors import BlindsumError
 
-from ..manifest import feature
+from ..manifest import Weight, feature, noise
 from ..protobuf import DTYPES, Tensor
+from .expand import placed
 from .graph import Graph
 from .propagate import Propagation
 from .sizes import BATCH
@@ -29,22 +30,31 @@ class Prepared:
     graph: Graph
     features: tuple[Tensor, ...]  # as the model names them, shapes of one example
     output: str
+    noise: tuple[Weight, ...]  # by the value that drops by it, shapes of one example
 
 
-def prepare(source: Source, kept: Iterable[str], dimensions: Mapping[str, int]) -> Prepared:
+def prepare(
+    source: Source,
+    kept: Iterable[str],
+    dimensions: Mapping[str, int],
+    *,
+    drops: bool = False,
+    beside: Graph | None = None,
+) -> Prepared:
     """`kept`: the constants to train, from which nothing is computed ahead. `dimensions`: sizes of symbolic dimensions
-    other than the batch.
+    other than the batch. `drops`: Dropout is active. `beside`: a graph with which constants will be shared.
 
     Raises `BlindsumError` "training-request-invalid", "training-model-invalid" or "training-operator-forbidden".
     """
-    graph = Graph(nodes=source.nodes, constants=source.constants, shapes={}, opset=source.opset)
+    graph = Graph(nodes=source.nodes, constants=source.constants, shapes={}, opset=source.opset, beside=beside)
     declared, places = _declared(source.inputs, dimensions)
     inputs = {}
     for item, place in zip(declared, places, strict=True):
-        graph.nodes.insert(0, _placed(feature(item.name), item.name, len(item.shape), place))
+        graph.nodes.insert(0, placed(feature(item.name), item.name, len(item.shape), place))
         inputs[feature(item.name)] = (item.dtype, (BATCH, *item.shape[1:]))
     batch = max(size if isinstance(size := item.shape[0], int) else 0 for item in declared)
-    output = Propagation(graph, inputs, batch, kept).run(source.output)
+    propagation = Propagation(graph, inputs, batch, kept, drops=drops)
+    output = propagation.run(source.output)
     shape = graph.shapes.get(output, ())
     if BATCH in shape[1:]:
         place = shape.index(BATCH)
@@ -56,16 +66,9 @@ def prepare(source: Source, kept: Iterable[str], dimensions: Mapping[str, int]) 
     if graph.dtypes.get(output) != "float32":
         raise invalid(f"its output is not float32 but {graph.dtypes.get(output)}")
     features = tuple(Tensor(item.name, item.dtype, item.shape[1:]) for item in declared)
-    return Prepared(graph=graph, features=features, output=output)
-
-
-def _placed(source: str, target: str, rank: int, place: int) -> onnx.NodeProto:
-    """`target` is `source` with its first dimension moved to `place`."""
-    if place == 0:
-        return onnx.helper.make_node("Identity", [source], [target])
-    perm = [axis + 1 if axis < place else axis for axis in range(rank)]
-    perm[place] = 0
-    return onnx.helper.make_node("Transpose", [source], [target], perm=perm)
+    read = {name for node in graph.nodes for name in node.input}
+    wanted = tuple(item for item in propagation.noise if noise(item.name) in read)
+    return Prepared(graph=graph, features=features, output=output, noise=wanted)
 
 
 def _declared(given: Sequence[onnx.ValueInfoProto], dimensions: Mapping[str, int]) -> tuple[list[Tensor], list[int]]:

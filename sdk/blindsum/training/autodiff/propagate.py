@@ -18,13 +18,14 @@ from onnx.reference import ReferenceEvaluator
 
 from blindsum.protocol.errors import BlindsumError
 
+from ..manifest import Weight, noise
 from ..operators import OPERATORS
 from ..protobuf import DTYPES
 from ..verify import IR_VERSION
 from . import arithmetic, shapes, sizes
 from .arithmetic import Vector
 from .batchnorm import freeze
-from .expand import expanded, preferred
+from .expand import Body, dropout, expanded, preferred
 from .graph import Dimension, Graph, Shape, attribute
 from .registry import find, stops
 from .sizes import Size
@@ -41,11 +42,20 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 class Propagation:
     """Rewrites `graph` in place. `inputs`: dtype and shape by name, the batch as a symbol. `batch`: what a model that
     was made for a fixed one holds in its place, else 0. `kept`: constants that will change, so that nothing is computed
-    from them.
+    from them. `drops`: Dropout is active, and `noise` lists what it wants to be fed.
     """
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, tuple[str, Shape]], batch: int, kept: Iterable[str]) -> None:
-        self._graph, self._batch = graph, batch
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, tuple[str, Shape]],
+        batch: int,
+        kept: Iterable[str],
+        *,
+        drops: bool = False,
+    ) -> None:
+        self._graph, self._batch, self._drops = graph, batch, drops
+        self.noise: list[Weight] = []
         self._kinds: dict[str, int] = {}
         self._computed: dict[str, Vector] = {}
         self._aliases: dict[str, str] = {}
@@ -73,10 +83,10 @@ class Propagation:
                 node.input[at] = self._aliases.get(name, name)
             if node.op_type == "If" and (branch := self._branch(node)) is not None:
                 queue.extendleft(reversed(self._inlined(node, branch)))
+            elif node.op_type == "Dropout":
+                queue.extendleft(self._written(node, self._dropout(node)))
             elif self._wants_expansion(node) and (body := expanded(node, self._graph.opset, self._types(node))):
-                own = {name for inner in body for name in inner.output if name and name not in node.output}
-                prefix = self._graph.fresh(node.op_type) + "/"
-                queue.extendleft(_renamed(inner, own, prefix) for inner in reversed(body))
+                queue.extendleft(self._written(node, body))
             else:
                 self._walk(node)
         if self._forbidden:
@@ -178,9 +188,6 @@ class Propagation:
     def _passes(self, node: onnx.NodeProto) -> bool:
         """True where the first output is the first input."""
         operator = node.op_type
-        if operator == "Dropout":
-            training = self._graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-            return len(node.output) == 1 and (len(node.input) < 3 or (training is not None and not training.any()))
         if operator == "Cast":
             return self._kinds.get(node.input[0]) == attribute(node, "to")
         if operator == "Expand":
@@ -268,6 +275,31 @@ class Propagation:
         for name, value in zip(filter(None, node.output), values, strict=True):
             self._constant(name, np.asarray(value, helper.tensor_dtype_to_np_dtype(self._kinds[name])))
         return True
+
+    def _written(self, node: onnx.NodeProto, body: Body) -> list[onnx.NodeProto]:
+        """The nodes that stand for `node`, last first, with names of their own."""
+        own = {name for inner in body for name in inner.output if name and name not in node.output}
+        prefix = self._graph.fresh(node.op_type) + "/"
+        return [_renamed(inner, own, prefix) for inner in reversed(body)]
+
+    def _dropout(self, node: onnx.NodeProto) -> Body:
+        """Nothing where dropout is not active; else by noise that the device draws for each example."""
+        x, ratio = node.input[0], 0.5
+        if len(node.input) > 1 and node.input[1]:
+            given = self._graph.constants.get(node.input[1])
+            if given is None:
+                raise invalid(f"{title(node)}: its ratio is not a constant")
+            ratio = float(given)
+        if not self._drops or ratio == 0.0:
+            return dropout(node, self._kinds[x], ratio)
+        shape = self._graph.shapes.get(x, ())
+        rest = tuple(size for size in shape if isinstance(size, int))
+        if len(rest) + 1 != len(shape) or sizes.BATCH not in shape:
+            raise invalid(f"{title(node)}: it drops from {shape}, which is not the batch and fixed sizes")
+        name = noise(node.output[0])
+        self.noise.append(Weight(name=node.output[0], shape=rest))
+        self._know(name, TensorProto.FLOAT, (sizes.BATCH, *rest))
+        return dropout(node, self._kinds[x], ratio, name, shape.index(sizes.BATCH), len(shape))
 
     # Branches
 
