@@ -16,7 +16,7 @@ from .artifact import GRAPHS, Artifact, decode, encode
 from .autodiff import Graph, batchnorm, differentiate, update
 from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.batchnorm import Statistic
-from .autodiff.graph import Shape, attribute
+from .autodiff.graph import Shape, attribute, every_node
 from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import prepare
 from .autodiff.rewrite import rewrite
@@ -129,7 +129,7 @@ def build_artifact(
         source=source.digest,
         adapters=adapters,
         noise=noise,
-        operators=dict(sorted(Counter(node.op_type for node in train.nodes).items())),
+        operators=dict(sorted(Counter(node.op_type for node in every_node(train.nodes)).items())),
     )
     graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}
     if isinstance(optimiser, Optimiser):

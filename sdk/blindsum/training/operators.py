@@ -1,7 +1,8 @@
 """The operators that a device runs: pure functions of the standard domain.
 
-No control flow (its subgraphs would need their own bounds), no randomness, no strings, no sequences. The author's
-builder refuses to write anything else, the device refuses to load anything else.
+No randomness, no strings, no sequences; of control flow only Scan, whose body is checked like the graph around it and
+which ends with the rows of its inputs. The author's builder refuses to write anything else, the device refuses to load
+anything else.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ OPERATORS = frozenset({
     "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
 })
 # fmt: on
+
+# with a body of the operators above; models have none, the gradients of recurrent operators are made of it
+LOOPS = frozenset({"Scan"})
 
 # operator -> position of the input that states a size: a few bytes of it can ask for any amount of memory
 SIZED = {"ConstantOfShape": 0, "Expand": 1, "OneHot": 1, "Resize": 3, "Tile": 1}

@@ -2,13 +2,13 @@
 
 Devices carry onnxruntime and numpy only, so what must be checked before onnxruntime sees a graph is read here. The
 reader knows exactly the fields that `build_artifact` writes. Everything else (another field, a second copy of a single
-field, another wire type, a subgraph, an initialiser, external data) is an error, so no other parser can see something
-in the bytes that this one did not.
+field, another wire type, a subgraph but for the body of a Scan, an initialiser, external data) is an error, so no other
+parser can see something in the bytes that this one did not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 _VARINT, _CHUNK, _FIXED32 = 0, 2, 5  # protobuf wire types that ONNX needs
 _VARINT_SIZE_MAX = 10
-_TENSOR_ATTRIBUTE = 4  # AttributeProto.AttributeType.TENSOR
+_TENSOR_ATTRIBUTE, _GRAPH_ATTRIBUTE = 4, 5  # AttributeProto.AttributeType
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,38 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in the order in which they run."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def every_node(self) -> Iterator[Node]:
+        """The nodes, and after each that has a body those of the body."""
+        for node in self.nodes:
+            yield node
+            if node.body is not None:
+                yield from node.body.nodes
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One operator call. An absent optional input or output is ''."""
+    """One operator call. An absent optional input or output is ''. A Scan has a body, whose nodes have none."""
 
     operator: str
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    body: Graph | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Graph):
     """What a serialised ModelProto says, weights excepted (an artifact keeps those outside its graphs)."""
 
     ir_version: int
     opsets: tuple[tuple[str, int], ...]
-    nodes: tuple[Node, ...]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
 
 
 def read_model(data: bytes | memoryview) -> Model:
@@ -78,21 +92,11 @@ def read_model(data: bytes | memoryview) -> Model:
     """
     model = _Message(data, "model", single={1: _VARINT, 2: _CHUNK, 7: _CHUNK}, repeated={8: _CHUNK})
     opsets = tuple(_opset(item) for item in model.chunks(8))
-    graph = _Message(
-        model.chunk(7),
-        "graph",
-        single={2: _CHUNK},
-        repeated={1: _CHUNK, 11: _CHUNK, 12: _CHUNK},
-        forbidden={5: "an initialiser"},
-    )
-    if len(graph.chunks(1)) > NODES_MAX:
-        raise BlindsumError("training-artifact-too-large", f"a graph of more than {NODES_MAX} nodes")
+    graph = _graph(model.chunk(7), "graph", body=False)
+    if sum(1 for _ in graph.every_node()) > NODES_MAX:
+        raise _too_many_nodes()
     return Model(
-        ir_version=model.number(1),
-        opsets=opsets,
-        nodes=tuple(_node(item) for item in graph.chunks(1)),
-        inputs=tuple(_tensor(item) for item in graph.chunks(11)),
-        outputs=tuple(_tensor(item) for item in graph.chunks(12)),
+        ir_version=model.number(1), opsets=opsets, nodes=graph.nodes, inputs=graph.inputs, outputs=graph.outputs
     )
 
 
@@ -209,26 +213,52 @@ def _opset(data: memoryview) -> tuple[str, int]:
     return message.text(1, ""), message.number(2)
 
 
-def _node(data: memoryview) -> Node:
+def _graph(data: memoryview, where: str, *, body: bool) -> Graph:
+    message = _Message(
+        data,
+        where,
+        single={2: _CHUNK},
+        repeated={1: _CHUNK, 11: _CHUNK, 12: _CHUNK},
+        forbidden={5: "an initialiser"},
+    )
+    message.text(2, "")  # the graph's name, read only for its bounds
+    if len(message.chunks(1)) > NODES_MAX:
+        raise _too_many_nodes()
+    return Graph(
+        nodes=tuple(_node(item, body=body) for item in message.chunks(1)),
+        inputs=tuple(_tensor(item) for item in message.chunks(11)),
+        outputs=tuple(_tensor(item) for item in message.chunks(12)),
+    )
+
+
+def _node(data: memoryview, *, body: bool) -> Node:
+    """`body`: the node stands in a body, and must have none itself."""
     single, repeated = {3: _CHUNK, 4: _CHUNK, 7: _CHUNK}, {1: _CHUNK, 2: _CHUNK, 5: _CHUNK}
     message = _Message(data, "node", single=single, repeated=repeated)
     message.text(3, "")  # the node's name, read only for its bounds
-    node = Node(message.text(4), message.text(7, ""), message.texts(1), message.texts(2))
-    for attribute in message.chunks(5):
-        _check_attribute(attribute, f"node {node.operator}")
-    return node
+    operator = message.text(4)
+    loop = operator == "Scan" and not body
+    found = [_attribute(item, f"node {operator}", loop=loop) for item in message.chunks(5)]
+    graphs = [graph for graph in found if graph is not None]
+    if len(graphs) != loop:
+        raise _malformed(f"node {operator}", f"{len(graphs)} subgraphs")
+    return Node(operator, message.text(7, ""), message.texts(1), message.texts(2), graphs[0] if graphs else None)
 
 
-def _check_attribute(data: memoryview, where: str) -> None:
-    """Scalars, strings and lists of them are inert; a tensor is looked into; a graph is not allowed."""
-    single = {1: _CHUNK, 2: _FIXED32, 3: _VARINT, 4: _CHUNK, 5: _CHUNK, 20: _VARINT}
+def _attribute(data: memoryview, where: str, *, loop: bool) -> Graph | None:
+    """Scalars, strings and lists of them are inert; a tensor is looked into; a graph is read where `loop` allows one."""
+    single = {1: _CHUNK, 2: _FIXED32, 3: _VARINT, 4: _CHUNK, 5: _CHUNK, 20: _VARINT} | ({6: _CHUNK} if loop else {})
     repeated = {7: _FIXED32, 8: _VARINT, 9: _CHUNK}
-    message = _Message(
-        data, f"attribute of {where}", single=single, repeated=repeated, forbidden={6: "a subgraph", 11: "a subgraph"}
-    )
-    message.text(1)
+    where = f"attribute of {where}"
+    message = _Message(data, where, single=single, repeated=repeated, forbidden={6: "a subgraph", 11: "a subgraph"})
+    name = message.text(1)
     if message.number(20) == _TENSOR_ATTRIBUTE or message.chunks(5):
         _check_tensor(message.chunk(5), f"tensor of {where}")
+    if message.number(20) != _GRAPH_ATTRIBUTE and not message.chunks(6):
+        return None
+    if name != "body" or message.number(20) != _GRAPH_ATTRIBUTE:
+        raise _malformed(where, "a subgraph is not allowed")
+    return _graph(message.chunk(6), f"subgraph of {where}", body=True)
 
 
 def _check_tensor(data: memoryview, where: str) -> None:
@@ -265,6 +295,10 @@ def _dimension(data: memoryview, name: str) -> int | str:
     if message.numbers(1) and not message.chunks(2):
         return message.number(1)
     return message.text(2)
+
+
+def _too_many_nodes() -> BlindsumError:
+    return BlindsumError("training-artifact-too-large", f"a graph of more than {NODES_MAX} nodes")
 
 
 def _malformed(where: str, reason: str) -> BlindsumError:

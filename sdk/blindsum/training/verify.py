@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, Manifest
-from .operators import OPERATORS, SIZED
+from .operators import LOOPS, OPERATORS, SIZED
 from .optimisers import RANGES, in_range
-from .protobuf import RANK_MAX, Model, read_model
+from .protobuf import RANK_MAX, Graph, Model, Node, read_model
 
 IR_VERSION = 10  # the newest that onnxruntime 1.19 loads
 STATES_PER_PARAMETER_MAX = 2
@@ -67,7 +67,7 @@ def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Con
             raise _malformed(f"{label} graph: inputs or outputs are not those of the manifest")
         _check_nodes(label, model, set(constants) | (weights if label in ("evaluate", "predict") else set()))
         _check_sizes(label, model, constants)
-    if Counter(node.operator for node in models["train"].nodes) != manifest.operators:
+    if Counter(node.operator for node in models["train"].every_node()) != manifest.operators:
         raise _malformed("the operator histogram is not that of the train graph")
 
 
@@ -77,22 +77,56 @@ def _check_nodes(label: str, model: Model, initialisers: set[str]) -> None:
     if len(given) != len(model.inputs) or given & initialisers:
         raise _malformed(f"{label} graph: two inputs or constants of one name")
     known = given | initialisers
+    taken = set(known)  # names of bodies too, which are known only there
     for node in model.nodes:
-        if node.domain or node.operator not in OPERATORS:
-            operator = f"{node.domain or 'ai.onnx'}.{node.operator}"
-            raise BlindsumError("training-operator-forbidden", f"{label} graph: {operator}")
-        if any(name and name not in known for name in node.inputs):
-            raise _malformed(f"{label} graph: {node.operator} reads a value that does not exist yet")
-        for name in filter(None, node.outputs):
-            if name in known:
-                raise _malformed(f"{label} graph: {node.operator} writes {name} again")
-            known.add(name)
+        _check_reads(label, node, known)
+        if node.body is not None:
+            _check_body(label, node, node.body, known, taken)
+        known.update(_written(label, node, taken))
     if any(tensor.name not in known for tensor in model.outputs):
         raise _malformed(f"{label} graph: an output is never computed")
 
 
+def _check_body(label: str, node: Node, body: Graph, known: set[str], taken: set[str]) -> None:
+    """A body reads its inputs and what is known outside, and computes every one of its outputs itself.
+
+    A Scan runs once for each row of its inputs, so it ends.
+    """
+    where = f"{label} graph: the body of {node.operator}"
+    if len(body.inputs) != len(node.inputs) or len(body.outputs) != len(node.outputs) or not all(node.inputs):
+        raise _malformed(f"{where} has other inputs or outputs than the node")
+    inside = {tensor.name for tensor in body.inputs}
+    if len(inside) != len(body.inputs) or inside & taken or "" in inside:
+        raise _malformed(f"{where} names an input as something else is named")
+    taken |= inside
+    made: set[str] = set()
+    for inner in body.nodes:
+        _check_reads(label, inner, known, inside, made)
+        made.update(_written(label, inner, taken))
+    outputs = {tensor.name for tensor in body.outputs}
+    if len(outputs) != len(body.outputs) or not outputs <= made:
+        raise _malformed(f"{where} has an output that it does not compute, or one twice")
+
+
+def _check_reads(label: str, node: Node, *known: Set[str]) -> None:
+    if node.domain or node.operator not in (OPERATORS if node.body is None else LOOPS):
+        operator = f"{node.domain or 'ai.onnx'}.{node.operator}"
+        raise BlindsumError("training-operator-forbidden", f"{label} graph: {operator}")
+    if any(name and not any(name in names for names in known) for name in node.inputs):
+        raise _malformed(f"{label} graph: {node.operator} reads a value that does not exist yet")
+
+
+def _written(label: str, node: Node, taken: set[str]) -> list[str]:
+    """The names that the node gives, each new."""
+    names = [name for name in node.outputs if name]
+    if len(set(names)) != len(names) or not taken.isdisjoint(names):
+        raise _malformed(f"{label} graph: {node.operator} writes a value again")
+    taken.update(names)
+    return names
+
+
 def _check_sizes(label: str, model: Model, constants: Constants) -> None:
-    for node in model.nodes:
+    for node in model.every_node():
         at = SIZED.get(node.operator)
         wanted = constants.get(node.inputs[at]) if at is not None and at < len(node.inputs) else None
         if wanted is not None and (

@@ -127,12 +127,3 @@ def test_what_has_no_gradient_is_named(attributes: str, inputs: str, reason: str
     item = dataclasses.replace(item, body=body, constants={**item.constants, **extra})
     with pytest.raises(BlindsumError, match=rf"training-operator-unsupported: .*\(LSTM\): no gradient for {reason}"):
         build_artifact(model_of(item), loss="mse")
-
-
-def test_too_many_steps_are_named() -> None:
-    body = (
-        "t = Transpose <perm=[1, 0, 2]> (x) Y, h = RNN <hidden_size=2> (t, w, r) y = Transpose <perm=[2, 0, 1, 3]> (Y)"
-    )
-    item = case(body, (1025, 1), w=(1, 2, 1), r=(1, 2, 2))
-    with pytest.raises(BlindsumError, match="no gradient for 1025 steps; it takes a fixed number of at most 1024"):
-        build_artifact(model_of(item), loss="mse")

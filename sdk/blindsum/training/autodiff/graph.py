@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ class Graph:
     def rename(self, old: str, new: str) -> None:
         """Give a value that a node computes another name."""
         self._emitted.clear()
-        for node in self.nodes:
+        for node in every_node(self.nodes):
             for names in (node.input, node.output):
                 for at, name in enumerate(names):
                     if name == old:
@@ -150,6 +150,12 @@ class Graph:
             beside=self,
         )
 
+    def inside(self) -> Graph:
+        """An empty graph for the body of one of this one's nodes."""
+        other = Graph(nodes=(), constants={}, shapes={}, opset=self.opset)
+        other._fresh = self._fresh
+        return other
+
     def prune(self, outputs: Sequence[str]) -> None:
         """Drop the nodes and constants that `outputs` do not need."""
         self._emitted.clear()
@@ -157,9 +163,31 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(filter(None, node.input))
+                needed.update(reads(node))
         self.nodes = kept[::-1]
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The subgraphs of a node."""
+    return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The values that a node reads, those that its body takes from outside among them."""
+    names = set(filter(None, node.input))
+    for body in bodies(node):
+        own = {item.name for item in body.input}.union(*(inner.output for inner in body.node))
+        names |= {name for inner in body.node for name in inner.input if name} - own
+    return names
+
+
+def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and after each those of its bodies."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from body.node
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:

@@ -1,10 +1,17 @@
 """Rules for LSTM, GRU and RNN.
 
 The forward pass stays the fused operator. The backward pass computes the gates of all steps again, in one product each
-for inputs and states, as the states are known by then. Only the gradients of the states run from step to step; they
-leave the gates' gradients, from which one product each gives those of the weights and the inputs.
+for inputs and states, as the states are known by then. Only the gradients of the states run from step to step, in a
+Scan; they leave the gates' gradients, from which one product each gives those of the weights and the inputs.
 
-The steps are written out: as the body of a Scan they are slower, and devices would have to check subgraphs.
+Milliseconds of one LSTM layer, forward and backward (onnxruntime 1.32, one thread of a shared x86-64 server, least of
+40; steps x batch x inputs x hidden), and of loading it:
+
+                       PyTorch 2.13   Scan          steps written out
+    32 x 16 x 64 x 64        2.2      2.2, load 5      2.4, load 60
+    100 x 8 x 128 x 128      8.3     11.8, load 3     12.4, load 35
+    100 x 1 x 128 x 128      2.3      2.1, load 3      2.5, load 35
+    512 x 8 x 16 x 64       10.1     17.1, load 4     21.0, load 250
 """
 
 from __future__ import annotations
@@ -14,10 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import attribute
+from .graph import Graph, attribute
+from .loop import Body, scan
 from .registry import Backward, Gradients, rule
+from .shape import zero
 
-STEPS_MAX = 1024  # each becomes about eight nodes, which onnxruntime takes a millisecond to load
+_END = (1 << 63) - 1
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -93,56 +102,58 @@ _BETA = {"affine": 0.0, "hardsigmoid": 0.5, "scaledtanh": 1.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Direction:
-    """One direction of a node. A matrix has one row for each step and example, steps in the order of the input."""
+    """One direction of a node. A matrix has one row for each step and example, a sequence one matrix for each step."""
 
-    steps: int
     backwards: bool
+    lead: list[str]  # the names of a 1-D tensor that holds the number of steps, and of one that holds -1
     x: str  # matrix of inputs
     w: str
     r: str
     bias_w: str  # '' without biases
     bias_r: str
-    y: str  # matrix of the states after each step
+    y: str  # sequence of the states after each step
     initial_h: str  # (batch, hidden), as are all below; zeros where the node has none
     initial_c: str
-    d_y: str  # matrix of gradients from outside; '' for none, as for the two below
+    d_y: str  # sequence of gradients from outside; '' for none, as for the two below
     d_last_h: str
     d_last_c: str
     activations: list[_Activation]
 
-    @property
-    def order(self) -> list[int]:
-        """The steps as they are run."""
-        steps = list(range(self.steps))
-        return steps[::-1] if self.backwards else steps
+    def sequence(self, b: Backward, matrix: str, width: int) -> str:
+        sizes = b.op("Concat", *self.lead, b.integers([width * _hidden(b)]), axis=0)
+        return b.op("Reshape", matrix, sizes)
 
-    def rows(self, b: Backward, matrix: str) -> list[str]:
-        """One (batch, ...) matrix for each step."""
-        if self.steps == 1:
-            return [matrix]
-        return b.ops("Split", matrix, outputs=self.steps, axis=0, num_outputs=self.steps)
+    def before(self, b: Backward, initial: str, sequence: str) -> str:
+        """The sequence of what each step found, where `sequence` is what each left."""
+        first = b.op("Unsqueeze", initial, b.integers([0]))
+        start, end = ([1], [_END]) if self.backwards else ([0], [-1])
+        rest = b.op("Slice", sequence, b.integers(start), b.integers(end), b.integers([0]))
+        return b.op("Concat", *((rest, first) if self.backwards else (first, rest)), axis=0)
 
-    def matrix(self, b: Backward, rows: Sequence[str]) -> str:
-        return b.op("Concat", *rows, axis=0) if len(rows) > 1 else rows[0]
+    def last(self, b: Backward, sequence: str) -> str:
+        return b.op("Gather", sequence, b.constant(np.array(0 if self.backwards else -1)), axis=0)
 
-    def before(self, b: Backward, initial: str, rows: Sequence[str]) -> str:
-        """The matrix of what each step found, where `rows` is what each left."""
-        found = {self.order[0]: initial}
-        found.update({step: rows[last] for last, step in zip(self.order, self.order[1:], strict=False)})
-        return self.matrix(b, [found[step] for step in range(self.steps)])
+    def along(self, b: Backward, states: list[str], sequences: list[str], body: Body) -> str:
+        """Run a body in the order of the steps, and return what it collects."""
+        _, (rows,) = scan(b.graph, states, sequences, body, results=1, backwards=self.backwards, dtype=b.dtype)
+        return rows
 
-    def d_states(self, b: Backward) -> list[list[str]]:
-        """What reaches the state after each step from outside, as terms of a sum; then what the first step started from."""
-        terms = [[row] for row in self.rows(b, self.d_y)] if self.d_y else [[] for _ in range(self.steps)]
-        last = terms[self.order[-1]]
-        last += [self.d_last_h] if self.d_last_h else []
-        last += [] if last else [b.op("ConstantOfShape", b.op("Shape", self.initial_h))]
-        return [*terms, []]
+    def against(
+        self, b: Backward, states: list[str], sequences: list[str], body: Body, results: int
+    ) -> tuple[list[str], list[str]]:
+        """Run a body from the last step to the first, on the gradient of the last state and `states`.
 
-    @property
-    def back(self) -> list[tuple[int, int]]:
-        """(step, the one before it), from the last to the first, which has -1 before it."""
-        return list(zip(self.order[::-1], [*self.order[-2::-1], -1], strict=True))
+        Its rows end with the gradient that reaches the state before the step from outside, if any does. Returns the
+        gradients of the first states, and what it collects as matrices.
+        """
+        parts = [part for part in (self.d_last_h, self.d_y and self.last(b, self.d_y)) if part]
+        dh = b.op("Add", *parts) if len(parts) == 2 else parts[0] if parts else _zeros(b, self.initial_h)
+        if self.d_y:
+            sequences = [*sequences, self.before(b, _zeros(b, self.initial_h), self.d_y)]
+        states, rows = scan(
+            b.graph, [dh, *states], sequences, body, results=results, backwards=not self.backwards, dtype=b.dtype
+        )
+        return states, [_matrix(b, row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +169,13 @@ class _Slopes:
 
 @rule("RNN", since=7)
 def rnn(b: Backward) -> Gradients:
-    return _gradients(b, [_rnn(b, way) for way in _directions(b, ["Tanh"])])
+    return _gradients(b, [(way, _rnn(b, way)) for way in _directions(b, ["Tanh"])])
 
 
 @rule("GRU", since=7)
 def gru(b: Backward) -> Gradients:
     backward = _gru_reset_after if b.integer("linear_before_reset", 0) else _gru_reset_before
-    return _gradients(b, [backward(b, way) for way in _directions(b, ["Sigmoid", "Tanh"])])
+    return _gradients(b, [(way, backward(b, way)) for way in _directions(b, ["Sigmoid", "Tanh"])])
 
 
 @rule("LSTM", since=7)
@@ -173,57 +184,58 @@ def lstm(b: Backward) -> Gradients:
         raise b.refused("peephole weights (input P)")
     if b.integer("input_forget", 0):
         raise b.refused("input_forget=1")
-    return _gradients(b, [_lstm(b, way) for way in _directions(b, ["Sigmoid", "Tanh", "Tanh"])])
+    return _gradients(b, [(way, _lstm(b, way)) for way in _directions(b, ["Sigmoid", "Tanh", "Tanh"])])
 
 
-def _rnn(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes]:
+def _rnn(b: Backward, way: _Direction) -> _Slopes:
     (f,) = way.activations
-    slopes, gates = way.rows(b, f.slope(b, way.y)), [""] * way.steps
-    outside = way.d_states(b)
-    dh = _sum(b, outside[way.order[-1]])
-    for step, earlier in way.back:
-        gates[step] = b.op("Mul", dh, slopes[step])
-        dh = _product(b, gates[step], way.r, *outside[earlier])
-    d_gates = way.matrix(b, gates)
-    d_r = b.op("Gemm", d_gates, way.before(b, way.initial_h, way.rows(b, way.y)), transA=1)
-    return way, _Slopes(gates_w=d_gates, gates_r=d_gates, r=d_r, initial_h=dh)
+
+    def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
+        gates = g.op("Mul", states[0], rows[0])
+        return [g.op("Gemm", gates, way.r, *rows[1:])], [gates]
+
+    (dh,), (gates,) = way.against(b, [], [f.slope(b, way.y)], step, 1)
+    d_r = b.op("Gemm", gates, _matrix(b, way.before(b, way.initial_h, way.y)), transA=1)
+    return _Slopes(gates_w=gates, gates_r=gates, r=d_r, initial_h=dh)
 
 
-def _lstm(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes]:
+def _lstm(b: Backward, way: _Direction) -> _Slopes:
     """c' = f c + i g, h' = o act(c'); gates lie in the order i, o, f, g."""
     f, g, h = way.activations
-    before = way.before(b, way.initial_h, way.rows(b, way.y))
+    before = _matrix(b, way.before(b, way.initial_h, way.y))
     bias = [b.op("Add", way.bias_w, way.bias_r)] if way.bias_w else []
     raw = b.op("Gemm", before, way.r, b.op("Gemm", way.x, way.w, *bias, transB=1), transB=1)
     raw_iof, raw_g = _split(b, raw, (3, 1))
     iof, gate_g = f.value(b, raw_iof), g.value(b, raw_g)
     gate_i, gate_o, gate_f = _split(b, iof, (1, 1, 1))
-    kept, added = way.rows(b, gate_f), way.rows(b, b.op("Mul", gate_i, gate_g))
-    cells, cell = [""] * way.steps, way.initial_c
-    for step in way.order:
-        cell = cells[step] = b.op("Add", b.op("Mul", kept[step], cell), added[step])
-    out = h.value(b, way.matrix(b, cells))
-    factors = b.op("Concat", gate_g, out, way.before(b, way.initial_c, cells), axis=1)
-    slopes_iof, slopes_g = b.op("Mul", f.slope(b, iof), factors), b.op("Mul", gate_i, g.slope(b, gate_g))
-    slopes = way.rows(b, b.op("Concat", slopes_iof, slopes_g, axis=1))  # of the gates; dh comes in at o, dc elsewhere
-    cell_slopes = way.rows(b, b.op("Mul", gate_o, h.slope(b, out)))
-    gates, outside = [""] * way.steps, way.d_states(b)
-    dh, dc = _sum(b, outside[way.order[-1]]), way.d_last_c
-    for step, earlier in way.back:
-        through = b.op("Mul", dh, cell_slopes[step])
-        dc = b.op("Add", dc, through) if dc else through
-        gates[step] = b.op("Mul", b.op("Concat", dc, dh, dc, dc, axis=1), slopes[step])
-        dh = _product(b, gates[step], way.r, *outside[earlier])
-        dc = b.op("Mul", dc, kept[step])
-    d_gates = way.matrix(b, gates)
-    d_r = b.op("Gemm", d_gates, before, transA=1)
-    return way, _Slopes(gates_w=d_gates, gates_r=d_gates, r=d_r, initial_h=dh, initial_c=dc)
+    added = b.op("Mul", gate_i, gate_g)
+
+    def cell(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
+        return [g.op("Add", g.op("Mul", rows[0], states[0]), rows[1])], states
+
+    kept = way.sequence(b, gate_f, 1)
+    cells = _matrix(b, way.along(b, [way.initial_c], [kept, way.sequence(b, added, 1)], cell))
+    out = h.value(b, b.op("Add", b.op("Mul", gate_f, cells), added))
+    slopes_iof = b.op("Mul", f.slope(b, iof), b.op("Concat", gate_g, out, cells, axis=1))
+    slopes = b.op("Concat", slopes_iof, b.op("Mul", gate_i, g.slope(b, gate_g)), axis=1)
+    cell_slopes = b.op("Mul", gate_o, h.slope(b, out))
+
+    def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
+        dh, dc = states
+        dc = g.op("Add", dc, g.op("Mul", dh, rows[1]))
+        gates = g.op("Mul", g.op("Concat", dc, dh, dc, dc, axis=1), rows[0])
+        return [g.op("Gemm", gates, way.r, *rows[3:]), g.op("Mul", dc, rows[2])], [gates]
+
+    sequences = [way.sequence(b, slopes, 4), way.sequence(b, cell_slopes, 1), kept]
+    (dh, dc), (gates,) = way.against(b, [way.d_last_c or _zeros(b, way.initial_c)], sequences, step, 1)
+    d_r = b.op("Gemm", gates, before, transA=1)
+    return _Slopes(gates_w=gates, gates_r=gates, r=d_r, initial_h=dh, initial_c=dc)
 
 
-def _gru_reset_after(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes]:
+def _gru_reset_after(b: Backward, way: _Direction) -> _Slopes:
     """h' = (1 - z) n + z h with n = g(from x + r (from h)); gates lie in the order z, r, n."""
     f, g = way.activations
-    before = way.before(b, way.initial_h, way.rows(b, way.y))
+    before = _matrix(b, way.before(b, way.initial_h, way.y))
     bias_w, bias_r = ([way.bias_w], [way.bias_r]) if way.bias_w else ([], [])
     x_zr, x_n = _split(b, b.op("Gemm", way.x, way.w, *bias_w, transB=1), (2, 1))
     h_zr, h_n = _split(b, b.op("Gemm", before, way.r, *bias_r, transB=1), (2, 1))
@@ -232,26 +244,24 @@ def _gru_reset_after(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes]
     n = g.value(b, b.op("Add", x_n, b.op("Mul", r, h_n)))
     slope_n = b.op("Mul", b.op("Sub", b.scalar(1.0), z), g.slope(b, n))
     factors = b.op("Concat", b.op("Sub", before, n), b.op("Mul", slope_n, h_n), axis=1)
-    slopes_zr = b.op("Mul", f.slope(b, zr), factors)
-    slopes = way.rows(b, b.op("Concat", slopes_zr, b.op("Mul", slope_n, r), axis=1))
-    gates, states, kept = [""] * way.steps, [""] * way.steps, way.rows(b, z)
-    outside = way.d_states(b)
-    dh = _sum(b, outside[way.order[-1]])
-    for step, earlier in way.back:
-        states[step] = dh
-        gates[step] = b.op("Mul", b.op("Concat", dh, dh, dh, axis=1), slopes[step])
-        dh = _product(b, gates[step], way.r, b.op("Mul", dh, kept[step]), *outside[earlier])
-    gates_r = way.matrix(b, gates)
+    slopes = b.op("Concat", b.op("Mul", f.slope(b, zr), factors), b.op("Mul", slope_n, r), axis=1)
+
+    def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
+        (dh,) = states
+        gates = g.op("Mul", g.op("Concat", dh, dh, dh, axis=1), rows[0])
+        return [g.op("Gemm", gates, way.r, _total(g, g.op("Mul", dh, rows[1]), *rows[2:]))], [gates, dh]
+
+    sequences = [way.sequence(b, slopes, 3), way.sequence(b, z, 1)]
+    (dh,), (gates_r, states) = way.against(b, [], sequences, step, 2)
     d_zr, _ = _split(b, gates_r, (2, 1))
-    gates_w = b.op("Concat", d_zr, b.op("Mul", way.matrix(b, states), slope_n), axis=1)
-    d_r = b.op("Gemm", gates_r, before, transA=1)
-    return way, _Slopes(gates_w=gates_w, gates_r=gates_r, r=d_r, initial_h=dh)
+    gates_w = b.op("Concat", d_zr, b.op("Mul", states, slope_n), axis=1)
+    return _Slopes(gates_w=gates_w, gates_r=gates_r, r=b.op("Gemm", gates_r, before, transA=1), initial_h=dh)
 
 
-def _gru_reset_before(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes]:
+def _gru_reset_before(b: Backward, way: _Direction) -> _Slopes:
     """h' = (1 - z) n + z h with n = g(from x + from (r h)); gates lie in the order z, r, n."""
     f, g = way.activations
-    before = way.before(b, way.initial_h, way.rows(b, way.y))
+    before = _matrix(b, way.before(b, way.initial_h, way.y))
     r_zr, r_n = _split(b, way.r, (2, 1), axis=0)
     bias = [b.op("Add", way.bias_w, way.bias_r)] if way.bias_w else []
     x_zr, x_n = _split(b, b.op("Gemm", way.x, way.w, *bias, transB=1), (2, 1))
@@ -260,22 +270,22 @@ def _gru_reset_before(b: Backward, way: _Direction) -> tuple[_Direction, _Slopes
     reset = b.op("Mul", r, before)
     n = g.value(b, b.op("Gemm", reset, r_n, x_n, transB=1))
     slopes_zr = b.op("Mul", f.slope(b, zr), b.op("Concat", b.op("Sub", before, n), before, axis=1))
-    slopes_z, slopes_r = (way.rows(b, part) for part in _split(b, slopes_zr, (1, 1)))
-    slopes_n = way.rows(b, b.op("Mul", b.op("Sub", b.scalar(1.0), z), g.slope(b, n)))
-    gates_zr, gates_n, kept, resets = [""] * way.steps, [""] * way.steps, way.rows(b, z), way.rows(b, r)
-    outside = way.d_states(b)
-    dh = _sum(b, outside[way.order[-1]])
-    for step, earlier in way.back:
-        gates_n[step] = b.op("Mul", dh, slopes_n[step])
-        d_reset = b.op("Gemm", gates_n[step], r_n)
-        d_z, d_r = b.op("Mul", dh, slopes_z[step]), b.op("Mul", d_reset, slopes_r[step])
-        gates_zr[step] = b.op("Concat", d_z, d_r, axis=1)
-        rest = b.op("Mul", dh, kept[step]), b.op("Mul", d_reset, resets[step])
-        dh = _product(b, gates_zr[step], r_zr, *rest, *outside[earlier])
-    d_zr, d_n = way.matrix(b, gates_zr), way.matrix(b, gates_n)
-    d_gates = b.op("Concat", d_zr, d_n, axis=1)
+    slopes_n = b.op("Mul", b.op("Sub", b.scalar(1.0), z), g.slope(b, n))
+
+    def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
+        (dh,) = states
+        gate_n = g.op("Mul", dh, rows[1])
+        d_reset = g.op("Gemm", gate_n, r_n)
+        gates_zr = g.op("Mul", g.op("Concat", dh, d_reset, axis=1), rows[0])
+        rest = g.op("Mul", dh, rows[2]), g.op("Mul", d_reset, rows[3])
+        return [g.op("Gemm", gates_zr, r_zr, _total(g, *rest, *rows[4:]))], [gates_zr, gate_n]
+
+    widths = {slopes_zr: 2, slopes_n: 1, z: 1, r: 1}
+    sequences = [way.sequence(b, matrix, width) for matrix, width in widths.items()]
+    (dh,), (d_zr, d_n) = way.against(b, [], sequences, step, 2)
+    gates = b.op("Concat", d_zr, d_n, axis=1)
     weights = b.op("Gemm", d_zr, before, transA=1), b.op("Gemm", d_n, reset, transA=1)
-    return way, _Slopes(gates_w=d_gates, gates_r=d_gates, r=b.op("Concat", *weights, axis=0), initial_h=dh)
+    return _Slopes(gates_w=gates, gates_r=gates, r=b.op("Concat", *weights, axis=0), initial_h=dh)
 
 
 def _split(b: Backward, value: str, parts: Sequence[int], axis: int = 1) -> list[str]:
@@ -284,30 +294,33 @@ def _split(b: Backward, value: str, parts: Sequence[int], axis: int = 1) -> list
     return b.ops("Split", value, sizes, outputs=len(parts), axis=axis)
 
 
-def _sum(b: Backward, terms: Sequence[str]) -> str:
-    return b.op("Sum", *terms) if len(terms) > 2 else b.op("Add", *terms) if len(terms) == 2 else terms[0]
+def _total(graph: Graph, *terms: str) -> str:
+    return graph.op("Sum", *terms) if len(terms) > 2 else graph.op("Add", *terms) if len(terms) == 2 else terms[0]
 
 
-def _product(b: Backward, rows: str, weights: str, *terms: str) -> str:
-    """rows @ weights + terms."""
-    return b.op("Gemm", rows, weights, *([_sum(b, terms)] if terms else []))
+def _matrix(b: Backward, sequence: str) -> str:
+    """A sequence as one matrix."""
+    return b.op("Flatten", sequence, axis=2)
+
+
+def _zeros(b: Backward, like: str) -> str:
+    return b.op("ConstantOfShape", b.op("Shape", like), value=zero(b))
 
 
 def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
     """The node taken apart. Raises where a rule does not hold for it."""
     ways, hidden = _DIRECTIONS[b.text("direction", "forward")], _hidden(b)
     steps, _, features = b.shape(b.x[0])
-    optional = [*b.x[3:], "", "", "", ""]
-    bias, lengths, initial_h, initial_c = optional[:4]
+    bias, lengths, initial_h, initial_c = [*b.x[3:], "", "", "", ""][:4]
     if b.integer("layout", 0):
         raise b.refused("layout=1 (which onnxruntime does not run either)")
     if attribute(b.node, "clip") is not None:
         raise b.refused("a clip threshold")
-    if not isinstance(steps, int) or not isinstance(features, int) or not 1 <= steps <= STEPS_MAX:
-        raise b.refused(f"{steps} steps; it takes a fixed number of at most {STEPS_MAX}")
     known = b.known(lengths) if lengths else None
-    if lengths and (known is None or min(known.tolist()) < steps):
+    if lengths and (known is None or not isinstance(steps, int) or min(known.tolist()) < steps):
         raise b.refused("sequences of unequal lengths (input sequence_lens); pad them and leave that input away")
+    if not isinstance(features, int):
+        raise b.refused("an unknown number of features")
     if not b.y[0]:
         b.node.output[0] = b.graph.fresh("Y")
     d_y, d_last_h, d_last_c = [*b.dys, None, None][:3]
@@ -322,22 +335,20 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
                 return b.op("Squeeze", value, b.integers([axis]))
             return b.op("Gather", value, b.constant(np.array(at)), axis=axis)
 
-        def matrix(value: str) -> str:
-            return b.op("Reshape", mine(value, axis=1), b.integers([-1, hidden]))
-
         biases = b.ops("Split", mine(bias), outputs=2, axis=0, num_outputs=2) if bias else ["", ""]
+        blank = b.op("ConstantOfShape", empty, value=zero(b))
         return _Direction(
-            steps=steps,
             backwards=backwards,
+            lead=[b.op("Shape", b.x[0], end=1), b.integers([-1])],
             x=x,
             w=mine(b.x[1]),
             r=mine(b.x[2]),
             bias_w=biases[0],
             bias_r=biases[1],
-            y=matrix(b.y[0]),
-            initial_h=mine(initial_h) if initial_h else b.op("ConstantOfShape", empty),
-            initial_c=mine(initial_c) if initial_c else b.op("ConstantOfShape", empty),
-            d_y=matrix(d_y) if d_y else "",
+            y=mine(b.y[0], 1),
+            initial_h=mine(initial_h) if initial_h else blank,
+            initial_c=mine(initial_c) if initial_c else blank,
+            d_y=mine(d_y, 1) if d_y else "",
             d_last_h=mine(d_last_h) if d_last_h else "",
             d_last_c=mine(d_last_c) if d_last_c else "",
             activations=functions[at * len(activations) : (at + 1) * len(activations)],

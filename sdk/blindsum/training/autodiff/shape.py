@@ -160,7 +160,7 @@ stop("IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or", "Range", "
 
 def zeros(b: Backward, name: str) -> str:
     """Zeros in the shape of a value."""
-    return b.op("ConstantOfShape", _sizes(b, name), value=_zero(b))
+    return b.op("ConstantOfShape", _sizes(b, name), value=zero(b))
 
 
 def positions(b: Backward, name: str) -> str:
@@ -177,7 +177,7 @@ def returned(b: Backward, where: str) -> str:
 def scattered(b: Backward, value: str, where: str, reference: str) -> str:
     """`value` summed into the shape of `reference`: each element goes to the position that `where` holds."""
     flat = b.integers([-1])
-    empty = b.op("ConstantOfShape", b.op("Reshape", b.op("Size", reference), flat), value=_zero(b))
+    empty = b.op("ConstantOfShape", b.op("Reshape", b.op("Size", reference), flat), value=zero(b))
     pieces = b.op("Reshape", where, flat), b.op("Reshape", value, flat)
     total = b.op("ScatterElements", empty, *pieces, axis=0, reduction="add")
     return b.op("Reshape", total, _sizes(b, reference))
@@ -190,7 +190,8 @@ def _sizes(b: Backward, name: str) -> str:
     return b.integers(sizes) if len(sizes) == len(shape) else b.op("Shape", name)
 
 
-def _zero(b: Backward) -> onnx.TensorProto:
+def zero(b: Backward) -> onnx.TensorProto:
+    """What ConstantOfShape fills with."""
     return onnx.numpy_helper.from_array(np.zeros(1, b.dtype))
 
 
