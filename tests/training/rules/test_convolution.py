@@ -46,6 +46,8 @@ CASES = {
     "depthwise_strided": _conv("group=3, strides=[2, 2], pads=[1, 1, 1, 1]", (3, 12, 14), (3, 1, 3, 3)),
     "depthwise_strided_with_remainder": _conv("group=3, strides=[2, 3]", (3, 12, 16), (3, 1, 3, 3)),
     "depthwise_dilated": _conv("group=3, dilations=[2, 2], pads=[2, 2, 1, 2]", (3, 9, 10), (3, 1, 3, 3)),
+    "depthwise_high": _conv("group=2, pads=[1, 1, 1, 1]", (2, 35, 4), (2, 1, 3, 3)),
+    "depthwise_high_strided": _conv("group=2, strides=[2, 3], pads=[0, 1, 1, 1]", (2, 36, 5), (2, 1, 3, 3)),
     "depthwise_small_kernel": _conv("group=3", (3, 5, 6), (3, 1, 2, 2)),
     "depthwise_multiplied": _conv("group=3, pads=[1, 1, 1, 1]", (3, 4, 5), (6, 1, 3, 3)),
     "depthwise_as_product": _conv("group=3, pads=[1, 1, 1, 1]", (3, 5, 6), (3, 1, 3, 3)),

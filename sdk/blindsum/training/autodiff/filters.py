@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+
+import numpy as np
 
 from .registry import Backward
 from .window import Window, fitted
 
 PRODUCTS_MIN = 32  # positions from which products of single images, added up, beat one product over all of them
 TAPS_MAX = 64  # taps from which their own nodes would be too many
+ROWS_PER_TAP = 11  # height of a depthwise image, by that of its kernel, up to which products of whole rows win
 ROWS_MIN = 16  # channels below which the image is better off as the left matrix
 
 
@@ -23,6 +27,10 @@ def gradient(b: Backward, window: Window, groups: int, image: str, dy: str, weig
         summed = _of_tiles(b, window, image, dy, filters, channels)
     elif math.prod(window.kernel) > TAPS_MAX:
         summed = _by_convolution(b, window, groups, image, dy, channels)
+    elif (
+        channels == 1 and filters == groups and window.rank > 1 and window.inputs[0] <= ROWS_PER_TAP * window.kernel[0]
+    ):
+        summed = _of_rows(b, window, image, dy, filters)
     else:
         summed = _of_taps(b, window, groups, image, dy, filters, channels)
     return b.op("Reshape", summed, b.integers([filters, channels, *window.kernel]))
@@ -46,21 +54,11 @@ def _of_pixels(b: Backward, image: str, dy: str, positions: int, filters: int, c
 
 
 def _of_taps(b: Backward, window: Window, groups: int, image: str, dy: str, filters: int, channels: int) -> str:
-    """One product a tap. The batch comes last, so that a tap's slice is made of long runs whatever the strides."""
-    axes = range(2, 2 + window.rank)
-    last = [1, *axes, 0]
-    turned = fitted(b, b.op("Transpose", image, perm=last), window, first=1)
-    d_rows = _matrix(b, b.op("Transpose", dy, perm=last), groups, filters // groups)
+    """One product a tap."""
+    d_rows = _matrix(b, b.op("Transpose", dy, perm=_batch_last(window)), groups, filters // groups)
     swapped = groups == 1 and channels < ROWS_MIN
     products = []
-    for tap in itertools.product(*map(range, window.kernel)):
-        starts = [at * gap for at, gap in zip(tap, window.dilations, strict=True)]
-        sizes = zip(starts, window.outputs, window.strides, strict=True)
-        ends = [start + (count - 1) * step + 1 for start, count, step in sizes]
-        taken = turned
-        if (starts, ends) != ([0] * window.rank, [*window.span]) or set(window.strides) != {1}:
-            lists = (starts, ends, range(1, 1 + window.rank), window.strides)
-            taken = b.op("Slice", turned, *map(b.integers, lists))
+    for taken in _under_taps(b, image, window, 0):
         rows = _matrix(b, taken, groups, channels)
         left, right = (rows, d_rows) if swapped else (d_rows, rows)
         if groups == 1:
@@ -72,6 +70,54 @@ def _of_taps(b: Backward, window: Window, groups: int, image: str, dy: str, filt
     return b.op("Transpose", joined, perm=[1, 0, 2]) if swapped else joined
 
 
+def _of_rows(b: Backward, window: Window, image: str, dy: str, channels: int) -> str:
+    """Depthwise: rows of dy times rows of the image, all with all, one product for each tap along the other axes.
+
+    Of the products only those count whose rows meet under a tap: more arithmetic, but fewer passes over the image.
+    """
+    table = window.table(0)
+    taps, inputs, outputs = table.shape
+    d_rows = b.op("Transpose", dy, perm=_batch_last(window))
+    d_rows = b.op("Reshape", d_rows, b.integers([channels, outputs, -1]))
+    products = []
+    for taken in _under_taps(b, image, window, 1):
+        rows = b.op("Reshape", taken, b.integers([channels, inputs, -1]))
+        product = b.op("MatMul", d_rows, b.op("Transpose", rows, perm=[0, 2, 1]))
+        products.append(b.op("Reshape", product, b.integers([channels, 1, outputs * inputs])))
+    joined = b.op("Concat", *products, axis=1) if len(products) > 1 else products[0]
+    meeting = b.constant(np.ascontiguousarray(table.transpose(2, 1, 0)).reshape(-1, taps))
+    return b.op("Transpose", b.op("MatMul", joined, meeting), perm=[0, 2, 1])
+
+
+def _under_taps(b: Backward, image: str, window: Window, first: int) -> Iterator[str]:
+    """What each tap along the spatial axes from `first` on covers, (channels, ..., batch), in the order of the taps.
+
+    The batch comes last, so that slices are made of long runs whatever the strides.
+    """
+    axes = range(first, window.rank)
+    ends = [max(size, 0) for size in window.end]
+    turned = b.op("Transpose", image, perm=_batch_last(window))
+    if any(window.begin[first:]) or any(ends[first:]):
+        head = [0] * (1 + first)
+        turned = b.op("Pad", turned, b.integers([*head, *window.begin[first:], 0, *head, *ends[first:], 0]))
+    padded = [window.begin[axis] + window.inputs[axis] + ends[axis] for axis in axes]
+    for tap in itertools.product(*(range(window.kernel[axis]) for axis in axes)):
+        starts = [at * window.dilations[axis] for at, axis in zip(tap, axes, strict=True)]
+        stops = [
+            start + (window.outputs[axis] - 1) * window.strides[axis] + 1
+            for start, axis in zip(starts, axes, strict=True)
+        ]
+        steps = [window.strides[axis] for axis in axes]
+        if any(starts) or stops != padded or set(steps) != {1}:
+            yield b.op("Slice", turned, *map(b.integers, (starts, stops, [1 + axis for axis in axes], steps)))
+        else:
+            yield turned
+
+
+def _batch_last(window: Window) -> list[int]:
+    return [1, *range(2, 2 + window.rank), 0]
+
+
 def _of_tiles(b: Backward, window: Window, image: str, dy: str, filters: int, channels: int) -> str:
     """Windows side by side, each a row of one matrix."""
     sizes = [size for pair in zip(window.outputs, window.kernel, strict=True) for size in pair]
@@ -79,7 +125,7 @@ def _of_tiles(b: Backward, window: Window, image: str, dy: str, filters: int, ch
     rank = window.rank
     turned = b.op("Transpose", split, perm=[1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2), 0])
     rows = b.op("Reshape", turned, b.integers([channels * math.prod(window.kernel), -1]))
-    d_rows = b.op("Reshape", b.op("Transpose", dy, perm=[1, *range(2, 2 + rank), 0]), b.integers([filters, -1]))
+    d_rows = b.op("Reshape", b.op("Transpose", dy, perm=_batch_last(window)), b.integers([filters, -1]))
     return b.op("Gemm", d_rows, rows, transB=1)
 
 

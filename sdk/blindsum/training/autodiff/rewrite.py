@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from .graph import Graph, Shape, attribute
 from .registry import Backward
@@ -108,7 +106,7 @@ def _places(graph: Graph, window: Window) -> str:
     rank, places = window.rank, ""
     for axis in range(rank):
         shape = [1] * 3 * rank
-        table = _table(window, axis)
+        table = window.table(axis)
         shape[axis], shape[rank + axis], shape[2 * rank + axis] = table.shape
         factor = graph.constant(table.reshape(shape))
         places = graph.op("Mul", places, factor) if places else factor
@@ -116,15 +114,3 @@ def _places(graph: Graph, window: Window) -> str:
     flat = graph.op("Reshape", places, graph.integers(sizes))
     graph.shapes[flat] = tuple(sizes)
     return flat
-
-
-def _table(window: Window, axis: int) -> NDArray[np.float32]:
-    """(taps, inputs, outputs) of one axis."""
-    taps, inputs, outputs = window.kernel[axis], window.inputs[axis], window.outputs[axis]
-    covered = (
-        np.arange(outputs) * window.strides[axis]
-        + np.arange(taps)[:, None] * window.dilations[axis]
-        - window.begin[axis]
-    )
-    table: NDArray[np.float32] = (covered[:, None, :] == np.arange(inputs)[None, :, None]).astype(np.float32)
-    return table

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from blindsum.protocol.errors import BlindsumError
 
 from .registry import Backward
@@ -59,6 +62,13 @@ class Window:
             and max(self.end) <= 0
         )
 
+    def table(self, axis: int) -> NDArray[np.float32]:
+        """(taps, inputs, outputs): 1 where a tap of an output's window covers an input, else 0."""
+        starts = np.arange(self.outputs[axis]) * self.strides[axis] - self.begin[axis]
+        covered = starts + np.arange(self.kernel[axis])[:, None] * self.dilations[axis]
+        result: NDArray[np.float32] = (covered[:, None] == np.arange(self.inputs[axis])[:, None]).astype(np.float32)
+        return result
+
 
 def of_conv(b: Backward) -> Window:
     """The window of a Conv node."""
@@ -75,12 +85,11 @@ def of_pool(b: Backward) -> Window:
     return _window(b, b.x[0], b.y[0], tuple(b.ints("kernel_shape", ())))
 
 
-def fitted(b: Backward, image: str, window: Window, first: int = 2) -> str:
-    """The image padded with zeros and cropped to the window's span. `first` is its first spatial axis."""
+def fitted(b: Backward, image: str, window: Window) -> str:
+    """The image padded with zeros and cropped to the window's span."""
     if not window.padded:
         return image
-    others = [0] * (2 - first)
-    return b.op("Pad", image, b.integers([*[0] * first, *window.begin, *others, *[0] * first, *window.end, *others]))
+    return b.op("Pad", image, b.integers([0, 0, *window.begin, 0, 0, *window.end]))
 
 
 def _window(b: Backward, image: str, result: str, kernel: tuple[int, ...], extra: Sequence[int] = ()) -> Window:
