@@ -205,6 +205,7 @@ def test_bad_parameter_vector_is_refused_and_changes_nothing(vector):
         (X.astype(str), Y),
         (X + 1j, Y),
         (1.0, 1),
+        (X[:1], np.array(1)),
     ],
 )
 def test_bad_batch_is_refused_and_changes_nothing(features, targets):

@@ -76,7 +76,8 @@ def _array(title: str, values: ArrayLike, wanted: Batch) -> NDArray[Any]:
         type(values) is np.ndarray
         and values.dtype == dtype
         and values.flags.c_contiguous
-        and values.size
+        and values.ndim
+        and len(values)
         and values.shape[1:] == wanted.shape
     ):
         return values  # what most callers pass; a small model's step takes a tenth of a millisecond
