@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -25,8 +26,8 @@ from blindsum.testing.world import World
 from blindsum.training import TrainingSession, build_artifact, models
 
 COMMANDS = (
-    ("bench",), ("broker",), ("coordinator",), ("demo",), ("enrol",), ("init",), ("model", "build"), ("party",), ("task", "create"),
-    ("verify",),
+    ("bench",), ("broker",), ("coordinator",), ("demo",), ("enrol",), ("init",), ("model", "build"), ("model", "export"),
+    ("model", "show"), ("party",), ("task", "create"), ("verify",),
 )  # fmt: skip
 STREAMS = {("coordinator",), ("party",)}
 """Roles write a line of JSON for each event whether asked or not."""
@@ -152,6 +153,22 @@ def test_model_build_tells_what_it_trains(answer: Callable[..., Any], tmp_path: 
     assert told["parameters"] == session.parameters.size == 4 * 8 + 8 + 8 * 3 + 3
     assert told["tensors"] == [name for name, _ in session.layout]
     assert session.manifest.optimiser == "adam"
+
+
+def test_model_is_shown_trained_and_exported(answer: Callable[..., Any], run: Run, tmp_path: Path) -> None:
+    net, artifact, vector, out = (tmp_path / name for name in ("net.onnx", "net.bsa", "vector.npy", "trained.onnx"))
+    onnx.save(models.mlp([4, 8, 3], seed=1), net)
+    assert [item["name"] for item in answer("model", "show", net)["weights"]][:2] == ["layer1.weight", "layer1.bias"]
+    assert "layer2.bias" in run("model", "show", net)[1]
+    answer("model", "build", net, artifact, "--trainable", "head", "--adapters", 2)
+    assert answer("model", "show", artifact)["adapters"] == ["layer1.weight", "layer2.weight"]
+    session = TrainingSession(artifact.read_bytes())
+    np.save(vector, session.parameters + 1)
+    assert answer("model", "export", net, artifact, vector, out)["model"] == str(out)
+    assert onnx.load(out).graph.node == onnx.load(net).graph.node
+    vector.write_bytes(b"no numbers")
+    assert run("model", "export", net, artifact, vector, out)[0] == cli.EXIT_ERROR
+    assert "write NAME=NUMBER" in run("model", "build", net, artifact, "--dimension", "T")[2]
 
 
 def test_task_create_puts_a_signed_task_where_the_coordinator_looks(

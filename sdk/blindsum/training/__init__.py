@@ -24,12 +24,15 @@ from .losses import (
     NegativeLogLikelihood,
 )
 from .optimisers import SGD, Adagrad, Adam, AdamW, RMSprop
+from .trainable import Adapters, Head
 
 if TYPE_CHECKING:
     from . import models
     from .artifact import Artifact, decode
-    from .autodiff import Backward, Gradients, rule
+    from .autodiff import Backward, Gradients, rule, stop
     from .builder import build_artifact
+    from .description import describe
+    from .export import export_model
     from .fit import Epoch, Report, Step
     from .session import TrainingSession
 
@@ -38,6 +41,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adapters",
     "Artifact",
     "Backward",
     "BinaryCrossEntropy",
@@ -47,6 +51,7 @@ __all__ = [
     "CustomLoss",
     "Epoch",
     "Gradients",
+    "Head",
     "Huber",
     "MeanAbsoluteError",
     "MeanSquaredError",
@@ -57,9 +62,12 @@ __all__ = [
     "TrainingSession",
     "build_artifact",
     "decode",
+    "describe",
+    "export_model",
     "models",
     "rule",
     "schedules",
+    "stop",
 ]
 
 _HOMES = {
@@ -68,7 +76,10 @@ _HOMES = {
     "Backward": ".autodiff",
     "Gradients": ".autodiff",
     "rule": ".autodiff",
+    "stop": ".autodiff",
     "build_artifact": ".builder",
+    "describe": ".description",
+    "export_model": ".export",
     "Epoch": ".fit",
     "Report": ".fit",
     "Step": ".fit",

@@ -21,7 +21,7 @@ from . import (  # noqa: F401  (each registers its rules)
     unary,
 )
 from .graph import Graph
-from .registry import Backward, Gradients, differentiable, rule
+from .registry import Backward, Gradients, differentiable, rule, stop
 from .reverse import differentiate
 
-__all__ = ["Backward", "Gradients", "Graph", "differentiable", "differentiate", "rule"]
+__all__ = ["Backward", "Gradients", "Graph", "differentiable", "differentiate", "rule", "stop"]

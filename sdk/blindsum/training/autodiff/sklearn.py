@@ -39,26 +39,17 @@ def weights(node: onnx.NodeProto) -> tuple[str, NDArray[np.float32], NDArray[np.
     """
     if node.domain != ML or node.op_type not in ("LinearClassifier", "LinearRegressor"):
         return None
-    flat = np.array(attribute(node, "coefficients", []), np.float32)
-    targets = attribute(node, "targets", 1)
-    assert isinstance(targets, int)
-    labels = max(len(_list(node, "classlabels_ints")), len(_list(node, "classlabels_strings")))
-    given = np.array(_list(node, "intercepts"), np.float32)
-    rows = len(given) or (targets if node.op_type == "LinearRegressor" else labels)
-    coefficients, intercepts = flat.reshape(rows, -1), given if given.size else np.zeros(rows, np.float32)
-    if is_tied(node, coefficients, intercepts):
+    coefficients, intercepts = _rows(node)
+    if is_stored_twice(node):
         coefficients, intercepts = coefficients[1:], intercepts[1:]
     return node.name or node.output[-1], coefficients, intercepts
 
 
-def is_tied(node: onnx.NodeProto, coefficients: NDArray[np.float32], intercepts: NDArray[np.float32]) -> bool:
-    """True for logistic regression that is stored as two opposite rows."""
-    return (
-        _post(node) == "LOGISTIC"
-        and len(coefficients) == 2
-        and np.array_equal(coefficients[0], -coefficients[1])
-        and bool(intercepts[0] == -intercepts[1])
-    )
+def is_stored_twice(node: onnx.NodeProto) -> bool:
+    """True for logistic regression whose two rows are opposite."""
+    coefficients, intercepts = _rows(node)
+    opposite = len(coefficients) == 2 and np.array_equal(coefficients[0], -coefficients[1])
+    return opposite and _post(node) == "LOGISTIC" and bool(intercepts[0] == -intercepts[1])
 
 
 def lower(graph: onnx.GraphProto) -> None:
@@ -166,6 +157,16 @@ def _cast(source: str, target: str) -> onnx.NodeProto:
 
 def _constant(name: str, array: NDArray[np.float32]) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], name, value=numpy_helper.from_array(array))
+
+
+def _rows(node: onnx.NodeProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    targets = attribute(node, "targets", 1)
+    assert isinstance(targets, int)
+    labels = max(len(_list(node, "classlabels_ints")), len(_list(node, "classlabels_strings")))
+    given = np.array(_list(node, "intercepts"), np.float32)
+    rows = len(given) or (targets if node.op_type == "LinearRegressor" else labels)
+    coefficients = np.array(_list(node, "coefficients"), np.float32).reshape(rows, -1)
+    return coefficients, given if given.size else np.zeros(rows, np.float32)
 
 
 def _post(node: onnx.NodeProto) -> str:
