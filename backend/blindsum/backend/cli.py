@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ WATCH_PAUSE_S = 0.5
 __all__ = ["EXIT_ERROR", "EXIT_INVALID", "app", "fail", "main", "show"]
 
 EXIT_INVALID = 1
-"""The answer is no: a transcript that does not verify."""
+"""The answer is no: a transcript that does not verify, a kit that is not fit."""
 EXIT_ERROR = 2
 """The job could not be done; the error says why and what to do."""
 
@@ -151,6 +152,28 @@ def watch(
         while True:
             time.sleep(WATCH_PAUSE_S)
             live.update(render(fetch_board(url)))
+
+
+@app.command(epilog="Example: blindsum doctor my-fleet/party-1")
+def doctor(kit: Kit, as_json: Json = False) -> None:
+    """Examine a kit: keys, certificates, disk, database, broker, the other roles. Says what to do about each problem."""
+    from blindsum.backend.doctor import patient
+    from blindsum.runtime.checkup import examine
+
+    findings = []
+    console = Console(highlight=False)
+    for finding in examine(patient(kit)):
+        findings.append(finding)
+        if not as_json:
+            mark = "[bold green]pass   [/]" if finding.ok else "[bold red]problem[/]"
+            console.print(f"{mark} {finding.name:18} {escape(finding.detail)}", soft_wrap=True)
+            if not finding.ok:
+                console.print(f"        {'':18} {escape(finding.remedy)}", soft_wrap=True, style="yellow")
+    well = all(finding.ok for finding in findings)
+    if as_json:
+        print(json.dumps({"well": well, "findings": [asdict(finding) for finding in findings]}))
+    if not well:
+        raise typer.Exit(EXIT_INVALID)
 
 
 @app.command(epilog="Example: blindsum coordinator my-fleet/coordinator")

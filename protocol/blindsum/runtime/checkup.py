@@ -1,0 +1,226 @@
+"""Is a kit fit to run? One finding a question, each with what to do about it. Changes nothing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import socket
+import sqlite3
+import ssl
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, box_open, box_seal, certificate_fault, public_of
+from blindsum.protocol.messages import MESSAGE_SIZE_MAX
+from blindsum.protocol.trust import Trust
+from blindsum.runtime.endpoint import Endpoint
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
+from blindsum.runtime.mqtt import PACKET_OVERHEAD_SIZE
+from blindsum.runtime.ports import Inbound
+from blindsum.runtime.system import now_ms, random_bytes
+from blindsum.runtime.topics import Principal, Topics
+
+__all__ = ["Finding", "Patient", "examine"]
+
+DISK_FREE_MIN: Final = 1 << 30
+DAYS_LEFT_MIN: Final = 30
+CONNECT_TIMEOUT_S: Final = 10.0
+LISTEN_S: Final = 2.0
+PACKET_SIZE_MIN: Final = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
+
+_DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question: `ok`, what was seen, and what to do where it is not."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A kit and whose it is."""
+
+    kit: Path
+    principal: Principal
+    broker: BrokerSettings
+    database: Path
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """All questions, one after another. Asking the broker takes up to fifteen seconds."""
+    yield from _asked("software", _software, "install a cryptography that has ML-KEM, 48 or later")
+    yield from _asked("keys", lambda: _keys(patient), "restore the kit from its backup, or have it made again")
+    yield _private(patient.kit)
+    yield from _certificates(patient)
+    yield _disk(patient.kit)
+    busy, finding = _database(patient.database)
+    yield finding
+    yield from _broker(patient, busy)
+
+
+def _asked(name: str, question: Callable[[], str], remedy: str) -> Iterator[Finding]:
+    try:
+        yield Finding(name, True, question())
+    except BlindsumError as error:
+        yield Finding(name, False, str(error), CATALOGUE[error.code].remedy)
+    except Exception as error:  # whatever is wrong with it, it does not work
+        yield Finding(name, False, f"{type(error).__name__}: {error}", remedy)
+
+
+def _software() -> str:
+    private, public = box_keypair(random_bytes(BOX_PRIVATE_SIZE))
+    assert box_open(private, b"doctor", box_seal(public, b"doctor", b"well")) == b"well"
+    return f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, sealing with ML-KEM-768 works"
+
+
+def _keys(patient: Patient) -> str:
+    trust, public = load_trust(patient.kit), public_of(load_key(patient.kit / "key.pem"))
+    load_broadcast_key(patient.kit)
+    if patient.principal.role == "device":
+        fault, name, certified = certificate_fault(read_file(patient.kit / "certificate.der"), ca=trust.ca, now=now_ms())
+        if fault:
+            raise BlindsumError("kit-certificate", fault)
+        right = (name, certified) == (patient.principal.id, public)
+    else:
+        right = _own_key(trust, patient.principal) == public
+    if not right:
+        raise BlindsumError("kit-incomplete", f"key.pem is not that of {patient.principal.user} in this fleet")
+    return f"they are those of {patient.principal.user} in fleet {trust.fleet}"
+
+
+def _own_key(trust: Trust, principal: Principal) -> bytes | None:
+    return trust.key_of("coordinator" if principal.role == "coordinator" else f"party/{principal.id}")
+
+
+def _private(kit: Path) -> Finding:
+    secret = [path for path in kit.iterdir() if path.suffix == ".key" or path.name in ("key.pem", "tls-key.pem")]
+    open_ = sorted(path.name for path in secret if stat.S_IMODE(path.stat().st_mode) & 0o077)
+    if open_:
+        return Finding("secrets", False, f"others may read {', '.join(open_)}", f"chmod 600 {' '.join(open_)} in {kit}")
+    return Finding("secrets", True, f"{len(secret)} files that only their owner may read")
+
+
+def _certificates(patient: Patient) -> Iterator[Finding]:
+    found = []
+    if patient.principal.role == "device":
+        found.append(("device certificate", patient.kit / "certificate.der", x509.load_der_x509_certificate))
+    if patient.broker.certificate:
+        found.append(("TLS certificate", patient.kit / patient.broker.certificate, x509.load_pem_x509_certificate))
+    for name, path, load in found:
+        try:
+            until = load(read_file(path)).not_valid_after_utc
+        except (BlindsumError, ValueError) as error:
+            yield Finding(name, False, f"{path.name}: {error}", "have the kit made again")
+            continue
+        days = (until - datetime.now(UTC)).total_seconds() / _DAY_S
+        if days < DAYS_LEFT_MIN:
+            detail = f"it ends in {days:.0f} days" if days > 0 else f"it ended on {until:%Y-%m-%d}, or the clock is wrong"
+            yield Finding(name, False, detail, "have the kit made again, and see that the clock is right")
+        else:
+            yield Finding(name, True, f"it ends on {until:%Y-%m-%d}")
+
+
+def _disk(kit: Path) -> Finding:
+    free = shutil.disk_usage(kit).free
+    detail = f"{free / 1e9:.1f} GB free"
+    return Finding("disk", free >= DISK_FREE_MIN, detail, "" if free >= DISK_FREE_MIN else "make room: uploads wait on disk")
+
+
+def _database(path: Path) -> tuple[bool, Finding]:
+    """Whether a role holds it, and how it is."""
+    if not path.exists():
+        return False, Finding("database", True, "none yet: the role has not run")
+    db = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+    try:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # as the role opens it: nothing is left beside the file
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("ROLLBACK")
+        said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return True, Finding("database", True, "in use: the role is running")
+        return False, Finding("database", False, str(error), "see that the file can be read, or restore it from its backup")
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    finally:
+        db.close()
+    remedy = "" if said == "ok" else CATALOGUE["database-corrupted"].remedy
+    return False, Finding("database", said == "ok", "sound" if said == "ok" else said, remedy)
+
+
+def _broker(patient: Patient, busy: bool) -> Iterator[Finding]:
+    url = patient.broker.url
+    try:
+        endpoint = Endpoint.parse(url)
+        begun = time.monotonic()
+        socket.create_connection((endpoint.host, endpoint.port), timeout=CONNECT_TIMEOUT_S).close()
+    except BlindsumError as error:
+        yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
+        return
+    except OSError as error:
+        yield Finding("broker", False, f"{url}: {error}", CATALOGUE["broker-unreachable"].remedy)
+        return
+    took = (time.monotonic() - begun) * 1e3
+    if busy:
+        yield Finding("broker", True, f"{url} answers in {took:.0f} ms; the role is connected, so nobody logs in in its place")
+        return
+    yield from _logged_in(patient, took)
+
+
+def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
+    """Log in as the role would, read how much the broker takes, and who is there."""
+    topics = Topics(load_trust(patient.kit).fleet, patient.principal)
+    online: dict[str, bool] = {}
+    heard = threading.Lock()
+
+    def arrived(inbound: Inbound) -> bool:
+        """Acknowledges nothing, so that the role gets all of it when it runs."""
+        who = topics.presence_of(inbound.topic)
+        if who is not None and who.role != "device":
+            with heard:
+                online[who.user] = inbound.body == b"online"
+        return True
+
+    presence = [pattern for pattern in topics.subscriptions if pattern.startswith(f"{topics.root}/st/")]
+    link = make_link(patient.kit, patient.broker, topics)
+    try:
+        link.open(presence, on_message=arrived, on_state=lambda _state: None)
+        link.wait_connected(CONNECT_TIMEOUT_S)
+        told = f"{patient.broker.url} lets {patient.principal.user} in, MQTT {link.protocol}, {took:.0f} ms away"
+        yield Finding("broker", True, told)
+        size = link.max_packet_size
+        enough = size >= PACKET_SIZE_MIN
+        remedy = "" if enough else "raise the broker's packet limit, or make tasks with smaller chunks"
+        yield Finding("message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are needed at most", remedy)
+        if presence:  # only the coordinator may hear who is there
+            time.sleep(LISTEN_S)
+            with heard:
+                yield _others(patient, dict(online))
+    except BlindsumError as error:
+        yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
+    finally:
+        link.close()
+
+
+def _others(patient: Patient, online: dict[str, bool]) -> Finding:
+    trust = load_trust(patient.kit)
+    wanted = {"coordinator", *(f"party-{number}" for number in range(1, len(trust.parties) + 1))} - {patient.principal.user}
+    here = {who for who, up in online.items() if up} & wanted
+    away = sorted(wanted - here)
+    if away:
+        return Finding("other roles", False, f"away: {', '.join(away)}", "start them, or ask the organisations that run them")
+    return Finding("other roles", True, f"all {len(wanted)} are here")

@@ -1,0 +1,95 @@
+"""`blindsum doctor`: what is wrong with a kit is found and named, and examining it changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blindsum.backend.broker import EmbeddedBroker
+from blindsum.backend.doctor import patient
+from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.protocol.errors import BlindsumError
+from blindsum.runtime.checkup import Finding, examine
+from blindsum.runtime.sqlite import SqliteStore
+
+
+def findings(kit: Path) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(patient(kit))}
+
+
+def wrong(kit: Path) -> dict[str, str]:
+    """Name -> detail of every problem; each has a remedy."""
+    bad = {name: finding for name, finding in findings(kit).items() if not finding.ok}
+    assert all(finding.remedy for finding in bad.values())
+    return {name: finding.detail for name, finding in bad.items()}
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Any:
+    with EmbeddedBroker() as broker:
+        made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=broker.url)
+        enrol(made, ["phone"])
+        yield made
+
+
+def test_kits_that_were_just_made_are_fit(fleet: FleetFolder) -> None:
+    for kit in (fleet.parties[0], fleet.device("phone")):
+        assert wrong(kit) == {}
+    assert wrong(fleet.coordinator) == {"other roles": "away: party-1, party-2, party-3, party-4"}
+
+
+def test_kits_are_let_in_by_the_broker_that_init_configured(
+    tmp_path: Path, free_port: int, production_mosquitto: Callable[[Path], Any]
+) -> None:
+    made = create_fleet(
+        tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=f"mqtts://localhost:{free_port}"
+    )
+    enrol(made, ["phone"])
+    production_mosquitto(made.broker / "mosquitto.conf")
+    for kit in (made.parties[0], made.device("phone")):
+        found = findings(kit)
+        assert all(finding.ok for finding in found.values()), found
+        assert f"lets {'party-1' if kit.name == 'party-1' else 'phone'} in" in found["broker"].detail
+        assert "TLS certificate" in found
+    stranger = create_fleet(
+        tmp_path / "other", fleet="clinics", malicious_parties=1, broker=f"mqtts://localhost:{free_port}"
+    )
+    assert "broker" in wrong(stranger.parties[0])
+
+
+def test_each_fault_of_a_kit_is_named(fleet: FleetFolder) -> None:
+    kit = fleet.parties[0]
+    shutil.copy(fleet.parties[1] / "key.pem", kit / "key.pem")
+    (kit / "key.pem").chmod(0o644)
+    (kit / "party.db").write_bytes(b"not a database" * 100)
+    (kit / "party.toml").write_text((kit / "party.toml").read_text().replace("mqtt://127.0.0.1:", "mqtt://127.0.0.1:1"[:-1] + "1"))
+    bad = wrong(kit)
+    assert bad["keys"].endswith("key.pem is not that of party-1 in this fleet") or "kit-incomplete" in bad["keys"]
+    assert bad["secrets"] == "others may read key.pem"
+    assert "not a database" in bad["database"]
+    assert set(bad) == {"keys", "secrets", "database", "broker"}
+
+
+def test_role_that_runs_is_not_thrown_out_by_its_doctor(fleet: FleetFolder) -> None:
+    store = SqliteStore(fleet.parties[0] / "party.db")
+    found = findings(fleet.parties[0])
+    store.close()
+    assert found["database"].detail == "in use: the role is running"
+    assert found["broker"].ok and "nobody logs in in its place" in found["broker"].detail
+
+
+def test_examining_a_kit_changes_nothing_in_it(fleet: FleetFolder) -> None:
+    kit = fleet.parties[0]
+    SqliteStore(kit / "party.db").close()
+    before = {path.name: path.read_bytes() for path in kit.iterdir()}
+    findings(kit)
+    assert {path.name: path.read_bytes() for path in kit.iterdir()} == before
+
+
+def test_folder_that_is_no_kit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BlindsumError, match="config-missing"):
+        patient(tmp_path)
