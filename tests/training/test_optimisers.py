@@ -218,3 +218,15 @@ def test_halves_of_the_train_graph_are_the_whole(optimiser):
     result = run(decoded.update, given | run(decoded.gradient, given))
     updated = np.concatenate([result[f"@new/{name}"].ravel() for name, _ in whole.layout])
     np.testing.assert_allclose(updated, whole.parameters, rtol=1e-5, atol=1e-6)
+
+
+def test_embedding_table_takes_its_update_in_the_scatter(make_model):
+    table = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    proto = make_model("(int64[N,3] x) => (float[N,3,2] y) { y = Gather (table, x) }", {"table": table})
+    x, t = np.array([[0, 3, 3], [-2, 1, 3]]), np.zeros((2, 3, 2), np.float32)
+    session = TrainingSession(build_artifact(proto, loss="mse", optimizer=SGD(lr=0.5)))
+    assert "ConstantOfShape" not in session.manifest.operators
+    _, slope = TrainingSession(build_artifact(proto, loss="mse", optimizer="gradient")).step(x, t)
+    session.step(x, t)
+    np.testing.assert_allclose(session.parameters, table.ravel() - 0.5 * slope, rtol=1e-6)
+    assert (session.parameters.reshape(5, 2)[[2, 4]] == table[[2, 4]]).all()

@@ -107,10 +107,17 @@ def _sgd(graph: Graph, optimiser: SGD, slopes: Mapping[str, str], folded: str) -
 def _accumulate(graph: Graph, base: str, slope: str, sign: float, output: str | None = None) -> str:
     """`base` + `sign` x `slope`.
 
-    Where a Gemm makes the gradient for nobody else, it does the sum as well: one pass less.
+    Where a Gemm makes the gradient for nobody else, it does the sum as well: one pass less. So does a ScatterND, which
+    makes that of an embedding table: two passes over the table less.
     """
     producer = next((node for node in graph.nodes if slope in node.output), None)
     readers = sum(list(node.input).count(slope) for node in graph.nodes)
+    if producer is not None and producer.op_type == "ScatterND" and readers == 0 and _adds(producer):
+        empty, indices, rows = producer.input
+        if any(node.op_type == "ConstantOfShape" and empty in node.output for node in graph.nodes):
+            graph.nodes.remove(producer)
+            rows = rows if sign > 0 else graph.op("Neg", rows)
+            return graph.op("ScatterND", base, indices, rows, output=output, reduction="add")
     if producer is not None and producer.op_type == "Gemm" and len(producer.input) == 2 and readers == 0:
         output = output or graph.fresh("Gemm")
         graph.nodes.remove(producer)
@@ -122,6 +129,10 @@ def _accumulate(graph: Graph, base: str, slope: str, sign: float, output: str | 
         graph.nodes.append(fused)
         return output
     return graph.op("Add" if sign > 0 else "Sub", base, slope, output=output)
+
+
+def _adds(node: onnx.NodeProto) -> bool:
+    return attribute(node, "reduction", b"none") == b"add"
 
 
 def _kept_share(graph: Graph) -> str:
