@@ -20,6 +20,7 @@ BATCH = 5
 def test_every_rule_has_a_case_and_every_operator_an_oracle():
     folder = Path(__file__).parent / "rules"
     families = [importlib.import_module(f"tests.training.rules.{path.stem}") for path in folder.glob("test_*.py")]
+    assert all("test_rule_gives_the_gradient" in vars(family) for family in families)
     cases = [item for family in families for item in family.CASES.values()]
     assert set(differentiable()) <= {node.op_type for item in cases for node in model_of(item).graph.node}
     assert set(differentiable()) <= set(oracle.FUNCTIONS)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .artifact import GRAPHS, Artifact, decode, encode
-from .autodiff import Graph, batchnorm, differentiate, update
+from .autodiff import Graph, batchnorm, differentiate, kernels, update
 from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.batchnorm import Statistic
 from .autodiff.graph import Shape, attribute, every_node
@@ -113,6 +113,8 @@ def build_artifact(
         evaluate.op("Concat", *pair, axis=0, output=f"@{name}")
     predict = prepared.graph.copy()
     predict.rename(prepared.output, PREDICTION)
+    for graph in (train, slopes, evaluate, predict):
+        kernels.write_out(graph)
 
     manifest = Manifest(
         loss=loss.name,  # type: ignore[arg-type]

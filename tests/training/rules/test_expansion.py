@@ -19,7 +19,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_definition_gives_the_gradient(name: str) -> None:
+def test_rule_gives_the_gradient(name: str) -> None:
     check(CASES[name])
 
 
@@ -39,5 +39,5 @@ def test_operator_that_devices_do_not_run_is_written_out_also_where_it_is_frozen
 
 
 def test_operator_with_a_rule_stays_whole() -> None:
-    item = case("h = Mul (x, w) y = Mish (h)", (4,), w=np.float32([1, 2, 3, 4]))
-    assert decode(build_artifact(model_of(item), loss="mse")).manifest.operators["Mish"] == 1
+    item = case("h = Mul (x, w) y = Elu (h)", (4,), w=np.float32([1, 2, 3, 4]))
+    assert decode(build_artifact(model_of(item), loss="mse")).manifest.operators["Elu"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .kernels import softplus_tanh
 from .registry import Backward, Gradients, rule
 
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
@@ -116,7 +117,7 @@ def gelu(b: Backward) -> Gradients:
 def mish(b: Backward) -> Gradients:
     """x t with t = tanh(softplus(x)): the slope is t + x (1 - t^2) sigmoid(x)."""
     x = b.x[0]
-    bend = b.op("Tanh", b.op("Softplus", x))
+    bend = softplus_tanh(b.graph, x, b.scalar)
     rest = b.op("Sub", b.scalar(1.0), b.op("Mul", bend, bend))
     more = b.op("Mul", b.op("Mul", x, rest), b.op("Sigmoid", x))
     return [b.op("Mul", b.dy, b.op("Add", bend, more))]

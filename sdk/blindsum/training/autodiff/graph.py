@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,15 @@ class Graph:
                 for at, name in enumerate(names):
                     if name == old:
                         names[at] = new
+
+    def substitute(self, functions: Mapping[str, Callable[[Graph, onnx.NodeProto], bool]]) -> None:
+        """Let functions emit, by operator, what takes a node's place; one that returns False has left it as it is."""
+        self._emitted.clear()
+        nodes, self.nodes = self.nodes, []
+        for node in nodes:
+            function = functions.get(node.op_type)
+            if function is None or not function(self, node):
+                self.nodes.append(node)
 
     def copy(self) -> Graph:
         """An independent graph; names made in one are not made again in the other, unless for an equal constant."""
