@@ -36,7 +36,11 @@ NEEDS = {
 
 def pytest_report_header() -> list[str]:
     missing = sorted({package for program, package in NEEDS.values() if program is None})
-    return [f"tests on {', '.join(missing)} are left out (apt-get install {' '.join(missing)} brings them back)"] if missing else []
+    return (
+        [f"tests on {', '.join(missing)} are left out (apt-get install {' '.join(missing)} brings them back)"]
+        if missing
+        else []
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -62,7 +66,9 @@ class Mosquitto:
             "these tests need Mosquitto: apt-get install mosquitto (or brew install mosquitto)"
         )
         log = self.config.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen([MOSQUITTO, "-c", self.config.name], cwd=self.config.parent, stdout=log, stderr=log)
+        self.process = subprocess.Popen(
+            [MOSQUITTO, "-c", self.config.name], cwd=self.config.parent, stdout=log, stderr=log
+        )
         log.close()
         end = time.monotonic() + START_S
         while True:

@@ -90,7 +90,11 @@ class Server:
                 boxes[target].append((number, text))
         for number, client in self.clients.items():
             sources, texts = zip(*boxes[number], strict=True)
-            stage = {Key.STAGE: Stage.COLLECT_MASKED_VECTORS, Key.SOURCE_LIST: list(sources), Key.CIPHERTEXT_LIST: list(texts)}
+            stage = {
+                Key.STAGE: Stage.COLLECT_MASKED_VECTORS,
+                Key.SOURCE_LIST: list(sources),
+                Key.CIPHERTEXT_LIST: list(texts),
+            }
             reply = client.ask((models or {}).get(number), **stage)
             self.replies[number] = reply
             self.masked[number] = _arrays(_configs(reply)[Key.MASKED_PARAMETERS])
@@ -233,7 +237,9 @@ def fleet() -> tuple[dict[int, np.ndarray], Server]:
     return updates, Server([Client(number, lambda model, u=update: u) for number, update in updates.items()])
 
 
-def recover_all(updates: dict[int, np.ndarray], server: Server, shares: dict[int, list[tuple[str, bytes]]]) -> dict[str, object]:
+def recover_all(
+    updates: dict[int, np.ndarray], server: Server, shares: dict[int, list[tuple[str, bytes]]]
+) -> dict[str, object]:
     return recover(updates, server, shares, list(updates))
 
 

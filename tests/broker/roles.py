@@ -93,7 +93,9 @@ def main() -> None:
     store = DyingStore(path)
     principal = Principal("device", "d1") if role == "sender" else Principal("coordinator", "coordinator")
     topics = Topics("f1", principal)
-    driver = Driver(lambda: Sender(store, total) if role == "sender" else Receiver(), store, DyingLink(url, principal.user), topics)
+    driver = Driver(
+        lambda: Sender(store, total) if role == "sender" else Receiver(), store, DyingLink(url, principal.user), topics
+    )
     driver.start()
     while True:
         if role == "sender":

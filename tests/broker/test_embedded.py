@@ -80,7 +80,9 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_broker_that_has_grown_begins_anew_on_its_port(client: Make, wait: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broker_that_has_grown_begins_anew_on_its_port(
+    client: Make, wait: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(broker_module, "MEMORY_MAX", 120 << 20)
     with EmbeddedBroker() as broker:
         reader = client(broker.url, "reader", "t/+").ready()

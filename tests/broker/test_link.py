@@ -42,7 +42,9 @@ def test_largest_message_passes(broker: Any, client: Make, wait: Make) -> None:
     wait(lambda: reader.bodies == [body])
 
 
-def test_message_too_large_for_the_broker_is_refused_and_the_link_goes_on(broker: Any, client: Make, wait: Make) -> None:
+def test_message_too_large_for_the_broker_is_refused_and_the_link_goes_on(
+    broker: Any, client: Make, wait: Make
+) -> None:
     """At once where the broker announces its limit, after three cut connections where it does not; never for ever."""
     writer = client(broker.url, "writer").ready()
     reader = client(broker.url, "reader", "t/+").ready()

@@ -56,7 +56,9 @@ class Authority:
     def tls(self, name: str) -> Tls:
         return Tls(self.ca, *self.issue(name))
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         start, end = now - datetime.timedelta(minutes=5), now + datetime.timedelta(days=1)
         builder = x509.CertificateBuilder(self.name, subject, key, x509.random_serial_number(), start, end)
@@ -209,7 +211,9 @@ def test_retained_messages_and_sessions_survive_a_restart_of_the_broker(fleet: A
     wait(lambda: late.bodies == [b"kept"])
 
 
-def test_password_opens_a_broker_without_certificates(tmp_path: Path, local_mosquitto: Make, client: Make, wait: Make) -> None:
+def test_password_opens_a_broker_without_certificates(
+    tmp_path: Path, local_mosquitto: Make, client: Make, wait: Make
+) -> None:
     tool = shutil.which("mosquitto_passwd")
     assert tool is not None, "mosquitto_passwd comes with Mosquitto"
     passwords = tmp_path / "passwords"
@@ -226,7 +230,9 @@ def test_password_opens_a_broker_without_certificates(tmp_path: Path, local_mosq
     client(broker.url, "r", link=MqttLink(broker.url, "r", credentials=Credentials("d1", "right"))).ready()
 
 
-def test_websocket_carries_large_messages_over_a_slow_path(local_mosquitto: Make, client: Make, wait: Make, tmp_path: Path) -> None:
+def test_websocket_carries_large_messages_over_a_slow_path(
+    local_mosquitto: Make, client: Make, wait: Make, tmp_path: Path
+) -> None:
     """Small socket buffers make frames leave in parts, which paho alone loses."""
     broker = local_mosquitto(f"listener {_free()} 127.0.0.1\nprotocol websockets\n")
     port = int(broker.config.read_text().split("listener ")[2].split()[0])

@@ -80,7 +80,9 @@ class SmallFleet:
             data = path.read_bytes()
             report = verify(data, trust=self.base.trust)
             assert report.valid, report.faults
-            exact, updates = compare_with_plain(self.base, read_records(data), self.root / "plain" / f"round-{number:04d}")
+            exact, updates = compare_with_plain(
+                self.base, read_records(data), self.root / "plain" / f"round-{number:04d}"
+            )
             assert exact
             assert len(updates) >= report.facts["survivors_min"]
 

@@ -66,7 +66,9 @@ def test_each_fault_of_a_kit_is_named(fleet: FleetFolder) -> None:
     shutil.copy(fleet.parties[1] / "key.pem", kit / "key.pem")
     (kit / "key.pem").chmod(0o644)
     (kit / "party.db").write_bytes(b"not a database" * 100)
-    (kit / "party.toml").write_text((kit / "party.toml").read_text().replace("mqtt://127.0.0.1:", "mqtt://127.0.0.1:1"[:-1] + "1"))
+    (kit / "party.toml").write_text(
+        (kit / "party.toml").read_text().replace("mqtt://127.0.0.1:", "mqtt://127.0.0.1:1"[:-1] + "1")
+    )
     bad = wrong(kit)
     assert bad["keys"].endswith("key.pem is not that of party-1 in this fleet") or "kit-incomplete" in bad["keys"]
     assert bad["secrets"] == "others may read key.pem"

@@ -62,7 +62,9 @@ class Up:
     def children(self) -> dict[str, int]:
         """Process ids of the roles, by the last part of their command line."""
         listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        found = re.findall(rf"^\s*(\d+) .* (?:party|coordinator) ({re.escape(str(self.folder.root))}/\S+)$", listed, re.MULTILINE)
+        found = re.findall(
+            rf"^\s*(\d+) .* (?:party|coordinator) ({re.escape(str(self.folder.root))}/\S+)$", listed, re.MULTILINE
+        )
         return {Path(kit).name: int(pid) for pid, kit in found}
 
 
@@ -76,7 +78,14 @@ def up(tmp_path: Path, free_port: int) -> Iterator[Up]:
     )
     threat = ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2)
     plan = Plan(
-        name="wear", threat=threat, devices_min=4, devices_max=DEVICES, rounds=ROUNDS, join_s=2.0, upload_s=6.0, decide_s=4.0
+        name="wear",
+        threat=threat,
+        devices_min=4,
+        devices_max=DEVICES,
+        rounds=ROUNDS,
+        join_s=2.0,
+        upload_s=6.0,
+        decide_s=4.0,
     )
     files, _ = create_task(folder.operator, build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy"), plan)
     save_task(files, folder.coordinator)
@@ -135,7 +144,14 @@ def test_watch_shows_the_same_board_as_the_page(up: Up, browser: webdriver.Chrom
         assert time.monotonic() < end
         time.sleep(0.1)
     shown = browser.find_element(By.TAG_NAME, "body").text
-    for word in ("wear", "connected to the broker", "in the sum", "party-4 here", f"{DEVICES} devices here", "Training loss"):
+    for word in (
+        "wear",
+        "connected to the broker",
+        "in the sum",
+        "party-4 here",
+        f"{DEVICES} devices here",
+        "Training loss",
+    ):
         assert word in shown
     before = browser.find_element(By.CSS_SELECTOR, "article h3").text
     end = time.monotonic() + WAIT_S

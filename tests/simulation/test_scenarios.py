@@ -64,7 +64,18 @@ def test_soak_goes_on_where_it_was_left(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "soak"
     told = [
         subprocess.run(
-            [sys.executable, script, "--seeds", "1", "--rounds", "1", "--start", "1008", "--state", tmp_path / "soak.json"],
+            [
+                sys.executable,
+                script,
+                "--seeds",
+                "1",
+                "--rounds",
+                "1",
+                "--start",
+                "1008",
+                "--state",
+                tmp_path / "soak.json",
+            ],
             capture_output=True,
             check=True,
             text=True,

@@ -67,8 +67,21 @@ def test_every_code_in_a_table_is_used(modules: list[Any]) -> None:
 def test_code_check_sees_the_places_that_give_codes(modules: list[Any]) -> None:
     """Were a call renamed, the check above would look at less and still pass."""
     seen = {code for module in modules if module.name not in TABLES for code, _ in _codes(module.tree)}
-    one_of_each_kind = {"parameters-unsafe", "examples-failed", "not-selected", "edge-share-differs", "opening-differs", "expired"}
-    assert seen >= one_of_each_kind | {"second-vote", "second-header", "upload-late", "header-malformed", "certificate-expired"}
+    one_of_each_kind = {
+        "parameters-unsafe",
+        "examples-failed",
+        "not-selected",
+        "edge-share-differs",
+        "opening-differs",
+        "expired",
+    }
+    assert seen >= one_of_each_kind | {
+        "second-vote",
+        "second-header",
+        "upload-late",
+        "header-malformed",
+        "certificate-expired",
+    }
     assert len(seen) > 0.9 * len(CATALOGUE | REFUSALS)
 
 
@@ -81,9 +94,14 @@ def test_errors_document_is_up_to_date(root: Path) -> None:
 
 def test_errors_check_notices_an_old_document(root: Path, tmp_path: Path) -> None:
     old = tmp_path / "ERRORS.md"
-    old.write_text((root / "docs" / "ERRORS.md").read_text("utf-8").replace("`votes-too-few`", "`votes-too-many`"), "utf-8")
+    old.write_text(
+        (root / "docs" / "ERRORS.md").read_text("utf-8").replace("`votes-too-few`", "`votes-too-many`"), "utf-8"
+    )
     checked = subprocess.run(
-        [sys.executable, str(root / "scripts" / "errors"), "--check", str(old)], capture_output=True, text=True, check=False
+        [sys.executable, str(root / "scripts" / "errors"), "--check", str(old)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert checked.returncode == 1
     assert "scripts/errors" in checked.stderr
@@ -107,7 +125,9 @@ def _codes(tree: ast.Module) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.JoinedStr):
             found.append(node.elts[1])  # (f"party/{number}", code)
         elif isinstance(node, ast.FunctionDef) and (node.name in ("header_fault", "certificate_fault", "open_box")):
-            returns = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return) and inner.value is not None]
+            returns = [
+                inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return) and inner.value is not None
+            ]
             found += [value.elts[0] if isinstance(value, ast.Tuple) else value for value in returns]
         for expression in found:
             yield from ((code, expression.lineno) for code in _texts(expression) if code)

@@ -34,7 +34,17 @@ def pages(root: Path) -> dict[str, str]:
 
 
 def test_every_command_shows_an_example_that_it_would_take(commands: dict[str, Any]) -> None:
-    assert {"demo", "init", "enrol", "model build", "task create", "coordinator", "party", "broker", "verify"} <= commands.keys()
+    assert {
+        "demo",
+        "init",
+        "enrol",
+        "model build",
+        "task create",
+        "coordinator",
+        "party",
+        "broker",
+        "verify",
+    } <= commands.keys()
     for words, command in commands.items():
         example = re.search(rf"Example: (blindsum {words}\b.*)", f"{command.help}\n{command.epilog or ''}")
         assert example, f"{words}: no example in its help"
@@ -44,7 +54,9 @@ def test_every_command_shows_an_example_that_it_would_take(commands: dict[str, A
 
 
 def test_every_command_has_json_unless_it_streams_json_anyway(commands: dict[str, Any]) -> None:
-    without = {words for words, command in commands.items() if "--json" not in {o for p in command.params for o in p.opts}}
+    without = {
+        words for words, command in commands.items() if "--json" not in {o for p in command.params for o in p.opts}
+    }
     assert without == {"coordinator", "party"}
 
 

@@ -101,7 +101,8 @@ def test_only_the_port_seals(modules: list[Any]) -> None:
         for module in modules
         if module.package == "protocol"
         for node in ast.walk(module.tree)
-        if (isinstance(node, ast.Name) and node.id == "box_seal") or (isinstance(node, ast.alias) and node.name == "box_seal")
+        if (isinstance(node, ast.Name) and node.id == "box_seal")
+        or (isinstance(node, ast.alias) and node.name == "box_seal")
     }
     assert not users
 

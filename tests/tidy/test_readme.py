@@ -78,7 +78,9 @@ def test_commands_and_app_of_the_readme_end_in_a_verified_sum(
     section: tuple[str, list[str]], environment: dict[str, str], port: str, tmp_path: Path
 ) -> None:
     app, (once, roles, verify) = section
-    subprocess.run(["bash", "-euc", once.replace("1883", port)], cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT_S)
+    subprocess.run(
+        ["bash", "-euc", once.replace("1883", port)], cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT_S
+    )
     running = [_start(f"{roles.replace('1883', port)}\nwait", tmp_path, environment)]
     try:
         kits = sorted((tmp_path / "clinics" / "devices").iterdir())
@@ -103,7 +105,9 @@ def test_commands_and_app_of_the_readme_end_in_a_verified_sum(
 
 
 def _start(script: str, place: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["bash", "-uc", script], cwd=place, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        ["bash", "-uc", script], cwd=place, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -40,7 +40,9 @@ def test_obstacles_are_told_and_not_raised(make_model, monkeypatch):
     data = sequence.SerializeToString()
     assert 'dimensions={"T": ...}' in describe(data)["obstacle"]
     assert describe(data, dimensions={"T": 5})["obstacle"] is None
-    two = make_model("(float[N,3] x) => (float[N,3] y, float[N,3] z) { y = Mul (x, w) z = Abs (y) }", {"w": np.ones(3, np.float32)})
+    two = make_model(
+        "(float[N,3] x) => (float[N,3] y, float[N,3] z) { y = Mul (x, w) z = Abs (y) }", {"w": np.ones(3, np.float32)}
+    )
     told = describe(two.SerializeToString())
     assert told["obstacle"] == "choose the output to train: output= one of y, z"
     assert [item["name"] for item in told["weights"]] == ["w"]
@@ -50,7 +52,9 @@ def test_obstacles_are_told_and_not_raised(make_model, monkeypatch):
 
 
 def test_artifact_shows_what_it_trains():
-    artifact = build_artifact(models.mlp([4, 6, 3], seed=1), loss="cross-entropy", optimizer="adam", trainable=Adapters(rank=2))
+    artifact = build_artifact(
+        models.mlp([4, 6, 3], seed=1), loss="cross-entropy", optimizer="adam", trainable=Adapters(rank=2)
+    )
     told = describe(artifact)
     assert json.loads(json.dumps(told)) == told
     assert (told["kind"], told["loss"], told["optimizer"]) == ("training artifact", "cross-entropy", "adam")

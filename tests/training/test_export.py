@@ -43,12 +43,16 @@ def test_everything_but_the_trained_weights_stays():
     model = models.mlp([4, 6, 3], seed=1)
     model.graph.doc_string, model.producer_version = "a net of mine", "7"
     model.graph.initializer[0].CopyFrom(  # stored in another field of the message
-        helper.make_tensor("layer1.weight", TensorProto.FLOAT, [4, 6], numpy_helper.to_array(model.graph.initializer[0]).ravel())
+        helper.make_tensor(
+            "layer1.weight", TensorProto.FLOAT, [4, 6], numpy_helper.to_array(model.graph.initializer[0]).ravel()
+        )
     )
     model.metadata_props.add(key="licence", value="mine")
     artifact, session = _trained(model, X, Y, loss="cross-entropy", trainable="layer2.*")
     proto = onnx.load_model_from_string(export_model(model, artifact, session.parameters))
-    moved = {item.name for item, old in zip(proto.graph.initializer, model.graph.initializer, strict=True) if item != old}
+    moved = {
+        item.name for item, old in zip(proto.graph.initializer, model.graph.initializer, strict=True) if item != old
+    }
     assert moved == {"layer2.weight", "layer2.bias"}
     for item, old in zip(proto.graph.initializer, model.graph.initializer, strict=True):
         item.CopyFrom(old)
@@ -65,7 +69,9 @@ def test_untrained_parameters_give_the_same_bytes():
 def test_weights_of_constant_nodes_and_of_older_operator_sets_go_back(make_model):
     weight = numpy_helper.from_array(np.float32([[0.5, -1.0], [1.0, 2.0], [0.0, 1.0], [1.0, 0.0]]), "value")
     constant = helper.make_node("Constant", [], ["w"], value=weight)
-    model = make_model("(float[N,4] x) => (float[N,2] y) { m = MatMul (x, w) y = Add (m, b) }", {"b": np.zeros(2, np.float32)}, 13)
+    model = make_model(
+        "(float[N,4] x) => (float[N,2] y) { m = MatMul (x, w) y = Add (m, b) }", {"b": np.zeros(2, np.float32)}, 13
+    )
     model.graph.node.insert(0, constant)
     artifact, session = _trained(model, X, Y % 2, loss="cross-entropy", trainable=["w", "b"])
     exported = export_model(model, artifact, session.parameters)
@@ -98,13 +104,17 @@ def test_coefficients_go_back_into_sklearns_attributes(estimator, targets, loss,
     estimator.fit(X, targets)
     options = {id(estimator): {"zipmap": zipmap}} if loss == "cross-entropy" else None
     model = skl2onnx.to_onnx(estimator, X[:1], options=options)
-    artifact, session = _trained(model, X, targets.astype(np.int64 if loss == "cross-entropy" else np.float32), loss=loss)
+    artifact, session = _trained(
+        model, X, targets.astype(np.int64 if loss == "cross-entropy" else np.float32), loss=loss
+    )
     exported = export_model(model, artifact, session.parameters)
     before, after = (_run(one, {"X": X})[-1] for one in (model, exported))
     if isinstance(after, list):
         before, after = ([[row[key] for key in sorted(row)] for row in rows] for rows in (before, after))
     assert not np.allclose(before, after)
-    np.testing.assert_allclose(np.array(after).reshape(session.predict(X).shape), session.predict(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array(after).reshape(session.predict(X).shape), session.predict(X), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_another_model_or_vector_is_refused():

@@ -116,7 +116,9 @@ def test_parts_of_a_split_sequence_are_slices(make_model, split: str, parts: tup
     constants = {f"at{number}": np.array(number) for number in range(5) if f"at{number})" in taken}
     constants |= {"one": np.array([1]), "w": np.arange(1, 6, dtype=np.float32)}
     constants |= {"sizes": {"sizes": np.array([2, 3])}, "chunk": {"chunk": np.array(2)}, "": {}}[split]
-    model = make_model(f"(float[N,5] x) => (float[N,{len(parts)}] y) {{ {body} y = Concat <axis=1> ({inputs}) }}", constants)
+    model = make_model(
+        f"(float[N,5] x) => (float[N,{len(parts)}] y) {{ {body} y = Concat <axis=1> ({inputs}) }}", constants
+    )
     x = np.float32([[1, 2, 3, 4, 5], [0, 1, 0, 1, 0]])
     scaled = x * constants["w"]
     expected = np.stack([scaled[:, start:end].sum(axis=1) for start, end in parts], axis=1)

@@ -143,7 +143,9 @@ class Tally:
         assert word != "fault", "as asked"
         match word:
             case "say":
-                return Step((write,), (Message("vote", "parties", rest.encode()),), (Event("counted", {"n": self.count}),))
+                return Step(
+                    (write,), (Message("vote", "parties", rest.encode()),), (Event("counted", {"n": self.count}),)
+                )
             case "nowhere":
                 return Step((write,), (Message("vote", "device/x", b""),))
             case "chunks":
@@ -203,7 +205,13 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     refused: list[Refused] = []
     clock = [1_000_000]
     driver = Driver(
-        lambda: Tally(store), store, link, TOPICS, clock=lambda: clock[0], on_event=events.append, on_refused=refused.append
+        lambda: Tally(store),
+        store,
+        link,
+        TOPICS,
+        clock=lambda: clock[0],
+        on_event=events.append,
+        on_refused=refused.append,
     )
     yield Rig(driver, store, link, journal, events, refused, clock)
     driver.stop()
@@ -335,7 +343,9 @@ def test_machine_is_woken_at_the_start_and_at_its_deadline(rig: Rig) -> None:
 
 def test_call_commits_its_step_before_it_answers(rig: Rig) -> None:
     started(rig)
-    step = rig.driver.call(lambda _machine, _now: Step((Write("k", b"v"),), (Message("vote", "parties", b"m"),))).result(WAIT_S)
+    step = rig.driver.call(
+        lambda _machine, _now: Step((Write("k", b"v"),), (Message("vote", "parties", b"m"),))
+    ).result(WAIT_S)
     assert rig.store.get("k") == b"v"
     assert len(step.messages) == 1
     assert rig.driver.call(lambda _machine, now: now).result(WAIT_S) == 1_000_000

@@ -182,7 +182,9 @@ def _any_ca() -> str:
     return builder.sign(key, None).public_bytes(serialization.Encoding.PEM).decode()
 
 
-def test_broker_that_refuses_version_5_is_asked_for_3_1_1(server: Callable[..., Server], link: Callable[..., MqttLink]) -> None:
+def test_broker_that_refuses_version_5_is_asked_for_3_1_1(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
     versions: list[int] = []
 
     def serve(connection: socket.socket, _number: int) -> None:
@@ -200,7 +202,9 @@ def test_broker_that_refuses_version_5_is_asked_for_3_1_1(server: Callable[..., 
     assert versions == [5, 4]
 
 
-def test_broker_that_closes_on_version_5_is_asked_for_3_1_1(server: Callable[..., Server], link: Callable[..., MqttLink]) -> None:
+def test_broker_that_closes_on_version_5_is_asked_for_3_1_1(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
     def serve(connection: socket.socket, _number: int) -> None:
         if packet(connection)[8] == 4:
             connection.sendall(CONNACK_311)
@@ -241,7 +245,9 @@ def test_refused_credentials_are_told(server: Callable[..., Server], link: Calla
     until(lambda: one.state == LinkState(False, "broker-refused", "Bad user name or password"))
 
 
-def test_second_process_with_the_same_identity_is_told(server: Callable[..., Server], link: Callable[..., MqttLink]) -> None:
+def test_second_process_with_the_same_identity_is_told(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
     def serve(connection: socket.socket, _number: int) -> None:
         packet(connection)
         connection.sendall(CONNACK_5 + b"\xe0\x02\x8e\x00")
@@ -306,7 +312,9 @@ def test_packet_larger_than_announced_ends_the_connection_unread(
     assert got == []
 
 
-def test_large_publish_is_refused_before_it_is_sent(server: Callable[..., Server], link: Callable[..., MqttLink]) -> None:
+def test_large_publish_is_refused_before_it_is_sent(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
     def serve(connection: socket.socket, _number: int) -> None:
         packet(connection)
         connection.sendall(b"\x20\x08\x00\x00\x05\x27\x00\x00\x10\x00")  # Maximum Packet Size 4096
@@ -414,7 +422,9 @@ def test_ack_of_an_earlier_connection_is_not_sent(server: Callable[..., Server],
     assert [item[0] for item in received] == [0x40, 0xE0]
 
 
-def test_link_stops_reading_while_its_owner_is_full(server: Callable[..., Server], link: Callable[..., MqttLink]) -> None:
+def test_link_stops_reading_while_its_owner_is_full(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
     """Against a broker that ignores Receive Maximum: what is not taken stays in the network and arrives in order later."""
     total = 400
     sent: list[int] = []
@@ -425,14 +435,18 @@ def test_link_stops_reading_while_its_owner_is_full(server: Callable[..., Server
         for number in range(total):
             body = number.to_bytes(2, "big") + bytes(60_000)
             rest = b"\x00\x01t" + (number + 1).to_bytes(2, "big") + b"\x00" + body
-            connection.sendall(b"\x32" + bytes([len(rest) & 127 | 128, len(rest) >> 7 & 127 | 128, len(rest) >> 14]) + rest)
+            connection.sendall(
+                b"\x32" + bytes([len(rest) & 127 | 128, len(rest) >> 7 & 127 | 128, len(rest) >> 14]) + rest
+            )
             sent.append(number)
         _pause(connection)
 
     one = link(server(serve).url)
     got: list[Inbound] = []
     room = [10]
-    one.open([], on_message=lambda inbound: len(got) < room[0] and got.append(inbound) is None, on_state=lambda _state: None)
+    one.open(
+        [], on_message=lambda inbound: len(got) < room[0] and got.append(inbound) is None, on_state=lambda _state: None
+    )
     until(lambda: len(got) == 10)
     time.sleep(0.2)
     assert len(sent) < total, "all of it was read"

@@ -70,7 +70,9 @@ def test_scan_allows_writing_between_rows(store: Store) -> None:
 
 def test_staged_rows_show_and_a_rollback_takes_them_back(store: Store) -> None:
     store.commit([put("a", b"old"), put("d")], [Message("kept", "parties", b"")])
-    store.stage([put("a", b"new"), put("b"), Write("d", None)], [Message("lost", "parties", b""), ChunkOut("x", BLOB, 1)])
+    store.stage(
+        [put("a", b"new"), put("b"), Write("d", None)], [Message("lost", "parties", b""), ChunkOut("x", BLOB, 1)]
+    )
     assert (store.get("a"), store.get("b"), store.get("d")) == (b"new", b"v", None)
     assert [key for key, _ in store.scan("")] == ["a", "b"]
     store.rollback()
@@ -250,7 +252,9 @@ def test_secret_is_erased_also_after_chunks_were_deleted_in_the_same_step(tmp_pa
     store.commit([put(f"seed/{number}", secret) for number, secret in enumerate(secrets)])
     store.commit([put(f"blob/x/{number}", os.urandom(6000)) for number in range(4)])
     last = [Write("blob/x/0", None), put("seed/0", b"short"), Write("blob/x/1", None), Write("seed/1", None)]
-    store.commit([*last, Write("blob/x/2", None), Write("seed/2", None), Write("seed/3", None), Write("blob/x/3", None)])
+    store.commit(
+        [*last, Write("blob/x/2", None), Write("seed/2", None), Write("seed/3", None), Write("blob/x/3", None)]
+    )
     left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert not any(secret[at : at + 16] in left for secret in secrets for at in range(0, 6000, 1000))
     store.close()

@@ -124,14 +124,24 @@ def test_device_publishes_under_no_other_id(device: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a" * 65, "A", "a/b", "+", "#", "a b", "ä", "a\n", "$sys"])
 def test_name_that_is_no_topic_level_is_refused(name: str) -> None:
-    for make in (lambda: Principal("device", name), lambda: Topics(name, DEVICE), lambda: Topics("f1", DEVICE, (name,))):
+    for make in (
+        lambda: Principal("device", name),
+        lambda: Topics(name, DEVICE),
+        lambda: Topics("f1", DEVICE, (name,)),
+    ):
         with pytest.raises(BlindsumError, match="name-unusable"):
             make()
 
 
 @pytest.mark.parametrize(
     ("role", "name"),
-    [("device", "coordinator"), ("device", "party-1"), ("party", "all"), ("party", "coordinator"), ("coordinator", "x")],
+    [
+        ("device", "coordinator"),
+        ("device", "party-1"),
+        ("party", "all"),
+        ("party", "coordinator"),
+        ("coordinator", "x"),
+    ],
 )
 def test_name_of_another_role_is_refused(role: str, name: str) -> None:
     with pytest.raises(BlindsumError, match="name-unusable"):
@@ -153,7 +163,12 @@ def test_presence_topic_names_role_and_id() -> None:
         assert may(principal, "publish", topic)
         assert may(COORDINATOR, "read", topic)
         assert topics(COORDINATOR).presence_of(topic) == principal
-    for other in ("blindsum/1/f1/dn/d7/x", "blindsum/1/f2/st/device/d7", "blindsum/1/f1/st/owner/d7", "blindsum/1/f1/st/device/"):
+    for other in (
+        "blindsum/1/f1/dn/d7/x",
+        "blindsum/1/f2/st/device/d7",
+        "blindsum/1/f1/st/owner/d7",
+        "blindsum/1/f1/st/device/",
+    ):
         assert topics(COORDINATOR).presence_of(other) is None
 
 

@@ -94,7 +94,12 @@ def test_health_follows_the_link(get: Get, board: Board) -> None:
 
 
 def test_page_comes_whole_from_this_package_and_may_load_nothing_else(get: Get) -> None:
-    for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/icon.svg", "image/svg")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.js", "text/javascript"),
+        ("/page.css", "text/css"),
+        ("/icon.svg", "image/svg"),
+    ):
         answer = get(path)
         assert answer.status == 200 and answer.headers["content-type"].startswith(kind)
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -102,7 +107,9 @@ def test_page_comes_whole_from_this_package_and_may_load_nothing_else(get: Get) 
         assert "http://" not in text and "https://" not in text and "//cdn" not in text
 
 
-@pytest.mark.parametrize("path", ["/nothing.js", "/..%2fboard.py", "/%2e%2e/board.py", "/page", "/page.js/x", "/board.py"])
+@pytest.mark.parametrize(
+    "path", ["/nothing.js", "/..%2fboard.py", "/%2e%2e/board.py", "/page", "/page.js/x", "/board.py"]
+)
 def test_nothing_else_is_served(get: Get, path: str) -> None:
     assert get(path).status == 404
     assert get("/api/board", "POST").status == 405

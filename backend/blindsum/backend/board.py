@@ -220,4 +220,3 @@ _NOTED: Final = frozenset(
     | {"connected", "opened", "round-over", "stopped", "task-finished", "web"}
 )
 """Events that people want to read; the rest is only counted."""
-

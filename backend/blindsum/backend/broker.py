@@ -113,7 +113,9 @@ class EmbeddedBroker:
             self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _wait_until_it_listens(self, process: subprocess.Popen[bytes], complaints: IO[bytes]) -> None:
@@ -142,9 +144,7 @@ class BrokerFiles:
     key: Path
 
 
-def mosquitto_config(
-    folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, port: int = 8883
-) -> Path:
+def mosquitto_config(folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, port: int = 8883) -> Path:
     """Write `mosquitto.conf` and `mosquitto.acl` for production into `folder`; returns the first. Mosquitto must run in `folder`:
     what is relative in it, also in `files`, is relative to where it runs.
 
@@ -239,7 +239,11 @@ def _serve(port: int, mqtt: str, memory_max: int) -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     threading.Thread(target=_begin_anew_when_large, args=(memory_max,), daemon=True).start()
     text = _EMBEDDED_TOML.format(
-        version={"5": "v5", "3.1.1": "v4"}[mqtt], host=LOOPBACK, port=port, size=PACKET_SIZE_MAX, connections=CONNECTIONS_MAX
+        version={"5": "v5", "3.1.1": "v4"}[mqtt],
+        host=LOOPBACK,
+        port=port,
+        size=PACKET_SIZE_MAX,
+        connections=CONNECTIONS_MAX,
     )
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
         config.write(text)

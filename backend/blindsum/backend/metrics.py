@@ -39,7 +39,10 @@ class _BoardCollector(Collector):
         yield _gauge("connected", "1 while the role is connected to its broker", [], [([], float(board["connected"]))])
         yield _gauge("devices_online", "devices whose presence says so", [], [([], board["devices_online"])])
         yield _gauge(
-            "role_online", "presence of the other roles", ["who"], [([who], float(up)) for who, up in board["online"].items()]
+            "role_online",
+            "presence of the other roles",
+            ["who"],
+            [([who], float(up)) for who, up in board["online"].items()],
         )
         yield _counter("events", "events by name", ["event"], [([name], n) for name, n in board["events"].items()])
         yield _counter("refusals", "refusals by code", ["code"], [([code], n) for code, n in board["refusals"].items()])
@@ -47,7 +50,9 @@ class _BoardCollector(Collector):
         outcomes = [([task["name"], how], task[how]) for task in tasks for how in ("finished", "failed")]
         yield _counter("rounds", "rounds by outcome", ["task", "outcome"], outcomes)
         latest = [(task["name"], task["rounds"][-1]) for task in tasks if task["rounds"]]
-        yield _gauge("round", "number of the latest round", ["task"], [([task], line["number"]) for task, line in latest])
+        yield _gauge(
+            "round", "number of the latest round", ["task"], [([task], line["number"]) for task, line in latest]
+        )
         for name, text in (
             ("enrolled", "devices in the roster"),
             ("joined", "devices that joined"),
@@ -58,15 +63,21 @@ class _BoardCollector(Collector):
             values = [([task], line[name]) for task, line in latest]
             yield _gauge(f"round_{name}", f"latest round: {text}", ["task"], values)
         yield _gauge(
-            "round_phase", "1 for the phase of the latest round", ["task", "phase"],
+            "round_phase",
+            "1 for the phase of the latest round",
+            ["task", "phase"],
             [([task, line["phase"]], 1.0) for task, line in latest],
         )
         yield _gauge(
-            "round_loss", "mean training loss of the latest round", ["task"],
+            "round_loss",
+            "mean training loss of the latest round",
+            ["task"],
             [([task], line["loss"]) for task, line in latest if line["loss"] is not None],
         )
         yield _gauge(
-            "phase_seconds", "seconds that each phase of the latest round took", ["task", "phase"],
+            "phase_seconds",
+            "seconds that each phase of the latest round took",
+            ["task", "phase"],
             [([task, phase], seconds) for task, line in latest for phase, seconds in line["seconds"].items()],
         )
 

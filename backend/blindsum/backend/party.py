@@ -37,7 +37,9 @@ def run_party(kit: Path) -> int:
     settings = load_settings(kit / "party.toml", PartySettings)
     trust, key = load_trust(kit), load_key(kit / "key.pem")
     if settings.fleet != trust.fleet or trust.key_of(f"party/{settings.party}") != public_of(key):
-        raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle")
+        raise BlindsumError(
+            "kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle"
+        )
     broadcast_key = load_broadcast_key(kit)
     store = SqliteStore(kit / "party.db")
     topics = Topics(trust.fleet, Principal("party", str(settings.party)))
@@ -57,7 +59,9 @@ def run_party(kit: Path) -> int:
         )
 
     link = make_link(kit, settings.broker, topics)
-    driver = Driver(machine, store, link, topics, on_event=Witness(reporter, kit, trust, store).event, on_refused=reporter.refused)
+    driver = Driver(
+        machine, store, link, topics, on_event=Witness(reporter, kit, trust, store).event, on_refused=reporter.refused
+    )
     try:
         return run_until_stopped(driver, reporter, settings.web)
     finally:

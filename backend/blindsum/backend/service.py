@@ -37,7 +37,9 @@ class WebSettings(Settings, frozen=True):
         """Raises BlindsumError "config-invalid"."""
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isdecimal() or int(port) > PORT_MAX:
-            raise BlindsumError("config-invalid", f"[web] listen = {self.listen!r}; right is host:port, such as 127.0.0.1:8480")
+            raise BlindsumError(
+                "config-invalid", f"[web] listen = {self.listen!r}; right is host:port, such as 127.0.0.1:8480"
+            )
         return host.strip("[]"), int(port)
 
 

@@ -145,7 +145,9 @@ def save_task(files: TaskFiles, folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.bin").write_bytes(files.plan)
     (place / "model.bin").write_bytes(files.model)
-    (place / "task.cose").write_bytes(files.record)  # last: a coordinator that starts meanwhile sees a whole task or none
+    (place / "task.cose").write_bytes(
+        files.record
+    )  # last: a coordinator that starts meanwhile sees a whole task or none
     return place
 
 

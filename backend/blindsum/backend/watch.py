@@ -45,7 +45,9 @@ def render(board: dict[str, Any]) -> RenderableType:
     """One screen."""
     link = "[green]connected[/]" if board["connected"] else f"[red]not connected[/] {escape(board['link'])}"
     roles = "  ".join(f"[{'green' if up else 'red'}]{escape(who)}[/]" for who, up in board["online"].items())
-    head = Text.from_markup(f"[bold]{escape(board['role'])}[/]  {link}  {roles}  {board['devices_online']} devices here")
+    head = Text.from_markup(
+        f"[bold]{escape(board['role'])}[/]  {link}  {roles}  {board['devices_online']} devices here"
+    )
     parts: list[RenderableType] = [head]
     parts += [_task(task) for task in board["tasks"]] or [Text("no round yet", style="dim")]
     if board["refusals"]:

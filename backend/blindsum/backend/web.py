@@ -1,10 +1,10 @@
 """What a role shows over HTTP: its board as a page, as JSON, as a stream and as metrics. Read only.
 
-    /             the page (static files of this package, nothing from elsewhere)
-    /api/board    the board, JSON; ?rounds=N for the last N rounds of each task
-    /api/stream   the same whenever it changes, as server-sent events, at most twice a second
-    /metrics      Prometheus
-    /healthz      200 while the role is connected to its broker, else 503
+/             the page (static files of this package, nothing from elsewhere)
+/api/board    the board, JSON; ?rounds=N for the last N rounds of each task
+/api/stream   the same whenever it changes, as server-sent events, at most twice a second
+/metrics      Prometheus
+/healthz      200 while the role is connected to its broker, else 503
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class WebServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.should_exit = True
         self._thread.join(STOP_TIMEOUT_S)
 

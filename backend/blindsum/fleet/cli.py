@@ -24,7 +24,9 @@ def demo(
     dropout: Annotated[float, typer.Option(help="Share of devices that drop out of a round.", min=0.0, max=0.4)] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the data split, the dropouts and the model.")] = 7,
     transport: Annotated[str, typer.Option(help="'embedded', or the URL of a running MQTT broker.")] = "embedded",
-    out: Annotated[Path, typer.Option(help="Folder for the report, the transcript and the kits.")] = Path("blindsum-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the report, the transcript and the kits.")] = Path(
+        "blindsum-demo"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")] = False,
 ) -> None:
     """Train a real model on 24 devices' own data over MQTT; four party processes unmask only the sum. Example: blindsum demo"""

@@ -303,7 +303,9 @@ def _hear_coordinator(
         took = seen.ended[number] - seen.began[number]
         joined, count = seen.joined[number], event["count"]
         on_progress(len(seen.ended), f"round {number} done")
-        on_line(f"round {number}: {joined} joined, {seen.rostered.get(number)} in the roster, {count} summed, {took:.1f} s")
+        on_line(
+            f"round {number}: {joined} joined, {seen.rostered.get(number)} in the roster, {count} summed, {took:.1f} s"
+        )
     elif kind == "transcript":
         seen.transcripts[number] = Path(event["path"])
     elif kind == "task-finished":
@@ -373,9 +375,7 @@ def _judge(
         upload_bytes=round(median(seen.upload_bytes)),
         device_mask_ms=median(seen.mask_ms),
         party_restarted=seen.party_restarted,
-        transcripts_valid=all(
-            verify(path.read_bytes(), trust=base.trust).valid for path in seen.transcripts.values()
-        ),
+        transcripts_valid=all(verify(path.read_bytes(), trust=base.trust).valid for path in seen.transcripts.values()),
         transcript=transcript,
         report=out / "report.html",
         picture=out / "report.png",

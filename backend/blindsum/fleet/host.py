@@ -107,7 +107,9 @@ class _Host:
         def examples(context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             if device.script.get(context.round) == "after roster":
                 raise Aborted
-            order = np.random.default_rng([self._spec.seed, number, context.round, context.epoch]).permutation(len(part))
+            order = np.random.default_rng([self._spec.seed, number, context.round, context.epoch]).permutation(
+                len(part)
+            )
             yield features[order], targets[order]
 
         return device

@@ -13,7 +13,17 @@ from typing import Any, NoReturn, TypeVar
 import cbor2
 import msgspec
 
-__all__ = ["DEPTH_MAX", "NO_TAGS", "DecodeError", "convert", "decode", "decode_chunk", "encode", "encode_chunk", "ready"]
+__all__ = [
+    "DEPTH_MAX",
+    "NO_TAGS",
+    "DecodeError",
+    "convert",
+    "decode",
+    "decode_chunk",
+    "encode",
+    "encode_chunk",
+    "ready",
+]
 
 DEPTH_MAX = 8
 """Containers nested deeper than this are refused before they are built."""

@@ -87,14 +87,20 @@ CATALOGUE: dict[str, Entry] = {
     "task-finished": Entry("the task has had all its rounds", "create a new task that starts from the last model"),
     "round-active": Entry("the task's current round is not over", "wait for it; rounds end by themselves"),
     "round-over": Entry("the round no longer waits for this update", "none; nothing was sent, the next round comes"),
-    "sum-malformed": Entry("the opened sum is not one that honest devices give", "see the transcript; the round is void"),
+    "sum-malformed": Entry(
+        "the opened sum is not one that honest devices give", "see the transcript; the round is void"
+    ),
     "folder-not-empty": Entry("the folder has files already", "choose a new folder; nothing was changed"),
     "process-died": Entry("a process of the stack ended by itself", "see its file in the logs folder"),
-    "demo-stuck": Entry("the demo's processes do not get on", "see the logs folder; try fewer devices on a slow machine"),
+    "demo-stuck": Entry(
+        "the demo's processes do not get on", "see the logs folder; try fewer devices on a slow machine"
+    ),
     "demo-no-round": Entry("not one round of the demo finished", "see the codes; on a slow machine try fewer devices"),
     "policy-invalid": Entry("the device's policy contradicts itself", "mend the Policy that the app passes"),
     "device-running": Entry("the device has been started already", "register tasks before start(); call stop() first"),
-    "no-examples": Entry("the app's examples function gave no examples", "yield at least one batch, or do not register the task"),
+    "no-examples": Entry(
+        "the app's examples function gave no examples", "yield at least one batch, or do not register the task"
+    ),
     "fleet-package-missing": Entry(
         "a package needed to simulate fleets or draw reports is not installed", 'run pip install "blindsum[fleet]"'
     ),
@@ -132,7 +138,8 @@ CATALOGUE: dict[str, Entry] = {
         "check the CA file, the host name in the URL, validity dates and clocks on both sides, and the client certificate",
     ),
     "tls-files-unusable": Entry(
-        "a certificate, key or CA file cannot be read or do not belong together", "check paths, permissions and PEM contents"
+        "a certificate, key or CA file cannot be read or do not belong together",
+        "check paths, permissions and PEM contents",
     ),
     "session-taken-over": Entry(
         "another process connected to the broker under the same client id",
@@ -167,22 +174,28 @@ CATALOGUE: dict[str, Entry] = {
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"
     ),
     "evidence-unproven": Entry(
-        "the file does not show two genuine messages of one principal that contradict each other", "take another copy of it"
+        "the file does not show two genuine messages of one principal that contradict each other",
+        "take another copy of it",
     ),
     "database-in-use": Entry(
-        "another process has the database open", "stop the other process of this role; two must never share one identity"
+        "another process has the database open",
+        "stop the other process of this role; two must never share one identity",
     ),
     "database-unwritable": Entry(
-        "the database file or its folder cannot be written", "check owner, permissions and that the disk is not read-only"
+        "the database file or its folder cannot be written",
+        "check owner, permissions and that the disk is not read-only",
     ),
     "disk-full": Entry("the disk is full; nothing was lost that was confirmed", "free space and start the role again"),
-    "disk-failed": Entry("the operating system could not read or write the database", "check the disk and the system log"),
+    "disk-failed": Entry(
+        "the operating system could not read or write the database", "check the disk and the system log"
+    ),
     "driver-stopped": Entry("the role's driver does not run (any more)", "start it; the log says why it ended"),
     "driver-busy": Entry("too many commands wait for the role's machine", "wait for earlier ones to finish"),
     # -- counted by a driver ------------------------------------------------------------------------------------------
     "message-oversized": Entry("a peer's message is larger than any of the protocol's", "none; it was not looked at"),
     "outbox-overflow": Entry(
-        "messages waited so long for the broker that the oldest were given up", "restore the connection; peers ask again"
+        "messages waited so long for the broker that the oldest were given up",
+        "restore the connection; peers ask again",
     ),
     "internal-error": Entry(
         "a fault of this program; the step was undone and the role went back to its stored state",

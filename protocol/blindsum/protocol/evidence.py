@@ -97,7 +97,10 @@ def _device_key(trust: Trust, signed: Signed, join: bytes) -> bytes:
     """The key of the certificate that a device joined the same round with."""
     opened = open_message(trust, join)
     same = ("join", signed.head.task, signed.head.round, signed.head.sender)
-    if isinstance(opened, Refused) or (opened.head.type, opened.head.task, opened.head.round, opened.head.sender) != same:
+    if (
+        isinstance(opened, Refused)
+        or (opened.head.type, opened.head.task, opened.head.round, opened.head.sender) != same
+    ):
         raise BlindsumError("evidence-unproven", f"it does not show the key of {signed.head.sender}")
     fault, name, key = certificate_fault(convert(opened.payload, Join).certificate, ca=trust.ca, now=None)
     if fault or f"device/{name}" != signed.head.sender or not opened.valid(key):

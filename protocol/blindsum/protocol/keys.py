@@ -191,7 +191,15 @@ def sign_verify(public: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def certificate_issue(
-    *, name: str, public: bytes, issuer: str, issuer_key: Ed25519PrivateKey, serial: int, now: int, days: int, ca: bool = False
+    *,
+    name: str,
+    public: bytes,
+    issuer: str,
+    issuer_key: Ed25519PrivateKey,
+    serial: int,
+    now: int,
+    days: int,
+    ca: bool = False,
 ) -> bytes:
     """A DER X.509 v3 certificate (Ed25519) for `name`, valid from one hour before `now` (ms) for `days`."""
     start = datetime.fromtimestamp(now / 1000, UTC) - timedelta(hours=1)

@@ -222,9 +222,7 @@ def dropped_edges(roster: RosterView, survivors: Sequence[int]) -> Iterator[tupl
                 yield index, other
 
 
-def unmask_edges(
-    view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1
-) -> None:
+def unmask_edges(view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1) -> None:
     """Take the pairwise masks of (survivor, dropped, s_uv) out of a sum, in place."""
     streams = ((edge_stream(view, secret), -1 if mine < theirs else 1) for mine, theirs, secret in secrets)
     apply(view.base.segments, lanes, streams, suite=view.task.suite, threads=threads)

@@ -187,7 +187,9 @@ class _Verifier:
             if refusing:
                 complaints[device] = [f"party/{party}: {code}" for party, code in refusing.items()]
             if len(refusing) >= view.base.committee.threshold:
-                self._report.blame(f"device/{device}", next(iter(refusing.values())), f"{len(refusing)} parties refuse it")
+                self._report.blame(
+                    f"device/{device}", next(iter(refusing.values())), f"{len(refusing)} parties refuse it"
+                )
         if complaints:
             self._report.facts.update(complaints=complaints)
 

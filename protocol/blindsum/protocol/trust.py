@@ -40,9 +40,7 @@ class Trust:
         return self.parties[number - 1] if number and number <= len(self.parties) else None
 
     def encode(self) -> bytes:
-        return encode(
-            [self.fleet, self.ca, self.operator, self.coordinator, self.coordinator_box, list(self.parties)]
-        )
+        return encode([self.fleet, self.ca, self.operator, self.coordinator, self.coordinator_box, list(self.parties)])
 
     @classmethod
     def decode(cls, data: bytes) -> Trust:

@@ -91,7 +91,9 @@ def _keys(patient: Patient) -> str:
     trust, public = load_trust(patient.kit), public_of(load_key(patient.kit / "key.pem"))
     load_broadcast_key(patient.kit)
     if patient.principal.role == "device":
-        fault, name, certified = certificate_fault(read_file(patient.kit / "certificate.der"), ca=trust.ca, now=now_ms())
+        fault, name, certified = certificate_fault(
+            read_file(patient.kit / "certificate.der"), ca=trust.ca, now=now_ms()
+        )
         if fault:
             raise BlindsumError("kit-certificate", fault)
         right = (name, certified) == (patient.principal.id, public)
@@ -128,7 +130,9 @@ def _certificates(patient: Patient) -> Iterator[Finding]:
             continue
         days = (until - datetime.now(UTC)).total_seconds() / _DAY_S
         if days < DAYS_LEFT_MIN:
-            detail = f"it ends in {days:.0f} days" if days > 0 else f"it ended on {until:%Y-%m-%d}, or the clock is wrong"
+            detail = (
+                f"it ends in {days:.0f} days" if days > 0 else f"it ended on {until:%Y-%m-%d}, or the clock is wrong"
+            )
             yield Finding(name, False, detail, "have the kit made again, and see that the clock is right")
         else:
             yield Finding(name, True, f"it ends on {until:%Y-%m-%d}")
@@ -137,7 +141,9 @@ def _certificates(patient: Patient) -> Iterator[Finding]:
 def _disk(kit: Path) -> Finding:
     free = shutil.disk_usage(kit).free
     detail = f"{free / 1e9:.1f} GB free"
-    return Finding("disk", free >= DISK_FREE_MIN, detail, "" if free >= DISK_FREE_MIN else "make room: uploads wait on disk")
+    return Finding(
+        "disk", free >= DISK_FREE_MIN, detail, "" if free >= DISK_FREE_MIN else "make room: uploads wait on disk"
+    )
 
 
 def _database(path: Path) -> tuple[bool, Finding]:
@@ -153,7 +159,9 @@ def _database(path: Path) -> tuple[bool, Finding]:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             return True, Finding("database", True, "in use: the role is running")
-        return False, Finding("database", False, str(error), "see that the file can be read, or restore it from its backup")
+        return False, Finding(
+            "database", False, str(error), "see that the file can be read, or restore it from its backup"
+        )
     except sqlite3.DatabaseError as error:
         said = str(error)
     finally:
@@ -176,7 +184,9 @@ def _broker(patient: Patient, busy: bool) -> Iterator[Finding]:
         return
     took = (time.monotonic() - begun) * 1e3
     if busy:
-        yield Finding("broker", True, f"{url} answers in {took:.0f} ms; the role is connected, so nobody logs in in its place")
+        yield Finding(
+            "broker", True, f"{url} answers in {took:.0f} ms; the role is connected, so nobody logs in in its place"
+        )
         return
     yield from _logged_in(patient, took)
 
@@ -218,9 +228,13 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
 
 def _others(patient: Patient, online: dict[str, bool]) -> Finding:
     trust = load_trust(patient.kit)
-    wanted = {"coordinator", *(f"party-{number}" for number in range(1, len(trust.parties) + 1))} - {patient.principal.user}
+    wanted = {"coordinator", *(f"party-{number}" for number in range(1, len(trust.parties) + 1))} - {
+        patient.principal.user
+    }
     here = {who for who, up in online.items() if up} & wanted
     away = sorted(wanted - here)
     if away:
-        return Finding("other roles", False, f"away: {', '.join(away)}", "start them, or ask the organisations that run them")
+        return Finding(
+            "other roles", False, f"away: {', '.join(away)}", "start them, or ask the organisations that run them"
+        )
     return Finding("other roles", True, f"all {len(wanted)} are here")

@@ -81,7 +81,9 @@ class Endpoint:
             raise BlindsumError("broker-url-invalid", repr(url))
         if parts.username is not None or parts.password is not None:
             raise BlindsumError("broker-url-invalid", "a user name or password in the URL would end up in logs")
-        return Endpoint(parts.scheme in ("mqtts", "wss"), parts.scheme in ("ws", "wss"), host, port, parts.path or "/mqtt")
+        return Endpoint(
+            parts.scheme in ("mqtts", "wss"), parts.scheme in ("ws", "wss"), host, port, parts.path or "/mqtt"
+        )
 
 
 def failure_of(error: Exception) -> LinkState:

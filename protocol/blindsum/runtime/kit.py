@@ -85,9 +85,7 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 
 def save_key(path: Path, key: Ed25519PrivateKey) -> None:
     """Write a key as PKCS #8 PEM, readable by its owner only."""
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_private(path, pem)
 
 
@@ -120,6 +118,4 @@ def make_link(kit: Path, broker: BrokerSettings, topics: Topics) -> MqttLink:
     if broker.user:
         password = read_file(kit / broker.password_file).decode().strip() if broker.password_file else ""
         credentials = Credentials(broker.user, password)
-    return MqttLink(
-        broker.url, topics.principal.user, will=Will(topics.presence), credentials=credentials, tls=tls
-    )
+    return MqttLink(broker.url, topics.principal.user, will=Will(topics.presence), credentials=credentials, tls=tls)

@@ -77,7 +77,9 @@ class MqttLink:
         self.url, self.client_id = url, client_id
         self._endpoint = Endpoint.parse(url)
         if self._endpoint.secure != (tls is not None):
-            raise BlindsumError("broker-url-invalid", f"{url}: mqtts and wss take TLS files, mqtt and ws cannot use them")
+            raise BlindsumError(
+                "broker-url-invalid", f"{url}: mqtts and wss take TLS files, mqtt and ws cannot use them"
+            )
         self._will, self._credentials = will, credentials
         self._context = tls.context() if tls else None
         self._changed = threading.Condition()  # guards what the next block names
@@ -187,7 +189,9 @@ class MqttLink:
         failures = 0
         while not self._closing:
             started = time.monotonic()
-            self._reason = LinkState(connected=False, code="broker-unreachable", detail="the broker closed the connection")
+            self._reason = LinkState(
+                connected=False, code="broker-unreachable", detail="the broker closed the connection"
+            )
             self._asked = False
             try:
                 self._serve()
@@ -216,7 +220,9 @@ class MqttLink:
                 selector.register(self._bell.socket, selectors.EVENT_READ)
                 while self._turn(client, selector, sock):
                     if not self._state.connected and time.monotonic() > patience:
-                        self._reason = LinkState(connected=False, code="broker-unreachable", detail="no CONNACK or SUBACK")
+                        self._reason = LinkState(
+                            connected=False, code="broker-unreachable", detail="no CONNACK or SUBACK"
+                        )
                         return
             if self._closing and self._state.connected:
                 self._goodbye(client)
@@ -245,7 +251,9 @@ class MqttLink:
         ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else 1.0)}
         if self._bell.socket in ready:
             self._bell.hush()
-        if (pending or ready.get(sock, 0) & selectors.EVENT_READ) and client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        if (
+            pending or ready.get(sock, 0) & selectors.EVENT_READ
+        ) and client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
         client.loop_misc()
         return client.socket() is not None and not self._closing
@@ -279,7 +287,9 @@ class MqttLink:
         client.on_message = self._on_arrival
         return client
 
-    def _on_connect(self, client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, props: Any) -> None:
+    def _on_connect(
+        self, client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, props: Any
+    ) -> None:
         if reason.is_failure:
             self._reason = LinkState(connected=False, code="broker-refused", detail=str(reason))
             if reason == "Unsupported protocol version":
@@ -294,7 +304,10 @@ class MqttLink:
 
     def _on_subscribe(self, client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _props: Any) -> None:
         if any(reason.is_failure for reason in reasons):
-            log.warning("subscription refused", extra=fields(client=self.client_id, url=self.url, reasons=list(map(str, reasons))))
+            log.warning(
+                "subscription refused",
+                extra=fields(client=self.client_id, url=self.url, reasons=list(map(str, reasons))),
+            )
         self._awaited.discard(mid)
         self._settle(client)
 
@@ -327,7 +340,9 @@ class MqttLink:
     def _on_disconnect(self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _props: Any) -> None:
         if flags.is_disconnect_packet_from_server:
             codes = {"Packet too large": "packet-too-large", "Session taken over": "session-taken-over"}
-            self._reason = LinkState(connected=False, code=codes.get(str(reason), "broker-unreachable"), detail=str(reason))
+            self._reason = LinkState(
+                connected=False, code=codes.get(str(reason), "broker-unreachable"), detail=str(reason)
+            )
 
     def _explain(self, text: str) -> None:
         code = "tls-failed" if "[SSL" in text else self._reason.code
@@ -373,11 +388,14 @@ class MqttLink:
             self._state = state
             self._changed.notify_all()
         about = fields(client=self.client_id, url=self.url, mqtt=self.protocol, code=state.code, detail=state.detail)
-        log.log(logging.INFO if state.connected else logging.WARNING, "link up" if state.connected else "link down", extra=about)
+        log.log(
+            logging.INFO if state.connected else logging.WARNING,
+            "link up" if state.connected else "link down",
+            extra=about,
+        )
         self._on_state(state)
 
     def _finish(self, done: Callable[[Outcome], None], outcome: Outcome) -> None:
         with self._changed:
             self._reserved -= 1
         done(outcome)
-

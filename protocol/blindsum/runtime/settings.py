@@ -62,7 +62,9 @@ def _check_keys(path: Path, text: str, value: dict[str, Any], kind: type[Setting
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(names))}"
-            raise BlindsumError("config-invalid", f"{path}: line {_line(text, key)}: unknown key {prefix + key!r}{hint}")
+            raise BlindsumError(
+                "config-invalid", f"{path}: line {_line(text, key)}: unknown key {prefix + key!r}{hint}"
+            )
         hint_type = names[key]
         if isinstance(inner, dict) and isinstance(hint_type, type) and issubclass(hint_type, Settings):
             _check_keys(path, text, inner, hint_type, f"{prefix}{key}.")

@@ -139,11 +139,15 @@ class SqliteStore:
 
     def outbox(self, *, after: int = 0, chunks: bool | None = None, limit: int = 64) -> list[OutboxRow]:
         where = "" if chunks is None else f"chunk = {int(chunks)} AND"
-        query = f'SELECT seq, "to", retain, kind, body, blob, idx FROM outbox WHERE {where} seq > ? ORDER BY seq LIMIT ?'
+        query = (
+            f'SELECT seq, "to", retain, kind, body, blob, idx FROM outbox WHERE {where} seq > ? ORDER BY seq LIMIT ?'
+        )
         with self._guard():
             rows = self._db.execute(query, (after, limit)).fetchall()
         return [
-            OutboxRow(seq, Message(kind, to, body, bool(retain)) if blob is None else ChunkOut(to, blob, idx, bool(retain)))
+            OutboxRow(
+                seq, Message(kind, to, body, bool(retain)) if blob is None else ChunkOut(to, blob, idx, bool(retain))
+            )
             for seq, to, retain, kind, body, blob, idx in rows
         ]
 
@@ -183,7 +187,9 @@ class SqliteStore:
         elif application != APPLICATION_ID:
             raise BlindsumError("database-corrupted", f"{self.path} is another program's database")
         elif version != SCHEMA_VERSION:
-            raise BlindsumError("database-newer", f"{self.path} has schema {version}, this version reads {SCHEMA_VERSION}")
+            raise BlindsumError(
+                "database-newer", f"{self.path} has schema {version}, this version reads {SCHEMA_VERSION}"
+            )
         db.execute("COMMIT")
         found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
@@ -218,7 +224,8 @@ class SqliteStore:
             case ChunkOut():
                 row = (1, out.to, out.retain, None, None, out.blob, out.index)
         cursor = self._db.execute(
-            'INSERT OR IGNORE INTO outbox (chunk, "to", retain, kind, body, blob, idx) VALUES (?, ?, ?, ?, ?, ?, ?)', row
+            'INSERT OR IGNORE INTO outbox (chunk, "to", retain, kind, body, blob, idx) VALUES (?, ?, ?, ?, ?, ?, ?)',
+            row,
         )
         self._pending += cursor.rowcount
         if self._pending > OUTBOX_MAX:

@@ -147,12 +147,13 @@ class HonestUnblamed(Checker):
         refused = step.refused
         assert refused is None or not refused.culprit or refused.culprit in world.faulty, f"{role} blames: {refused}"
 
-
     def ended(self, world: World) -> None:
         for role, actor in world.actors.items():
             for _, row in () if role in world.faulty else actor.store.scan("evidence/"):
                 culprit, first, second, join = decode(row)
-                report = verify_evidence(write_evidence(world.fleet.trust, first, second, join), trust=world.fleet.trust)
+                report = verify_evidence(
+                    write_evidence(world.fleet.trust, first, second, join), trust=world.fleet.trust
+                )
                 assert [fault.principal for fault in report.faults] == [culprit], f"{role} holds {culprit} guilty"
 
 

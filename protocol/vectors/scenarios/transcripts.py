@@ -135,7 +135,9 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     def twice(kind: str, sender: str, first: bytes, payload: Payload) -> tuple[str, bytes]:
         return "evidence", encode([first, signed(kind, sender, "coordinator", payload)])
 
-    votes = [Vote(decides="set", digest=digest, beacon=b"") for digest in (scene.proposal.digest, secret("another set"))]
+    votes = [
+        Vote(decides="set", digest=digest, beacon=b"") for digest in (scene.proposal.digest, secret("another set"))
+    ]
     one, other = (signed("vote", "party/2", "coordinator", vote) for vote in votes)
     roster_vote = signed("vote", "party/2", "coordinator", Vote(decides="roster", digest=secret("roster"), beacon=b""))
     header, proposal = scene.headers[1], scene.proposal.payload
@@ -147,7 +149,10 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     party, device = scene.openings[1][0].sender, header.sender
     return [
         ("one party complains about a device", [check("party/3", (1, "box-unreadable"))]),
-        ("t parties refuse a device", [check("party/2", (1, "commitment-differs")), check("party/3", (1, "box-unreadable"))]),
+        (
+            "t parties refuse a device",
+            [check("party/2", (1, "commitment-differs")), check("party/3", (1, "box-unreadable"))],
+        ),
         ("two checks of one party", [check("party/1", (2, "box-unreadable"))]),
         ("a party votes for two sets", [("evidence", encode([one, other]))]),
         ("a party votes on two questions", [("evidence", encode([one, roster_vote]))]),

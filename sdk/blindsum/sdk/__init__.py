@@ -1,15 +1,15 @@
 """Embed blindsum in an app: a device that takes part in tasks and never sends anything but masked updates.
 
-    from blindsum.sdk import Device, Policy
+from blindsum.sdk import Device, Policy
 
-    device = Device.open("kit/", policy=Policy(min_cohort=50))
+device = Device.open("kit/", policy=Policy(min_cohort=50))
 
-    @device.task("fraud-detector")
-    def examples(context):
-        yield features, labels          # numpy arrays, one batch or many
+@device.task("fraud-detector")
+def examples(context):
+    yield features, labels          # numpy arrays, one batch or many
 
-    with device:
-        app.run()
+with device:
+    app.run()
 """
 
 from __future__ import annotations

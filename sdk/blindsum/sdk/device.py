@@ -93,7 +93,9 @@ class Device:
         self._identity = load_identity(kit, self._trust)
         self._broadcast_key = load_broadcast_key(kit)
         if (self._settings.fleet, self._settings.device) != (self._trust.fleet, self._identity.name):
-            raise BlindsumError("kit-incomplete", f"{kit}: device.toml, certificate and trust bundle name different ones")
+            raise BlindsumError(
+                "kit-incomplete", f"{kit}: device.toml, certificate and trust bundle name different ones"
+            )
         self._on_event, self._inspect = on_event, inspect
         self._examples: dict[str, Examples] = {}
         self._life: _Life | None = None
@@ -183,7 +185,7 @@ class Device:
         )
 
     def _willing(self, view: RoundView) -> str:
-        """"" to take part in the round, else why not."""
+        """ "" to take part in the round, else why not."""
         return self._policy.obstacle()
 
     def _shown(self) -> tuple[State, str]:

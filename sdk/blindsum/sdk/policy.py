@@ -24,7 +24,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.min_cohort < 2:
-            raise BlindsumError("policy-invalid", f"min_cohort is {self.min_cohort}; a sum of fewer than 2 hides nothing")
+            raise BlindsumError(
+                "policy-invalid", f"min_cohort is {self.min_cohort}; a sum of fewer than 2 hides nothing"
+            )
         try:
             unknown = set(self._names) - set(self.conditions())
         except Exception as error:
@@ -33,7 +35,7 @@ class Policy:
             raise BlindsumError("policy-invalid", f"`conditions` does not tell {', '.join(sorted(unknown))}")
 
     def obstacle(self) -> str:
-        """"" where all required conditions hold, else which one does not, for people. One that cannot be told does not hold."""
+        """ "" where all required conditions hold, else which one does not, for people. One that cannot be told does not hold."""
         try:
             now = self.conditions() if self._names else {}
             return ", ".join(f"not {name}" for name in self._names if not now.get(name, False))

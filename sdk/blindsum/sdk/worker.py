@@ -154,7 +154,7 @@ class Worker:
             yield from self._examples[context.task](context)
 
     def _obstacle(self, task: str, number: int) -> str:
-        """"" as long as work for this round may go on, else why not."""
+        """ "" as long as work for this round may go on, else why not."""
         if self._stopping.is_set():
             return "stopped"
         return self._policy.obstacle() if self._open.get(task) == number else "the round is over"

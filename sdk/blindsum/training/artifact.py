@@ -43,7 +43,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     constants: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)]
 
 
-msgspec.json.Decoder(Header)  # describes it now: were it left to the first `convert`, two threads at once would crash msgspec
+msgspec.json.Decoder(
+    Header
+)  # describes it now: were it left to the first `convert`, two threads at once would crash msgspec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

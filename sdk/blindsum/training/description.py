@@ -93,7 +93,9 @@ def _model(
         "opset": {item.domain or "ai.onnx": item.version for item in proto.opset_import},
         "operators": dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
     }
-    source, figures["obstacle"] = _source(file, [output] if output else [None, *(o["name"] for o in figures["outputs"])], fixed)
+    source, figures["obstacle"] = _source(
+        file, [output] if output else [None, *(o["name"] for o in figures["outputs"])], fixed
+    )
     if source is None:
         return {**figures, "weights": []}
     trained: set[str] = set()

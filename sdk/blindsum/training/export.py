@@ -33,7 +33,8 @@ def export_model(model: Model, artifact: bytes, parameters: ArrayLike | Path) ->
     proto, digest = load(model)
     if digest != manifest.source:
         raise BlindsumError(
-            "training-request-invalid", f"the artifact is of a model with SHA-256 {manifest.source}, this one has {digest}"
+            "training-request-invalid",
+            f"the artifact is of a model with SHA-256 {manifest.source}, this one has {digest}",
         )
     flat = np.asarray(_read(parameters) if isinstance(parameters, Path) else parameters, np.float32)
     if flat.shape != (manifest.size,) or not np.isfinite(flat).all():
@@ -48,7 +49,8 @@ def export_model(model: Model, artifact: bytes, parameters: ArrayLike | Path) ->
             _store(tensor, wanted.pop(name))
     if wanted:
         raise BlindsumError(
-            "training-request-invalid", f"{', '.join(wanted)}: made by the model's functions, not stored under that name"
+            "training-request-invalid",
+            f"{', '.join(wanted)}: made by the model's functions, not stored under that name",
         )
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
@@ -65,9 +67,7 @@ def _read(path: Path) -> NDArray[np.generic]:
 def _named(manifest: Manifest, flat: Floats) -> dict[str, Floats]:
     ends = np.cumsum([int(np.prod(weight.shape)) for weight in manifest.parameters])
     parts = np.split(flat, ends[:-1])
-    return {
-        weight.name: part.reshape(weight.shape) for weight, part in zip(manifest.parameters, parts, strict=True)
-    }
+    return {weight.name: part.reshape(weight.shape) for weight, part in zip(manifest.parameters, parts, strict=True)}
 
 
 def _merged(graph: onnx.GraphProto, manifest: Manifest, trained: dict[str, Floats]) -> dict[str, Floats]:

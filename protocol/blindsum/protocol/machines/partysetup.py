@@ -124,9 +124,7 @@ class PartySetup:
             return opened
         proposal, digest, roster_hash = opened
         if state.roster_proposal and digest != self._desk.digest(state.roster_proposal):
-            return self._desk.caught(
-                round_, "second-roster", state.roster_proposal, announcement.proposal
-            )
+            return self._desk.caught(round_, "second-roster", state.roster_proposal, announcement.proposal)
         if not state.entries:
             if not self._desk.inbox.want(view.name, proposal.joins, now):
                 round_.waiting["roster"] = signed.raw

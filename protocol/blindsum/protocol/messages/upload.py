@@ -32,9 +32,7 @@ class Header(Payload, frozen=True):
     index: Annotated[int, Meta(ge=0, lt=DEVICES_MAX)]
     body: BlobRef
     commitments: Annotated[bytes, Meta(max_length=32 * 512)]
-    boxes: Annotated[
-        list[Annotated[bytes, Meta(max_length=32_768)]], Meta(max_length=PARTIES_MAX)
-    ]
+    boxes: Annotated[list[Annotated[bytes, Meta(max_length=32_768)]], Meta(max_length=PARTIES_MAX)]
     edges: Annotated[bytes, Meta(max_length=EDGE_SIZE * NEIGHBOURS_MAX)]
 
 

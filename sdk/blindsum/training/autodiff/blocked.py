@@ -28,7 +28,11 @@ def refusal(
         said.setdefault(nodes[at].op_type, []).append(f"{reason}, which blocks {_some(own)}")
     parts = [texts[0] + _more(texts, "of its kind") for texts in said.values()]
     rest = [name for name in parameters if name not in blocked]
-    way = f"without it: trainable={rest[:LISTED_MAX]}{_more(rest, 'weights', LISTED_MAX)}" if rest else "nothing lies behind"
+    way = (
+        f"without it: trainable={rest[:LISTED_MAX]}{_more(rest, 'weights', LISTED_MAX)}"
+        if rest
+        else "nothing lies behind"
+    )
     return BlindsumError(code, f"{'; '.join(parts)}; {way}")
 
 

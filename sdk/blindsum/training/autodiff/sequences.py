@@ -40,9 +40,7 @@ def lowered(nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[np.gen
     return [node for node in kept if node.op_type != "SplitToSequence" or node.output[0] in read]
 
 
-def _bounds(
-    split: onnx.NodeProto, place: NDArray[np.generic] | None, constants: Constants
-) -> tuple[int, int] | None:
+def _bounds(split: onnx.NodeProto, place: NDArray[np.generic] | None, constants: Constants) -> tuple[int, int] | None:
     """Where the part at `place` begins and ends, None where that is not constant."""
     if place is None or place.size != 1 or int(place.item()) < 0:
         return None

@@ -1,0 +1,41 @@
+"""What commands print: figures for people or as JSON, and errors with cause and remedy."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blindsum.protocol.errors import BlindsumError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+
+
+def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:
+    """Print figures as one JSON object or as a table."""
+    if as_json:
+        print(json.dumps(figures, default=str))
+        return
+    table = Table(title=title or None, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, escape("\n".join(map(str, value)) if isinstance(value, list) else str(value)))
+    Console().print(table)
+
+
+def fail(error: BlindsumError, *, as_json: bool) -> None:
+    """Print an error the way every command does."""
+    if as_json:
+        print(
+            json.dumps(
+                {"error": {"code": error.code, "detail": error.detail, "cause": error.cause, "remedy": error.remedy}}
+            )
+        )
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]error[/] {error.code}: {escape(error.detail or error.cause)}", soft_wrap=True)
+    if error.detail:
+        console.print(f"  cause:  {escape(error.cause)}", soft_wrap=True)
+    console.print(f"  remedy: {escape(error.remedy)}", soft_wrap=True)
