@@ -203,6 +203,16 @@ def test_seeds_sent_in_clear_are_found_out() -> None:
         world.check()
 
 
+def test_a_checker_that_sees_no_openings_says_so() -> None:
+    world = World(3, devices=4, checkers=(OnlySums,))
+    world.run()
+    seen(world)
+    tap = next(each for each in world.checkers if isinstance(each, OnlySums)).tap
+    tap.opened = lambda world: []  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="this checker is blind"):
+        world.check()
+
+
 def test_a_device_that_masks_otherwise_than_stated_is_found_out() -> None:
     world = World(3, devices=4, checkers=(OnlySums,))
     world.run()

@@ -182,7 +182,11 @@ class OnlySums(Checker):
         self.tap.sent(kind, body)
 
     def ended(self, world: World) -> None:
-        for round_ in rounds(world, self.tap):
+        seen = rounds(world, self.tap)
+        summed = {round_.view.number for round_ in seen if round_.derivable(world.faulty)}
+        missed = [result.number for result in world.results if result.number not in summed]
+        assert not missed, f"rounds {missed} gave a sum, and the coordinator is said to know none: this checker is blind"
+        for round_ in seen:
             for coalition in self._coalitions(world, round_):
                 told = leak(round_, coalition)
                 assert not told, f"round {round_.view.number}: {sorted(coalition)} can compute {told}"
