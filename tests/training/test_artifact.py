@@ -275,15 +275,15 @@ def test_graph_that_breaks_the_rules_is_refused(change, code):
 def test_constant_that_asks_for_huge_memory_is_refused():
     good = decode(GOOD)
     proto = onnx.load_model_from_string(good.predict)
-    proto.graph.node.append(helper.make_node("Expand", ["@features/features", "@size"], ["@huge"]))
-    size = {"@size": np.array([1 << 30, 1 << 30])}
+    proto.graph.node.append(helper.make_node("Expand", ["@one", "@size"], ["@huge"]))
+    size = {"@size": np.array([1 << 30, 1 << 30]), "@one": np.ones(1, np.float32)}
     data = artifact.encode(
         dataclasses.replace(good, predict=proto.SerializeToString(), constants={**good.constants, **size})
     )
     refusal = _refusal(data)
     assert (refusal.code, refusal.detail) == (
         "training-artifact-too-large",
-        "predict graph: Expand to that many elements",
+        "predict graph: Expand to shape (1073741824, 1073741824)",
     )
 
 

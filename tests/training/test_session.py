@@ -245,7 +245,7 @@ def test_evaluation_that_is_not_finite_is_an_error():
         trainer.evaluate(np.full((1, 4), np.nan), Y[:1])
 
 
-def test_failure_inside_onnxruntime_is_an_error_and_changes_nothing(make_model):
+def test_number_of_rows_that_the_model_cannot_take_is_an_error_and_changes_nothing(make_model):
     text = "(float[N,3] x) => (float[M,3] y) { h = Reshape (x, halves) r = Reshape (h, rows) y = Mul (r, w) }"
     weights = {"halves": np.array([2, -1]), "rows": np.array([-1, 3]), "w": np.float32([1, 2, 3])}
     trainer = TrainingSession(build_artifact(make_model(text, weights), loss="mse"))
@@ -255,6 +255,18 @@ def test_failure_inside_onnxruntime_is_an_error_and_changes_nothing(make_model):
     assert caught.value.code == "training-runtime-failed"
     assert np.array_equal(trainer.parameters, start)
     assert trainer.step(np.ones((2, 3)), np.ones((2, 3))) > 0
+
+
+def test_failure_inside_onnxruntime_is_an_error_and_changes_nothing(make_model):
+    model = make_model("(int64[N] x) => (float[N,3] y) { y = Gather (w, x) }", {"w": np.ones((2, 3), np.float32)})
+    trainer = TrainingSession(build_artifact(model, loss="mse"))
+    start = trainer.parameters
+    for use in (trainer.step, trainer.evaluate, lambda x, _: trainer.predict(x)):
+        with pytest.raises(BlindsumError) as caught:
+            use(np.array([0, 7]), np.ones((2, 3)))
+        assert caught.value.code == "training-runtime-failed"
+    assert np.array_equal(trainer.parameters, start)
+    assert trainer.step(np.array([0, 1]), np.zeros((2, 3))) > 0
 
 
 @pytest.mark.parametrize("values", [{"momentum": 0.5}, {"lr": float("nan")}, {"lr": 0.1, "beta1": 0.5}])

@@ -53,6 +53,10 @@ CATALOGUE: dict[str, Entry] = {
     "training-external-data": Entry(
         "a tensor points to data outside its file", "do not run it; save the model with its data inside and build again"
     ),
+    "training-limit-exceeded": Entry(
+        "a run over this many examples takes more memory or work than the device grants",
+        "pass fewer examples at once, fit with memory_cap, or raise the session's memory_max or work_max",
+    ),
     "training-model-invalid": Entry(
         "the ONNX model cannot be trained as it stands", "export the model again as the message says"
     ),

@@ -15,10 +15,13 @@ from blindsum.protocol.errors import BlindsumError
 from .artifact import Artifact
 from .bank import Bank, Floats
 from .batch import Feeds, infinite, pieces, rows_of
+from .budget import Budget
 from .manifest import LOSS, PREDICTION, WEIGHT, Manifest, Weight, gradient, noise, updated
 from .protobuf import with_initialisers
+from .verify import ROWS
 
-EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, which bounds their memory
+EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
+EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -31,10 +34,11 @@ class Engine:
     the step hands out the gradient, the second bank receives it and they never change places.
     """
 
-    def __init__(self, artifact: Artifact, threads: int, seed: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, seed: int, budget: Budget) -> None:
         self.artifact, self.manifest = artifact, artifact.manifest
         manifest = self.manifest
-        self._threads = threads
+        self._threads, self.budget = threads, budget
+        budget.require("train", ROWS)
         self.noise = (seed, 0)  # the seed, and how many batches have been given noise
         self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
         self.numbers = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
@@ -81,10 +85,11 @@ class Engine:
 
         Raises "training-diverged" where the loss is not finite; the parameters then stay as they were.
         """
-        feeds = self._with_noise(feeds)
+        feeds, rows = self._with_noise(feeds), rows_of(feeds)
         self.noise = (self.noise[0], self.noise[1] + 1)
-        if 0 < rows_max < len(next(iter(feeds.values()))):
+        if 0 < rows_max < rows:
             return self._step_in_pieces(feeds, rows_max)
+        self.budget.require("train", rows)
         loss, weight = self._run(self._train, self._steps[self._at], feeds)
         if self.updates:
             self._swap()
@@ -104,7 +109,7 @@ class Engine:
         """Each metric of the manifest."""
         self._evaluate = self._evaluate or self._open(self.artifact.evaluate, self._weights())
         totals = np.zeros((len(self.manifest.metrics), 2))
-        for piece in pieces(feeds, EVALUATE_ROWS_MAX):
+        for piece in pieces(feeds, self._rows_at_once("evaluate", feeds)):
             with _failures():
                 values = self._evaluate.run(None, piece)
             means, weights = np.array(values, np.float64).T
@@ -115,8 +120,9 @@ class Engine:
 
     def predict(self, feeds: Feeds) -> Floats:
         self._predict = self._predict or self._open(self.artifact.predict, self._weights())
+        rows = self._rows_at_once("predict", feeds)
         with _failures():
-            parts = [self._predict.run([PREDICTION], piece)[0] for piece in pieces(feeds, EVALUATE_ROWS_MAX)]
+            parts = [self._predict.run([PREDICTION], piece)[0] for piece in pieces(feeds, rows)]
         return np.concatenate(parts)
 
     def shrink(self, feeds: Feeds) -> None:
@@ -141,10 +147,33 @@ class Engine:
         drawn = {noise(i.name): generator.random((rows, *i.shape), np.float32) for i in self.manifest.noise}
         return {**feeds, **drawn}
 
+    def rows_within(self, rows: int, memory: int) -> int:
+        """How many of `rows` rows to take at a time so that a step takes no more than `memory` bytes.
+
+        Raises "training-limit-exceeded" where not even one fits.
+        """
+        if self.budget.cost("train", rows).memory <= memory:
+            return rows
+        beside = 2 * self._banks[0].buffer.nbytes + 4 * self.manifest.size  # the second bank, the sum, the states
+        fitting = self.budget.rows("gradient", rows, memory - beside)
+        if not fitting:
+            least = self.budget.cost("gradient", ROWS).memory + beside
+            raise BlindsumError("training-limit-exceeded", f"{ROWS} rows take {least} bytes, at most {memory}")
+        return fitting
+
+    def _rows_at_once(self, graph: str, feeds: Feeds) -> int:
+        """Takes memory for a few rows where rows are large, and is quick where they are small."""
+        rows = min(rows_of(feeds), EVALUATE_ROWS_MAX)
+        fixed = 2 * self.budget.cost(graph, ROWS).memory
+        rows = max(self.budget.rows(graph, rows, min(fixed + EVALUATE_BYTES, self.budget.memory_max)), 1)
+        self.budget.require(graph, rows)
+        return rows
+
     def _step_in_pieces(self, feeds: Feeds, rows_max: int) -> tuple[float, float]:
         """The gradient is the mean of the pieces' gradients, by weight: that of the whole batch."""
         self._halves = self._halves or _Halves(self)
         halves, loss, weight = self._halves, 0.0, 0.0
+        self.budget.require("gradient", min(rows_max, rows_of(feeds)))
         halves.total.buffer.fill(0.0)
         for piece in pieces(feeds, rows_max):
             part, share = self._run(halves.gradient, halves.slopes[self._at], piece)

@@ -92,7 +92,7 @@ class Fit:
     source: Callable[[int], Iterator[Feeds]]
     validation: Feeds | None
     schedule: Schedule
-    rows_max: int
+    memory_cap: int | None
     should_abort: Callable[[], bool | str]
     on_step: Callable[[Step], object]
     progress: Progress
@@ -135,7 +135,9 @@ class Fit:
                 raise BlindsumError("training-request-invalid", f"fit: the schedule gives a rate of {rate}")
             self.engine.numbers["lr"][...] = rate
         rows = rows_of(feeds)
-        rows_max = min(self.rows_max or rows, -(-rows // progress.plan.accumulate))
+        rows_max = -(-rows // progress.plan.accumulate)
+        if self.memory_cap is not None:
+            rows_max = min(rows_max, self.engine.rows_within(rows, self.memory_cap))
         loss, weight = self.engine.step(feeds, rows_max)
         progress.batch += 1
         progress.steps += 1

@@ -33,6 +33,3 @@ OPERATORS = frozenset({
 
 # with a body of the operators above; models have none, the gradients of recurrent operators are made of it
 LOOPS = frozenset({"Scan"})
-
-# operator -> position of the input that states a size: a few bytes of it can ask for any amount of memory
-SIZED = {"ConstantOfShape": 0, "Expand": 1, "OneHot": 1, "Resize": 3, "Tile": 1}

@@ -8,6 +8,7 @@ parser can see something in the bytes that this one did not.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -38,7 +39,11 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 _VARINT, _CHUNK, _FIXED32 = 0, 2, 5  # protobuf wire types that ONNX needs
 _VARINT_SIZE_MAX = 10
-_TENSOR_ATTRIBUTE, _GRAPH_ATTRIBUTE = 4, 5  # AttributeProto.AttributeType
+_FIELDS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6, 6: 7, 7: 8, 8: 9}
+"""AttributeProto.AttributeType (float, int, string, tensor, graph, floats, ints, strings) -> field that keeps its value."""
+
+
+Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...] | tuple[bytes, ...] | NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Node:
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
     body: Graph | None = None
 
 
@@ -161,6 +167,9 @@ class _Message:
                 self._chunks.setdefault(number, []).append(view[at : at + size])
                 at += size
 
+    def fields(self) -> set[int]:
+        return {*self._numbers, *self._chunks}
+
     def number(self, field: int, default: int | None = None) -> int:
         found = self._numbers.get(field)
         if found:
@@ -238,30 +247,59 @@ def _node(data: memoryview, *, body: bool) -> Node:
     message.text(3, "")  # the node's name, read only for its bounds
     operator = message.text(4)
     loop = operator == "Scan" and not body
-    found = [_attribute(item, f"node {operator}", loop=loop) for item in message.chunks(5)]
-    graphs = [graph for graph in found if graph is not None]
+    attributes: dict[str, Attribute] = {}
+    graphs: list[Graph] = []
+    for item in message.chunks(5):
+        name, value = _attribute(item, f"node {operator}", loop=loop)
+        if name in attributes or (isinstance(value, Graph) and graphs):
+            raise _malformed(f"node {operator}", f"attribute {name} twice")
+        if isinstance(value, Graph):
+            graphs.append(value)
+        else:
+            attributes[name] = value
     if len(graphs) != loop:
         raise _malformed(f"node {operator}", f"{len(graphs)} subgraphs")
-    return Node(operator, message.text(7, ""), message.texts(1), message.texts(2), graphs[0] if graphs else None)
+    inner = graphs[0] if graphs else None
+    return Node(operator, message.text(7, ""), message.texts(1), message.texts(2), attributes, inner)
 
 
-def _attribute(data: memoryview, where: str, *, loop: bool) -> Graph | None:
-    """Scalars, strings and lists of them are inert; a tensor is looked into; a graph is read where `loop` allows one."""
+def _attribute(data: memoryview, where: str, *, loop: bool) -> tuple[str, Attribute | Graph]:
+    """Scalars, strings, lists of them and tensors, each in the place of its type; a graph where `loop` allows one."""
     single = {1: _CHUNK, 2: _FIXED32, 3: _VARINT, 4: _CHUNK, 5: _CHUNK, 20: _VARINT} | ({6: _CHUNK} if loop else {})
     repeated = {7: _FIXED32, 8: _VARINT, 9: _CHUNK}
     where = f"attribute of {where}"
     message = _Message(data, where, single=single, repeated=repeated, forbidden={6: "a subgraph", 11: "a subgraph"})
-    name = message.text(1)
-    if message.number(20) == _TENSOR_ATTRIBUTE or message.chunks(5):
-        _check_tensor(message.chunk(5), f"tensor of {where}")
-    if message.number(20) != _GRAPH_ATTRIBUTE and not message.chunks(6):
-        return None
-    if name != "body" or message.number(20) != _GRAPH_ATTRIBUTE:
-        raise _malformed(where, "a subgraph is not allowed")
-    return _graph(message.chunk(6), f"subgraph of {where}", body=True)
+    name, kind = message.text(1), message.number(20)
+    field = _FIELDS.get(kind)
+    if field is None or message.fields() - {1, 20, field}:
+        raise _malformed(where, f"{name} of type {kind} with another value")
+    match field:
+        case 2:
+            return name, _float(message.chunk(field))
+        case 3:
+            return name, message.number(field)
+        case 4:
+            return name, bytes(message.chunk(field))
+        case 5:
+            return name, _array(message.chunk(field), f"tensor of {where}")
+        case 6:
+            if name != "body":
+                raise _malformed(where, "a subgraph is not allowed")
+            return name, _graph(message.chunk(field), f"subgraph of {where}", body=True)
+        case 7:
+            return name, tuple(map(_float, message.chunks(field)))
+        case 8:
+            return name, tuple(message.numbers(field))
+        case _:
+            return name, tuple(map(bytes, message.chunks(field)))
 
 
-def _check_tensor(data: memoryview, where: str) -> None:
+def _float(chunk: memoryview) -> float:
+    value: float = struct.unpack("<f", chunk)[0]
+    return value
+
+
+def _array(data: memoryview, where: str) -> NDArray[np.generic]:
     # 13 external_data and 14 data_location are read only to be refused by their own name.
     message = _Message(
         data, where, single={2: _VARINT, 8: _CHUNK, 9: _CHUNK, 14: _VARINT}, repeated={1: _VARINT, 13: _CHUNK}
@@ -276,6 +314,7 @@ def _check_tensor(data: memoryview, where: str) -> None:
         count *= size
     if count * np.dtype(dtype).itemsize != len(message.chunk(9)):
         raise _malformed(where, f"its data do not fill its shape {tuple(dims)}")
+    return np.frombuffer(message.chunk(9), np.dtype(dtype).newbyteorder("<")).reshape(dims)
 
 
 def _tensor(data: memoryview) -> Tensor:

@@ -13,6 +13,7 @@ from . import checkpoint
 from .artifact import DIGEST_SIZE, MAGIC, decode
 from .bank import Floats
 from .batch import Features, features_of, feeds_of
+from .budget import MEMORY_MAX, WORK_MAX, Budget, Cost
 from .engine import Engine
 from .fit import (
     BATCH_SIZE,
@@ -38,16 +39,28 @@ SEED_MAX = (1 << 63) - 1
 class TrainingSession:
     """Trains one model on one device. Not thread-safe."""
 
-    def __init__(self, artifact: bytes, threads: int = 1, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        artifact: bytes,
+        threads: int = 1,
+        *,
+        seed: int = 0,
+        memory_max: int = MEMORY_MAX,
+        work_max: int = WORK_MAX,
+    ) -> None:
         """Verify `artifact` and load it for `threads` CPU threads. `seed`: of what Dropout drops.
 
-        Raises what `artifact.decode` raises, or "training-runtime-failed" where onnxruntime cannot load the graphs.
+        `memory_max`, `work_max`: the most bytes and multiplications that one run may take (see `cost`).
+
+        Raises what `artifact.decode` raises, "training-limit-exceeded" where one example takes more than that, or
+        "training-runtime-failed" where onnxruntime cannot load the graphs.
         """
         if not 1 <= threads <= THREADS_MAX:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
         if not 0 <= seed <= SEED_MAX:
             raise BlindsumError("training-request-invalid", f"seed={seed} is not in 0..{SEED_MAX}")
-        self._engine = Engine(decode(artifact), threads, seed)
+        decoded = decode(artifact)
+        self._engine = Engine(decoded, threads, seed, Budget(decoded, memory_max, work_max))
         self._digest = artifact[len(MAGIC) : len(MAGIC) + DIGEST_SIZE].hex()
         self._fit: Fit | None = None
         self._progress: Progress | None = None  # of a fit that has not ended
@@ -112,8 +125,8 @@ class TrainingSession:
         each example, as `manifest.targets` states. Returns the mean loss before the update; for an artifact with
         optimizer="gradient", which updates nothing, the loss and the gradient as one float32 vector.
 
-        Raises "training-batch-invalid", "training-runtime-failed" or, where the loss is NaN or infinite,
-        "training-diverged"; the parameters then stay as they were.
+        Raises "training-batch-invalid", "training-limit-exceeded", "training-runtime-failed" or, where the loss is NaN
+        or infinite, "training-diverged"; the parameters then stay as they were.
         """
         loss, _ = self._engine.step(feeds_of(self.manifest, features, targets))
         return loss if self._engine.updates else (loss, self._engine.gradient())
@@ -132,6 +145,7 @@ class TrainingSession:
         should_abort: Callable[[], bool | str] | None = None,
         on_step: Callable[[Step], object] | None = None,
         accumulate: int = 1,
+        memory_cap: int | None = None,
         resume: bool = False,
     ) -> Report:
         """Train for `epochs` passes over the data.
@@ -146,11 +160,12 @@ class TrainingSession:
         `on_step`: called after each step; it may take a `checkpoint`.
         `accumulate`: take each batch in so many pieces. Their gradients add up to that of the whole batch, with less
         memory (normalisation by batch statistics and "contrastive" see the pieces instead).
+        `memory_cap`: bytes; batches are taken in more pieces than `accumulate` where they would take more (see `cost`).
         `resume`: go on with the fit that was interrupted, in this session or in that of the restored checkpoint; the
         arguments must be the same, and the result is bit for bit that of an uninterrupted fit.
 
-        Raises "training-request-invalid", "training-batch-invalid", "no-examples", "training-runtime-failed" or
-        "training-diverged"; the parameters are then those after the last good step.
+        Raises "training-request-invalid", "training-batch-invalid", "training-limit-exceeded", "no-examples",
+        "training-runtime-failed" or "training-diverged"; the parameters are then those after the last good step.
         """
         manifest = self.manifest
         if not self._engine.updates:
@@ -176,7 +191,7 @@ class TrainingSession:
             else source_of_arrays(manifest, data, targets, plan),  # type: ignore[arg-type]
             validation=None if validation is None else feeds_of(manifest, *validation),
             schedule=schedule or Constant(),
-            rows_max=0,
+            memory_cap=memory_cap,
             should_abort=should_abort or (lambda: False),
             on_step=on_step or (lambda _: None),
             progress=progress,
@@ -202,6 +217,12 @@ class TrainingSession:
     def predict(self, features: Features) -> Floats:
         """The model's output for `features` with the current parameters, final Softmax or Sigmoid included."""
         return self._engine.predict(features_of(self.manifest, features))
+
+    def cost(self, rows: int) -> Cost:
+        """What a step over `rows` examples takes, as worked out from the graph."""
+        if rows < 1:
+            raise BlindsumError("training-request-invalid", f"cost of {rows} rows")
+        return self._engine.budget.cost("train", rows)
 
     def checkpoint(self) -> bytes:
         """The whole state: parameters, optimiser, hyperparameters, and where a fit is that has not ended."""

@@ -1,7 +1,7 @@
 """Check that the graphs of an artifact are what a device may run, before onnxruntime sees them.
 
-Bounded here: nodes, names, types, declared shapes, and sizes that operators are given as constants. A size that a graph
-computes while it runs is not: the memory of the process is for the operating system to bound.
+Bounded here: nodes, names, types, shapes, and the size of every value for a small batch; `budget` bounds memory and
+work for the batches that come.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from blindsum.protocol.errors import BlindsumError
 
+from .extent import Value, constant, extent_of
 from .manifest import ELEMENTS_MAX, Manifest
-from .operators import LOOPS, OPERATORS, SIZED
+from .operators import LOOPS, OPERATORS
 from .optimisers import RANGES, in_range
-from .protobuf import RANK_MAX, Graph, Model, Node, read_model
+from .protobuf import Graph, Model, Node, read_model
 
+ROWS = 2  # for which shapes are checked: not every model takes a single row
 IR_VERSION = 10  # the newest that onnxruntime 1.19 loads
 STATES_PER_PARAMETER_MAX = 2
 
@@ -49,13 +51,12 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
             raise BlindsumError("training-artifact-too-large", f"an example of shape {shape}")
 
 
-def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> None:
+def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> dict[str, Model]:
     """Check that `graphs`, by name, have the interface that `manifest` states and hold nothing else than a device runs.
 
     Raises `BlindsumError` "training-artifact-malformed", "training-artifact-too-large", "training-operator-forbidden"
     or "training-external-data".
     """
-    weights = {weight.name for weight in manifest.parameters}
     interfaces = manifest.interfaces()
     if any(graphs[name] for name in graphs if name not in interfaces):
         raise _malformed("a graph that the manifest does not ask for")
@@ -65,10 +66,20 @@ def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Con
             raise _malformed(f"{label} graph: IR version {model.ir_version} and operator sets {model.opsets}")
         if (list(model.inputs), list(model.outputs)) != interfaces[label]:
             raise _malformed(f"{label} graph: inputs or outputs are not those of the manifest")
-        _check_nodes(label, model, set(constants) | (weights if label in ("evaluate", "predict") else set()))
-        _check_sizes(label, model, constants)
+        given = constants_of(manifest, label, constants)
+        _check_nodes(label, model, set(given))
+        extent_of(model, given, ROWS, label)
     if Counter(node.operator for node in models["train"].every_node()) != manifest.operators:
         raise _malformed("the operator histogram is not that of the train graph")
+    return models
+
+
+def constants_of(manifest: Manifest, label: str, constants: Constants) -> dict[str, Value]:
+    """What a graph may read beside its inputs. The parameters are constants where they do not change in a run."""
+    values = {name: constant(array) for name, array in constants.items()}
+    if label in ("evaluate", "predict"):
+        values |= {weight.name: Value(weight.dtype, weight.shape) for weight in manifest.parameters}
+    return values
 
 
 def _check_nodes(label: str, model: Model, initialisers: set[str]) -> None:
@@ -123,16 +134,6 @@ def _written(label: str, node: Node, taken: set[str]) -> list[str]:
         raise _malformed(f"{label} graph: {node.operator} writes a value again")
     taken.update(names)
     return names
-
-
-def _check_sizes(label: str, model: Model, constants: Constants) -> None:
-    for node in model.every_node():
-        at = SIZED.get(node.operator)
-        wanted = constants.get(node.inputs[at]) if at is not None and at < len(node.inputs) else None
-        if wanted is not None and (
-            wanted.size > RANK_MAX or math.prod(map(abs, wanted.ravel().tolist())) > ELEMENTS_MAX
-        ):
-            raise BlindsumError("training-artifact-too-large", f"{label} graph: {node.operator} to that many elements")
 
 
 def _malformed(reason: str) -> BlindsumError:

@@ -1,0 +1,74 @@
+"""How much memory and work a run takes, held against what the device grants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blindsum.protocol.errors import BlindsumError
+
+from .artifact import Artifact
+from .extent import Extent, extent_of
+from .verify import constants_of
+
+MEMORY_MAX = 4 << 30  # bytes
+WORK_MAX = 1 << 42  # about a quarter of an hour of one core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one run: bytes that are alive at once, weights included, and multiplications and elements touched.
+
+    onnxruntime uses buffers again and keeps some for later, so its peak is near this and not below half of it.
+    """
+
+    memory: int
+    work: int
+
+
+class Budget:
+    """Extents of an artifact's graphs by number of rows, and the limits that they must keep."""
+
+    def __init__(self, artifact: Artifact, memory_max: int, work_max: int) -> None:
+        self._artifact = artifact
+        self.memory_max, self.work_max = memory_max, work_max
+        self._extents: dict[tuple[str, int], Extent] = {}
+        self._granted: dict[str, int] = {}  # graph -> rows that are known to keep the limits
+
+    def cost(self, graph: str, rows: int) -> Cost:
+        extent = self._extents.get((graph, rows))
+        if extent is None:
+            constants = constants_of(self._artifact.manifest, graph, self._artifact.constants)
+            try:
+                extent = extent_of(self._artifact.models[graph], constants, rows, graph)
+            except BlindsumError as error:
+                code = (
+                    "training-limit-exceeded"
+                    if error.code == "training-artifact-too-large"
+                    else "training-batch-invalid"
+                )
+                raise BlindsumError(code, f"a batch of {rows} rows: {error.detail}") from None
+            self._extents[graph, rows] = extent
+        return Cost(memory=extent.peak, work=extent.work)
+
+    def require(self, graph: str, rows: int) -> None:
+        """Raises "training-limit-exceeded" where a run over `rows` rows takes more than the device grants."""
+        if rows <= self._granted.get(graph, 0):
+            return
+        cost = self.cost(graph, rows)
+        if cost.memory > self.memory_max or cost.work > self.work_max:
+            detail = (
+                f"{graph} of {rows} rows: {cost.memory} bytes and {cost.work} multiplications, "
+                f"at most {self.memory_max} and {self.work_max}"
+            )
+            raise BlindsumError("training-limit-exceeded", detail)
+        self._granted[graph] = rows
+
+    def rows(self, graph: str, rows: int, memory: int) -> int:
+        """The largest number up to `rows` for which a run takes no more than `memory` bytes; 0 where one row does not."""
+        if self.cost(graph, rows).memory <= memory:
+            return rows
+        low, high = 0, rows
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.cost(graph, middle).memory <= memory else (low, middle)
+        return low
