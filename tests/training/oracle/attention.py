@@ -15,22 +15,35 @@ def einsum(node: Node, *operands: Tensor) -> Tensor:
 
 
 @operator("Attention")
-def attention(node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(
+    node: Node,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    past_k: Tensor | None = None,
+    past_v: Tensor | None = None,
+) -> list[Tensor]:
     packed = q.ndim == 3
     if packed:
         q, k, v = (
             value.unflatten(2, (node.get(f"{kind}_num_heads"), -1)).transpose(1, 2)
             for value, kind in ((q, "q"), (k, "kv"), (v, "kv"))
         )
+    if past_k is not None:
+        k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+    present = [k, v]
     group = q.shape[1] // k.shape[1]
     k, v = (value.repeat_interleave(group, 1) for value in (k, v))
     scores = q @ k.transpose(2, 3) * node.get("scale", 1 / math.sqrt(q.shape[-1]))
+    if node.get("softcap", 0.0):
+        scores = node.get("softcap") * torch.tanh(scores / node.get("softcap"))
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     if node.get("is_causal", 0):
         scores = scores.masked_fill(torch.ones(scores.shape[2:]).triu(1).bool(), -math.inf)
     y = scores.softmax(-1) @ v
-    return y.transpose(1, 2).flatten(2) if packed else y
+    return [y.transpose(1, 2).flatten(2) if packed else y, *present]
 
 
 @operator("RotaryEmbedding")

@@ -39,6 +39,8 @@ def _functions(node: Node, defaults: list[str], directions: int) -> list[list[Ca
 def _run(node: Node, defaults: list[str], gates: int, step: Callable[..., tuple[Tensor, ...]], inputs: tuple) -> list:
     """`step(functions, x, w, r, wb, rb, *states) -> states` over time, for each direction."""
     x, w, r, bias, _, h0, c0 = (*inputs, None, None, None, None)[:7]
+    if node.get("layout", 0):  # batch first
+        x, h0, c0 = (value if value is None else value.transpose(0, 1) for value in (x, h0, c0))
     hidden, way = r.shape[2], node.get("direction", b"forward").decode()
     count = 2 if node.operator == "LSTM" else 1
     outputs, lasts = [], []
@@ -53,7 +55,10 @@ def _run(node: Node, defaults: list[str], gates: int, step: Callable[..., tuple[
             rows.append(states[0])
         outputs.append(torch.stack(rows[::-1] if backwards else rows))
         lasts.append(states)
-    return [torch.stack(outputs, 1), *(torch.stack(last) for last in zip(*lasts, strict=True))]
+    y, ends = torch.stack(outputs, 1), [torch.stack(last) for last in zip(*lasts, strict=True)]
+    if node.get("layout", 0):
+        return [y.permute(2, 0, 1, 3), *(end.transpose(0, 1) for end in ends)]
+    return [y, *ends]
 
 
 @operator("RNN")

@@ -101,6 +101,20 @@ CASES = {
         directions=2,
         differences=False,
     ),
+    **{
+        f"{name.lower()}_batch_first": case(
+            "n = Shape <end=1> (x) e = Concat <axis=0> (n, one, one) h0 = Expand (h, e)"
+            f" Y, l = {name} <hidden_size=2, layout=1> (x, w, r, , , h0)"
+            " u = Unsqueeze (l, one) j = Concat <axis=1> (Y, u) y = Mul (j, j)",
+            (4, 3),
+            one=[1],
+            differences=False,
+            h=(1, 1, 2),
+            w=(1, 2 * gates, 3),
+            r=(1, 2 * gates, 2),
+        )
+        for name, gates in GATES.items()
+    },
     "gru_activations": recurrent("GRU", ', activations=["HardSigmoid", "Relu"]', differences=False),
 }
 

@@ -13,17 +13,18 @@ from .registry import Backward, Gradients, rule
 _AFTER_SOFTMAX = 3  # of qk_matmul_output_mode
 
 
-@rule("Attention", since=23)
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """No key-value cache, no scores as an output, no soft cap."""
+    return not any(node.input[4:6]) and not any(node.output[1:]) and not attribute(node, "softcap", 0.0)
+
+
+@rule("Attention", since=23, covers=_is_plain)
 def attention(b: Backward) -> Gradients:
     """y = p v with p = softmax(scale q k' + mask), for each head; the forward node hands out p.
 
     Several query heads may share one of keys and values: to the products they are further rows of it.
     """
-    mask, past_key, past_value = [*b.x[3:], "", "", ""][:3]
-    if past_key or past_value or any(b.y[1:]):
-        raise b.refused("a key-value cache or qk_matmul_output")
-    if attribute(b.node, "softcap", 0.0):
-        raise b.refused("softcap")
+    mask = b.x[3] if len(b.x) > 3 else ""
     heads = _heads(b)
     q, k, v, dy = heads.query(b, b.x[0]), heads.pair(b, b.x[1]), heads.pair(b, b.x[2]), heads.query(b, b.dys[0] or "")
     p = heads.rows(b, _probabilities(b))

@@ -78,7 +78,7 @@ def placed(source: str, target: str, rank: int, place: int) -> onnx.NodeProto:
 
 
 def preferred(operator: str) -> bool:
-    """True where our definition is better than the operator itself, trained or not."""
+    """True where our definition, if it has one for the node, is better than the operator itself, trained or not."""
     return operator in _BODIES
 
 
@@ -121,6 +121,26 @@ def _mean_variance_normalization(node: onnx.NodeProto, types: Types) -> Body:
     ]
 
 
+def _batch_second(node: onnx.NodeProto, types: Types) -> Body | None:
+    """A recurrent operator with layout=1, which onnxruntime does not run, between transpositions."""
+    if not attribute(node, "layout", 0):
+        return None
+    inner, before, after = onnx.NodeProto(), [], []
+    inner.CopyFrom(node)
+    del inner.attribute[:]
+    inner.attribute.extend(item for item in node.attribute if item.name != "layout")
+    for at, name in enumerate(node.input):
+        if name and at in (0, 5, 6):  # sequence and initial states
+            inner.input[at] = f"given{at}"
+            before.append(helper.make_node("Transpose", [name], [f"given{at}"], perm=[1, 0, 2]))
+    for at, name in enumerate(node.output):
+        if name:
+            inner.output[at] = f"made{at}"
+            order = [1, 0, 2] if at else [2, 0, 1, 3]
+            after.append(helper.make_node("Transpose", [f"made{at}"], [name], perm=order))
+    return [*before, inner, *after]
+
+
 def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
     """All attributes stated: the definition refers to them."""
     copy = onnx.NodeProto()
@@ -132,9 +152,12 @@ def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
     return copy
 
 
-_BODIES: dict[str, Callable[[onnx.NodeProto, Types], Body]] = {
+_BODIES: dict[str, Callable[[onnx.NodeProto, Types], Body | None]] = {
+    "GRU": _batch_second,
     "GroupNormalization": _group_normalization,
+    "LSTM": _batch_second,
     "MeanVarianceNormalization": _mean_variance_normalization,
+    "RNN": _batch_second,
 }
 
 

@@ -27,7 +27,7 @@ from .arithmetic import Vector
 from .batchnorm import freeze
 from .expand import Body, dropout, expanded, preferred
 from .graph import Dimension, Graph, Shape, attribute
-from .registry import find, stops
+from .registry import covered, stops
 from .sizes import Size
 from .source import constant_value, invalid, subgraphs, title
 
@@ -177,13 +177,13 @@ class Propagation:
     # What is rewritten
 
     def _wants_expansion(self, node: onnx.NodeProto) -> bool:
-        """True where devices do not run the operator, or it is to be trained through and has no rule."""
+        """True where devices do not run the operator, or it is to be trained through and no rule covers it."""
         if node.op_type == "Constant":
             return False
         if node.op_type not in OPERATORS or preferred(node.op_type):
             return True
         trained = self._changing.intersection(node.input) and not stops(node)
-        return bool(trained) and find(node.op_type, self._graph.opset) is None
+        return bool(trained) and not covered(node, self._graph.opset)
 
     def _passes(self, node: onnx.NodeProto) -> bool:
         """True where the first output is the first input."""

@@ -148,6 +148,7 @@ Rule = Callable[[Backward], Gradients]
 class Entry:
     rule: Rule
     broadcast: bool  # gradients come back in the output's shape; the engine sums them down to each input's
+    covers: Callable[[onnx.NodeProto], bool] | None
 
 
 _RULES: dict[str, dict[int, Entry]] = {}
@@ -155,11 +156,14 @@ _STOPS: set[str] = set()
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
-def rule(*operators: str, since: int = 1, broadcast: bool = False) -> Callable[[Rule], Rule]:
+def rule(
+    *operators: str, since: int = 1, broadcast: bool = False, covers: Callable[[onnx.NodeProto], bool] | None = None
+) -> Callable[[Rule], Rule]:
     """Register a gradient rule for operators of the standard domain, from operator set `since` on.
 
     `broadcast`: the operator broadcasts its inputs (numpy style) and the rule returns gradients in the shape of the
-    output. Raises "training-request-invalid" where the operator already has a rule for that version.
+    output. `covers`: for which nodes the rule holds; others are trained through the operator's definition. None: all.
+    Raises "training-request-invalid" where the operator already has a rule for that version.
     """
 
     def register(function: Rule) -> Rule:
@@ -169,7 +173,7 @@ def rule(*operators: str, since: int = 1, broadcast: bool = False) -> Callable[[
                 raise BlindsumError(
                     "training-request-invalid", f"{operator} already has a rule since operator set {since}"
                 )
-            versions[since] = Entry(function, broadcast)
+            versions[since] = Entry(function, broadcast, covers)
         return function
 
     return register
@@ -189,6 +193,12 @@ def find(operator: str, opset: int) -> Entry | None:
     """The rule for `operator` as operator set `opset` defines it."""
     versions = [since for since in _RULES.get(operator, {}) if since <= opset]
     return _RULES[operator][max(versions)] if versions else None
+
+
+def covered(node: onnx.NodeProto, opset: int) -> bool:
+    """True where a rule holds for the node."""
+    entry = find(node.op_type, opset)
+    return entry is not None and (entry.covers is None or entry.covers(node))
 
 
 def differentiable() -> dict[str, list[int]]:
