@@ -148,7 +148,7 @@ Rule = Callable[[Backward], Gradients]
 class Entry:
     rule: Rule
     broadcast: bool  # gradients come back in the output's shape; the engine sums them down to each input's
-    covers: Callable[[onnx.NodeProto], bool] | None
+    covers: Callable[[onnx.NodeProto], bool] | None = None  # None: every node
 
 
 _RULES: dict[str, dict[int, Entry]] = {}
