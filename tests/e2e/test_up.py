@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
-from blindsum.backend.tasks import Plan, create_task, save_task
+from blindsum.backend.tasks import Plan, change_control, create_task, save_task
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.transcript import verify
 from blindsum.runtime.kit import load_trust
@@ -31,6 +32,18 @@ from blindsum.training import build_artifact, models
 
 DEVICES, ROUNDS = 5, 40
 WAIT_S = 60.0
+REST_S = 2.5
+ARTIFACT = build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy")
+PLAN = Plan(
+    name="wear",
+    threat=ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2),
+    devices_min=4,
+    devices_max=DEVICES,
+    rounds=ROUNDS,
+    join_s=2.0,
+    upload_s=6.0,
+    decide_s=4.0,
+)
 
 
 class Up:
@@ -59,6 +72,10 @@ class Up:
     def finished(self, rounds: int) -> None:
         self.wait(lambda event: event["event"] == "round-finished" and event["process"] == "coordinator", rounds)
 
+    def begun(self) -> set[int]:
+        """Rounds of the task that have begun."""
+        return {event["round"] for event in list(self.events) if event["event"] == "phase" and event["task"] == "wear"}
+
     def children(self) -> dict[str, int]:
         """Process ids of the roles, by the last part of their command line."""
         listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True).stdout
@@ -76,19 +93,7 @@ def up(tmp_path: Path, free_port: int) -> Iterator[Up]:
     folder = create_fleet(
         tmp_path / "fleet", fleet="up", malicious_parties=1, broker=f"mqtt://127.0.0.1:{free_port}", page=page
     )
-    threat = ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2)
-    plan = Plan(
-        name="wear",
-        threat=threat,
-        devices_min=4,
-        devices_max=DEVICES,
-        rounds=ROUNDS,
-        join_s=2.0,
-        upload_s=6.0,
-        decide_s=4.0,
-    )
-    files, _ = create_task(folder.operator, build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy"), plan)
-    save_task(files, folder.coordinator)
+    save_task(create_task(folder.operator, ARTIFACT, PLAN)[0], folder.coordinator)
     kits = enrol(folder, [f"turbine-{number}" for number in range(DEVICES)])
     running = Up(folder, page)
     with ExitStack() as devices:
@@ -118,6 +123,26 @@ def test_fleet_comes_up_finishes_rounds_and_starts_a_killed_party_again(up: Up) 
     transcripts = sorted((up.folder.coordinator / "transcripts").glob("*.blindsum"))
     assert len(transcripts) >= 3
     assert all(verify(path.read_bytes(), trust=trust).valid for path in transcripts)
+
+
+def test_task_rests_goes_on_and_ends_as_it_is_told_and_a_new_one_is_taken_up(up: Up) -> None:
+    kit = up.folder.coordinator
+    up.finished(1)
+    change_control(kit, "wear", state="paused")
+    up.wait(lambda event: event["event"] == "task" and event["state"] == "paused")
+    time.sleep(REST_S)  # the round that runs goes on to its end
+    begun = up.begun()
+    time.sleep(REST_S)
+    assert up.begun() == begun
+    change_control(kit, "wear", state="running")
+    up.wait(lambda event: event["event"] == "phase" and event["phase"] == "offer", len(begun) + 1)
+    (kit / "tasks" / "broken").mkdir()
+    (kit / "tasks" / "broken" / "task.cose").write_bytes(b"junk")
+    up.wait(lambda event: event["event"] == "task-refused" and event["task"] == "broken")
+    change_control(kit, "wear", state="stopped")
+    up.wait(lambda event: event["event"] == "task" and event["state"] == "stopped")
+    save_task(create_task(up.folder.operator, ARTIFACT, replace(PLAN, name="tear", rounds=1))[0], kit)
+    up.wait(lambda event: event["event"] == "phase" and event["task"] == "tear")
 
 
 def test_nothing_goes_on_running_when_up_is_killed(up: Up) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from blindsum.backend import cli
+from blindsum.backend import cli, console
 from blindsum.backend.provision import create_fleet
 from blindsum.backend.service import Reporter
 from blindsum.backend.witness import Witness
@@ -167,7 +167,7 @@ def test_model_is_shown_trained_and_exported(answer: Callable[..., Any], run: Ru
     assert answer("model", "export", net, artifact, vector, out)["model"] == str(out)
     assert onnx.load(out).graph.node == onnx.load(net).graph.node
     vector.write_bytes(b"no numbers")
-    assert run("model", "export", net, artifact, vector, out)[0] == cli.EXIT_ERROR
+    assert run("model", "export", net, artifact, vector, out)[0] == console.EXIT_ERROR
     assert "write NAME=NUMBER" in run("model", "build", net, artifact, "--dimension", "T")[2]
 
 
@@ -182,6 +182,30 @@ def test_task_create_puts_a_signed_task_where_the_coordinator_looks(
     assert status == 0 and "4: 1 may be malicious" in out  # for people: every number with what it follows from
 
 
+def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path) -> None:
+    answer("task", "create", fleet, "life", artifact, "--devices-max", 100, "--rounds", 7)
+    listed = {task["task"]: task for task in answer("task", "list", fleet)["tasks"]}
+    assert (listed["life"]["state"], listed["life"]["rounds"], listed["life"]["last_round"]) == ("running", 7, 0)
+    assert listed["life"]["parameters"] == 4 * 8 + 8 + 8 * 3 + 3
+    assert answer("task", "list", fleet / "coordinator") == answer("task", "list", fleet)
+    assert answer("task", "pause", fleet, "life")["state"] == "paused"
+    assert answer("task", "schedule", fleet, "life", "--pause-s", 90)["pause_s"] == 90.0
+    assert answer("task", "resume", fleet, "life") == answer("task", "show", fleet, "life") | {"state": "running"}
+    assert answer("task", "stop", fleet, "life")["pause_s"] == 90.0
+    assert refusal(run, "task", "resume", fleet, "life", "--json") == "task-stopped"
+    assert refusal(run, "task", "pause", fleet, "nothing", "--json") == "task-unknown"
+    assert refusal(run, "task", "pause", fleet, "../operator", "--json") == "task-unknown"
+    assert refusal(run, "task", "create", fleet, "life", artifact, "--devices-max", 100, "--json") == "task-invalid"
+    assert refusal(run, "task", "schedule", fleet, "fraud", "--pause-s", -1, "--json") == "parameters-unsafe"
+    assert "may be malicious" in run("task", "show", fleet, "life")[1]
+
+
+def refusal(run: Run, *arguments: object) -> str:
+    status, out, _ = run(*arguments)
+    assert status == console.EXIT_ERROR
+    return str(json.loads(out)["error"]["code"])
+
+
 @pytest.mark.parametrize(
     "option", ["--corrupt", "--dropped", "--rate", "--clip-norm", "--join-s", "--upload-s", "--decide-s"]
 )
@@ -190,7 +214,7 @@ def test_task_create_refuses_numbers_that_mean_nothing(
     run: Run, fleet: Path, artifact: Path, option: str, value: str
 ) -> None:
     status, out, err = run("task", "create", fleet, "odd", artifact, "--devices-max", 100, option, value, "--json")
-    assert status == cli.EXIT_ERROR
+    assert status == console.EXIT_ERROR
     assert json.loads(out)["error"]["code"] == "parameters-unsafe"
     assert "Traceback" not in err
     assert not (fleet / "coordinator" / "tasks" / "odd").exists()
@@ -210,7 +234,7 @@ def test_output_for_people_is_a_table_and_not_json(run: Run, tmp_path: Path) -> 
 def test_error_has_code_cause_and_remedy_on_both_outputs(run: Run, tmp_path: Path) -> None:
     status, out, err = run("enrol", tmp_path, "phone", "--json")
     entry = CATALOGUE["config-missing"]
-    assert status == cli.EXIT_ERROR == 2
+    assert status == console.EXIT_ERROR == 2
     error = json.loads(out)["error"]
     assert error["code"] == "config-missing" and "operator.toml" in error["detail"]
     assert (error["cause"], error["remedy"]) == (entry.cause, entry.remedy)
@@ -222,14 +246,14 @@ def test_error_has_code_cause_and_remedy_on_both_outputs(run: Run, tmp_path: Pat
 def test_answer_no_has_a_status_of_its_own(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.blindsum").write_bytes(b"no transcript")
     status, out, _ = run("verify", tmp_path / "x.blindsum", "--json")
-    assert status == cli.EXIT_INVALID == 1
+    assert status == console.EXIT_INVALID == 1
     assert json.loads(out)["valid"] is False
     assert run("verify", tmp_path / "x.blindsum")[0] == 1
 
 
 def test_every_error_of_the_catalogue_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for code in CATALOGUE:
-        cli.fail(BlindsumError(code, "[/folder] [b]100%"), as_json=True)
+        console.fail(BlindsumError(code, "[/folder] [b]100%"), as_json=True)
         captured = capsys.readouterr()
         assert json.loads(captured.out)["error"]["detail"] == "[/folder] [b]100%"
         for part in (
@@ -262,13 +286,13 @@ def test_verify_names_who_signed_both_messages_of_what_a_role_kept(run: Run, tmp
     (path,) = (tmp_path / "evidence").iterdir()
     assert path.name == "sum-000001-second-vote-party-2.blindsum"
     status, out, _ = run("verify", path, "--trust", tmp_path / "trust.cbor", "--json")
-    assert status == cli.EXIT_INVALID
+    assert status == console.EXIT_INVALID
     assert [(fault["role"], fault["id"], fault["code"]) for fault in json.loads(out)["faults"]] == [
         ("party", "2", "second-vote")
     ]
     path.write_bytes(path.read_bytes()[:-1])
     status, out, _ = run("verify", path, "--json")
-    assert (status, json.loads(out)["error"]["code"]) == (cli.EXIT_ERROR, "evidence-unproven")
+    assert (status, json.loads(out)["error"]["code"]) == (console.EXIT_ERROR, "evidence-unproven")
 
 
 def test_commands_run_as_a_module_too() -> None:

@@ -183,6 +183,11 @@ class Board:
     def _link_down(self, _at: int, data: dict[str, Any]) -> None:
         self._connected, self._link = False, f"{data['code']}: {data['detail']}"
 
+    def _task(self, _at: int, data: dict[str, Any]) -> None:
+        if data["task"] not in self._tasks and len(self._tasks) >= TASKS_MAX:
+            self._tasks.pop(next(iter(self._tasks)))
+        self._tasks.setdefault(data["task"], TaskLine(data["task"])).state = data["state"]
+
     def _task_finished(self, _at: int, data: dict[str, Any]) -> None:
         if data["task"] in self._tasks:
             self._tasks[data["task"]].state = "finished"
@@ -212,11 +217,12 @@ _HANDLERS: Final[dict[str, Handler]] = {
     "presence": Board._presence,
     "connected": Board._link_up,
     "disconnected": Board._link_down,
+    "task": Board._task,
     "task-finished": Board._task_finished,
 }
 
 _NOTED: Final = frozenset(
     {"round-finished", "round-failed", "fault", "evidence", "left-out", "complaint", "undeliverable", "disconnected"}
-    | {"connected", "opened", "round-over", "stopped", "task-finished", "web"}
+    | {"connected", "opened", "round-over", "stopped", "task", "task-finished", "task-refused", "web"}
 )
 """Events that people want to read; the rest is only counted."""

@@ -15,20 +15,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from blindsum.backend.console import Json, fail, show
+from blindsum.backend.console import EXIT_ERROR, EXIT_INVALID, Json, fail, show
 from blindsum.backend.modelcli import model_app
+from blindsum.backend.taskcli import task_app
 from blindsum.protocol.errors import BlindsumError
 
 PAGE = "127.0.0.1:8480"
 """Where a coordinator shows its page unless its settings say otherwise."""
 WATCH_PAUSE_S = 0.5
 
-__all__ = ["EXIT_ERROR", "EXIT_INVALID", "app", "fail", "main", "show"]
-
-EXIT_INVALID = 1
-"""The answer is no: a transcript that does not verify, a kit that is not fit."""
-EXIT_ERROR = 2
-"""The job could not be done; the error says why and what to do."""
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="blindsum",
@@ -38,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-task_app = typer.Typer(help="Tasks of a fleet.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(task_app, name="task")
 
@@ -190,64 +185,6 @@ def broker(
         running.stop()
 
 
-@task_app.command(
-    "create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20"
-)
-def task_create(
-    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
-    name: Annotated[str, typer.Argument(help="Name of the task.")],
-    artifact: Annotated[Path, typer.Argument(help="Training artifact ('blindsum model build').")],
-    devices_max: Annotated[int, typer.Option(help="Most devices in a round.")],
-    devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
-    cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update among.")] = 5,
-    corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
-    dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
-    rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Local epochs a round.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
-    rate: Annotated[float, typer.Option(help="Learning rate on the device.")] = 0.1,
-    clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of an update.")] = 1.0,
-    weight_max: Annotated[int, typer.Option(help="Largest weight of one device, in examples.")] = 64,
-    join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
-    upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
-    decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
-    as_json: Json = False,
-) -> None:
-    """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
-    from blindsum.backend.provision import FleetFolder
-    from blindsum.backend.tasks import Plan, create_task, save_task, scaled
-    from blindsum.protocol.params import ThreatModel
-    from blindsum.runtime.kit import load_trust, read_file
-
-    made = FleetFolder(folder)
-    threat = ThreatModel(
-        malicious_parties=(len(load_trust(made.operator).parties) - 1) // 3,
-        corrupt_permille=scaled("corrupt", corrupt, 1e3),
-        dropped_permille=scaled("dropped", dropped, 1e3),
-        cohort_min=cohort_min,
-    )
-    plan = Plan(
-        name=name,
-        threat=threat,
-        devices_min=devices_min,
-        devices_max=devices_max,
-        rounds=rounds,
-        epochs=epochs,
-        batch_size=batch_size,
-        rate=rate,
-        clip_norm=clip_norm,
-        weight_max=weight_max,
-        join_s=join_s,
-        upload_s=upload_s,
-        decide_s=decide_s,
-    )
-    files, derived = create_task(made.operator, read_file(artifact), plan)
-    place = save_task(files, made.coordinator)
-    if as_json:
-        show({"task": name, "folder": str(place), "bits": derived.bits, "degree": derived.degree}, as_json=True)
-    else:
-        print(derived.describe())
-        print(f"task {name} is in {place}; a coordinator that is running takes it up at its next start")
 
 
 @app.command(epilog="Example: blindsum verify blindsum-demo/transcript.blindsum --json")

@@ -1,4 +1,4 @@
-"""What commands print: figures for people or as JSON, and errors with cause and remedy."""
+"""How every command prints: results, errors, and the exit status."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from blindsum.protocol.errors import BlindsumError
+
+__all__ = ["EXIT_ERROR", "EXIT_INVALID", "Json", "fail", "show"]
+
+EXIT_INVALID = 1
+"""The answer is no: a transcript that does not verify, a kit that is not fit."""
+EXIT_ERROR = 2
+"""The job could not be done; the error says why and what to do."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
-from blindsum.backend.tasks import TaskFiles, load_task
+from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
 from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
@@ -20,12 +21,14 @@ from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
-from blindsum.runtime.system import random_bytes
+from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 
-__all__ = ["CoordinatorSettings", "run_coordinator", "transcript_path"]
+__all__ = ["CoordinatorSettings", "run_coordinator"]
 
 CALL_TIMEOUT_S: Final = 60.0
+LOOK_S: Final = 1.0
+"""How often the kit's folder of tasks is looked at."""
 TRANSCRIPTS_KEPT: Final = 1000
 
 
@@ -37,10 +40,6 @@ class CoordinatorSettings(Settings, frozen=True):
     web: WebSettings = WebSettings()
 
 
-def transcript_path(kit: Path, task: str, number: int) -> Path:
-    return kit / "transcripts" / f"{task}-{number:06d}.blindsum"
-
-
 def run_coordinator(kit: Path) -> int:
     """Run the coordinator of `kit` until SIGTERM. Raises BlindsumError for a kit, task or database that cannot be used."""
     settings = load_settings(kit / "coordinator.toml", CoordinatorSettings)
@@ -48,7 +47,6 @@ def run_coordinator(kit: Path) -> int:
     if settings.fleet != trust.fleet or trust.coordinator != public_of(key):
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
     box_private = read_file(kit / "box.key")
-    tasks = [load_task(place.parent) for place in sorted((kit / "tasks").glob("*/task.cose"))]
     broadcast_key = load_broadcast_key(kit)
     store = SqliteStore(kit / "coordinator.db")
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
@@ -80,7 +78,7 @@ def run_coordinator(kit: Path) -> int:
         on_refused=reporter.refused,
         broadcast_key=broadcast_key,
     )
-    rounds = _Rounds(kit, driver, tasks, happened, reporter)
+    rounds = _Rounds(kit, driver, happened, reporter)
     try:
         return run_until_stopped(driver, reporter, settings.web, rounds.turn)
     finally:
@@ -88,50 +86,69 @@ def run_coordinator(kit: Path) -> int:
 
 
 class _Rounds:
-    """Keeps every task going: writes the transcript of a finished round, then begins the next."""
+    """Keeps every task of the kit going: takes up new ones, heeds their control, writes the transcript of a finished round, and
+    begins the next."""
 
-    def __init__(
-        self,
-        kit: Path,
-        driver: Driver,
-        tasks: list[TaskFiles],
-        happened: queue.SimpleQueue[Event],
-        reporter: Reporter,
-    ) -> None:
-        self._kit, self._driver, self._tasks = kit, driver, tasks
+    def __init__(self, kit: Path, driver: Driver, happened: queue.SimpleQueue[Event], reporter: Reporter) -> None:
+        self._kit, self._driver = kit, driver
         self._happened, self._reporter = happened, reporter
-        self._known = False
-        self._running: set[str] = set()
+        self._tasks: dict[str, TaskControl] = {}
+        self._over: set[str] = set()
+        self._refused: set[str] = set()
+        self._looked = -LOOK_S
 
     def turn(self) -> None:
-        if not self._known:
-            for files in self._tasks:
-                self._add(files)
-                self._running.add(files.name)
-            self._known = True
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._look()
+            self._looked = time.monotonic()
         while not self._happened.empty():
             self._happened.get()
-        for task in sorted(self._running):
-            self._advance(task)
+        for task in self._tasks:
+            if task not in self._over:
+                self._advance(task)
+
+    def _look(self) -> None:
+        """Take up what is new in the kit's folder of tasks, and read the control of each. What is wrong with a task while others
+        run is reported and stops nothing; at the start it is an error."""
+        first = not self._tasks and not self._refused
+        for name in task_names(self._kit):
+            try:
+                if name not in self._tasks:
+                    if name in self._refused:
+                        continue
+                    files = load_task(task_place(self._kit, name))
+                    self._call(lambda machine, _now, f=files: machine.add_task(f.record, plan=f.plan, model=f.model))  # type: ignore[misc]
+                control = load_control(task_place(self._kit, name))
+            except BlindsumError as error:
+                if first:
+                    raise
+                if name not in self._tasks:
+                    self._refused.add(name)
+                self._reporter.line("task-refused", task=name, code=error.code, detail=error.detail)
+                continue
+            if self._tasks.get(name) != control:
+                self._tasks[name] = control
+                self._reporter.line("task", task=name, state=control.state, pause_s=control.pause_s)
 
     def _advance(self, task: str) -> None:
-        state = self._call(lambda machine, _now: _state(machine, task))
+        control, state = self._tasks[task], self._call(lambda machine, _now: _state(machine, task))
         if state is not None:
-            number, phase = state
+            number, phase, since = state
             if phase not in ("done", "failed"):
                 return
             if phase == "done" and not transcript_path(self._kit, task, number).exists():
                 self._write_transcript(task, number)
+            if now_ms() < since + control.pause_s * 1e3:
+                return
+        if control.state != "running":
+            return
         try:
             self._call(lambda machine, now: machine.start(task, now))
         except BlindsumError as error:
             if error.code != "task-finished":
                 raise
-            self._running.discard(task)
+            self._over.add(task)
             self._reporter.line("task-finished", task=task)
-
-    def _add(self, files: TaskFiles) -> None:
-        self._call(lambda machine, _now: machine.add_task(files.record, plan=files.plan, model=files.model))
 
     def _write_transcript(self, task: str, number: int) -> None:
         records = self._call(lambda machine, _now: list(machine.records(task)))
@@ -152,6 +169,7 @@ class _Rounds:
         return self._driver.call(fn).result(CALL_TIMEOUT_S)
 
 
-def _state(machine: CoordinatorMachine, task: str) -> tuple[int, str] | None:
+def _state(machine: CoordinatorMachine, task: str) -> tuple[int, str, int] | None:
+    """Number, phase and when that began."""
     round_ = machine.round(task)
-    return None if round_ is None else (round_.state.number, round_.state.phase)
+    return None if round_ is None else (round_.state.number, round_.state.phase, round_.state.phase_since)

@@ -81,11 +81,13 @@ def run_until_stopped(
         threading.Thread(target=_until_stdin_ends, args=(stopped,), daemon=True).start()
     with _web(reporter, web):
         driver.start()
-        while not stopped.wait(POLL_S):
-            if not driver.running:
-                break
-            turn()
-        driver.stop()
+        try:
+            while not stopped.wait(POLL_S):
+                if not driver.running:
+                    break
+                turn()
+        finally:
+            driver.stop()
     return 1 if driver.failure is not None else 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import msgspec
 
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -21,11 +23,27 @@ from blindsum.protocol.messages import (
 from blindsum.protocol.messages.common import CHUNK_SIZE
 from blindsum.protocol.params import Derived, ThreatModel, derive
 from blindsum.protocol.quantize import rotated_range
-from blindsum.protocol.view import open_task
+from blindsum.protocol.view import TaskView, open_task
 from blindsum.runtime.kit import load_key, load_trust, read_file
+from blindsum.runtime.settings import Settings, load_settings
 from blindsum.training import decode
 
-__all__ = ["Plan", "TaskFiles", "create_task", "load_task", "save_task", "scaled"]
+__all__ = [
+    "FoundTask",
+    "Plan",
+    "TaskControl",
+    "TaskFiles",
+    "change_control",
+    "create_task",
+    "load_control",
+    "load_task",
+    "read_task",
+    "save_task",
+    "scaled",
+    "task_names",
+    "task_place",
+    "transcript_path",
+]
 
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
@@ -63,6 +81,24 @@ class TaskFiles:
     record: bytes
     plan: bytes
     model: bytes
+
+
+class TaskControl(Settings, frozen=True):
+    """`control.toml` of a task: what its coordinator is to do. What the operator signed stays as it is."""
+
+    state: Literal["running", "paused", "stopped"] = "running"
+    pause_s: float = 0.0
+    """Seconds from the end of one round to the beginning of the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTask:
+    """A task in a coordinator's kit. `last_round` is the newest that has a transcript, 0 where none has."""
+
+    view: TaskView
+    derived: Derived
+    control: TaskControl
+    last_round: int
 
 
 def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles, Derived]:
@@ -139,15 +175,29 @@ def scaled(name: str, value: float, factor: float) -> int:
     return round(value * factor)
 
 
-def save_task(files: TaskFiles, folder: Path) -> Path:
-    """Put a task where a coordinator looks for it: `<kit>/tasks/<name>/`."""
-    place = folder / "tasks" / files.name
+def task_place(kit: Path, name: str) -> Path:
+    """Where a coordinator's kit keeps a task."""
+    return kit / "tasks" / name
+
+
+def task_names(kit: Path) -> list[str]:
+    """The tasks in a coordinator's kit."""
+    return sorted(path.parent.name for path in (kit / "tasks").glob("*/task.cose"))
+
+
+def transcript_path(kit: Path, task: str, number: int) -> Path:
+    return kit / "transcripts" / f"{task}-{number:06d}.blindsum"
+
+
+def save_task(files: TaskFiles, kit: Path) -> Path:
+    """Put a task where a coordinator looks for it. Raises BlindsumError "task-invalid" where another has its name."""
+    place = task_place(kit, files.name)
+    if (place / "task.cose").exists():
+        raise BlindsumError("task-invalid", f"a task {files.name} is already in {place}")
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.bin").write_bytes(files.plan)
     (place / "model.bin").write_bytes(files.model)
-    (place / "task.cose").write_bytes(
-        files.record
-    )  # last: a coordinator that starts meanwhile sees a whole task or none
+    _put(place / "task.cose", files.record)  # last: a coordinator that looks meanwhile sees a whole task or none
     return place
 
 
@@ -156,3 +206,50 @@ def load_task(place: Path) -> TaskFiles:
     return TaskFiles(
         place.name, read_file(place / "task.cose"), read_file(place / "plan.bin"), read_file(place / "model.bin")
     )
+
+
+def read_task(kit: Path, name: str) -> FoundTask:
+    """A task and its control. Raises BlindsumError "task-unknown" or "task-invalid"."""
+    place = task_place(kit, name)
+    if not is_name(name) or not (place / "task.cose").exists():
+        raise BlindsumError("task-unknown", f"{name!r}; known: {', '.join(task_names(kit)) or 'none'}")
+    opened = open_task(load_trust(kit), read_file(place / "task.cose"))
+    if isinstance(opened, Refused):
+        raise BlindsumError("task-invalid", f"{place}: {opened.code} {opened.detail}")
+    width = next(segment.width for segment in opened.task.segments if segment.codec == "quantised")
+    derived = derive(
+        opened.threat,
+        n_max=opened.task.devices_max,
+        n_min=opened.task.devices_min,
+        weight_max=opened.task.codec.weight_max,
+        width=width,
+    )
+    numbers = [int(path.stem.rpartition("-")[2]) for path in (kit / "transcripts").glob(f"{name}-[0-9]*.blindsum")]
+    return FoundTask(opened, derived, load_control(place), max(numbers, default=0))
+
+
+def load_control(place: Path) -> TaskControl:
+    """What a task's coordinator is to do. Raises BlindsumError "config-invalid"."""
+    path = place / "control.toml"
+    return load_settings(path, TaskControl) if path.exists() else TaskControl()
+
+
+def change_control(kit: Path, name: str, **changes: Any) -> TaskControl:
+    """Change a task's control; a running coordinator heeds it before the next round. Raises BlindsumError "task-unknown",
+    "task-stopped" or "parameters-unsafe"."""
+    place = task_place(kit, name)
+    before = read_task(kit, name).control
+    if before.state == "stopped" and changes.get("state") != "stopped":
+        raise BlindsumError("task-stopped", name)
+    control = msgspec.structs.replace(before, **changes)
+    if not 0.0 <= control.pause_s < math.inf:
+        raise BlindsumError("parameters-unsafe", f"pause_s is {control.pause_s}")
+    _put(place / "control.toml", f'state = "{control.state}"\npause_s = {float(control.pause_s)}\n'.encode())
+    return control
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(path)

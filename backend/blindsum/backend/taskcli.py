@@ -1,0 +1,161 @@
+"""`blindsum task …`: create a task, see what became of it, let it rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blindsum.backend.console import Json, show
+
+__all__ = ["task_app"]
+
+task_app = typer.Typer(help="Tasks of a fleet.", no_args_is_help=True)
+
+Fleet = Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made, or the coordinator's kit alone.")]
+Name = Annotated[str, typer.Argument(help="Name of the task.")]
+
+
+@task_app.command("create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20")
+def task_create(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
+    name: Name,
+    artifact: Annotated[Path, typer.Argument(help="Training artifact ('blindsum model build').")],
+    devices_max: Annotated[int, typer.Option(help="Most devices in a round.")],
+    devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
+    cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update among.")] = 5,
+    corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
+    dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
+    rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Local epochs a round.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    rate: Annotated[float, typer.Option(help="Learning rate on the device.")] = 0.1,
+    clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of an update.")] = 1.0,
+    weight_max: Annotated[int, typer.Option(help="Largest weight of one device, in examples.")] = 64,
+    join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
+    upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
+    decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
+    from blindsum.backend.provision import FleetFolder
+    from blindsum.backend.tasks import Plan, create_task, save_task, scaled
+    from blindsum.protocol.params import ThreatModel
+    from blindsum.runtime.kit import load_trust, read_file
+
+    made = FleetFolder(folder)
+    threat = ThreatModel(
+        malicious_parties=(len(load_trust(made.operator).parties) - 1) // 3,
+        corrupt_permille=scaled("corrupt", corrupt, 1e3),
+        dropped_permille=scaled("dropped", dropped, 1e3),
+        cohort_min=cohort_min,
+    )
+    plan = Plan(
+        name=name,
+        threat=threat,
+        devices_min=devices_min,
+        devices_max=devices_max,
+        rounds=rounds,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=rate,
+        clip_norm=clip_norm,
+        weight_max=weight_max,
+        join_s=join_s,
+        upload_s=upload_s,
+        decide_s=decide_s,
+    )
+    files, derived = create_task(made.operator, read_file(artifact), plan)
+    place = save_task(files, made.coordinator)
+    if as_json:
+        show({"task": name, "folder": str(place), "bits": derived.bits, "degree": derived.degree}, as_json=True)
+    else:
+        print(derived.describe())
+        print(f"task {name} is in {place}; a coordinator that is running takes it up by itself")
+
+
+@task_app.command("list", epilog="Example: blindsum task list my-fleet")
+def task_list(folder: Fleet, as_json: Json = False) -> None:
+    """All tasks: state, rounds that have a transcript, parameters."""
+    from blindsum.backend.tasks import read_task, task_names
+
+    kit = _coordinator(folder)
+    rows = [_summary(read_task(kit, name)) for name in task_names(kit)]
+    if as_json:
+        show({"tasks": rows}, as_json=True)
+        return
+    table = Table("task", "state", "pause", "last round", "of", "parameters", "devices")
+    for row in rows:
+        cells = (row["state"], f"{row['pause_s']:g} s", row["last_round"], row["rounds"], row["parameters"], row["devices"])
+        table.add_row(escape(row["task"]), *map(str, cells))
+    Console().print(table)
+
+
+@task_app.command("show", epilog="Example: blindsum task show my-fleet fraud")
+def task_show(folder: Fleet, name: Name, as_json: Json = False) -> None:
+    """One task: what the operator signed, and what was derived from its threat model."""
+    from blindsum.backend.tasks import read_task
+
+    found = read_task(_coordinator(folder), name)
+    show(_summary(found), as_json=as_json, title=name)
+    if not as_json:
+        print(found.derived.describe())
+
+
+@task_app.command("pause", epilog="Example: blindsum task pause my-fleet fraud")
+def task_pause(folder: Fleet, name: Name, as_json: Json = False) -> None:
+    """Let a task rest after the round that is running."""
+    _control(folder, name, as_json, state="paused")
+
+
+@task_app.command("resume", epilog="Example: blindsum task resume my-fleet fraud")
+def task_resume(folder: Fleet, name: Name, as_json: Json = False) -> None:
+    """Go on with a paused task."""
+    _control(folder, name, as_json, state="running")
+
+
+@task_app.command("stop", epilog="Example: blindsum task stop my-fleet fraud")
+def task_stop(folder: Fleet, name: Name, as_json: Json = False) -> None:
+    """End a task for good, after the round that is running. Its model and transcripts stay."""
+    _control(folder, name, as_json, state="stopped")
+
+
+@task_app.command("schedule", epilog="Example: blindsum task schedule my-fleet fraud --pause-s 3600")
+def task_schedule(
+    folder: Fleet,
+    name: Name,
+    pause_s: Annotated[float, typer.Option(help="Seconds from the end of one round to the beginning of the next.")],
+    as_json: Json = False,
+) -> None:
+    """Set how long a task rests between its rounds."""
+    _control(folder, name, as_json, pause_s=pause_s)
+
+
+def _control(folder: Path, name: str, as_json: bool, **changes: Any) -> None:
+    from blindsum.backend.tasks import change_control, read_task
+
+    kit = _coordinator(folder)
+    change_control(kit, name, **changes)
+    show(_summary(read_task(kit, name)), as_json=as_json, title=name)
+
+
+def _coordinator(folder: Path) -> Path:
+    return folder if (folder / "coordinator.toml").exists() else folder / "coordinator"
+
+
+def _summary(found: Any) -> dict[str, Any]:
+    task = found.view.task
+    return {
+        "task": found.view.name,
+        "state": found.control.state,
+        "pause_s": found.control.pause_s,
+        "last_round": found.last_round,
+        "rounds": task.rounds_max,
+        "parameters": sum(segment.length for segment in task.segments if segment.codec == "quantised"),
+        "devices": f"{task.devices_min} to {task.devices_max}",
+        "cohort_min": found.view.threat.cohort_min,
+    }
