@@ -193,8 +193,8 @@ def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Ru
     assert answer("task", "resume", fleet, "life") == answer("task", "show", fleet, "life") | {"state": "running"}
     assert answer("task", "stop", fleet, "life")["pause_s"] == 90.0
     assert refusal(run, "task", "resume", fleet, "life", "--json") == "task-stopped"
-    assert refusal(run, "task", "pause", fleet, "nothing", "--json") == "task-unknown"
-    assert refusal(run, "task", "pause", fleet, "../operator", "--json") == "task-unknown"
+    assert refusal(run, "task", "pause", fleet, "nothing", "--json") == "task-not-here"
+    assert refusal(run, "task", "pause", fleet, "../operator", "--json") == "task-not-here"
     assert refusal(run, "task", "create", fleet, "life", artifact, "--devices-max", 100, "--json") == "task-invalid"
     assert refusal(run, "task", "schedule", fleet, "fraud", "--pause-s", -1, "--json") == "parameters-unsafe"
     assert "may be malicious" in run("task", "show", fleet, "life")[1]

@@ -185,8 +185,6 @@ def broker(
         running.stop()
 
 
-
-
 @app.command(epilog="Example: blindsum verify blindsum-demo/transcript.blindsum --json")
 def verify(
     transcript: Annotated[Path, typer.Argument(help="Transcript of a round, or evidence that a role has kept.")],

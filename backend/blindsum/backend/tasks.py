@@ -209,10 +209,10 @@ def load_task(place: Path) -> TaskFiles:
 
 
 def read_task(kit: Path, name: str) -> FoundTask:
-    """A task and its control. Raises BlindsumError "task-unknown" or "task-invalid"."""
+    """A task and its control. Raises BlindsumError "task-not-here" or "task-invalid"."""
     place = task_place(kit, name)
     if not is_name(name) or not (place / "task.cose").exists():
-        raise BlindsumError("task-unknown", f"{name!r}; known: {', '.join(task_names(kit)) or 'none'}")
+        raise BlindsumError("task-not-here", f"{name!r}; known: {', '.join(task_names(kit)) or 'none'}")
     opened = open_task(load_trust(kit), read_file(place / "task.cose"))
     if isinstance(opened, Refused):
         raise BlindsumError("task-invalid", f"{place}: {opened.code} {opened.detail}")
@@ -235,7 +235,7 @@ def load_control(place: Path) -> TaskControl:
 
 
 def change_control(kit: Path, name: str, **changes: Any) -> TaskControl:
-    """Change a task's control; a running coordinator heeds it before the next round. Raises BlindsumError "task-unknown",
+    """Change a task's control; a running coordinator heeds it before the next round. Raises BlindsumError "task-not-here",
     "task-stopped" or "parameters-unsafe"."""
     place = task_place(kit, name)
     before = read_task(kit, name).control

@@ -162,7 +162,7 @@ CATALOGUE: dict[str, Entry] = {
         'use 1 to 64 of a-z, 0-9 and "-"; a device is not called "coordinator" nor "party-…"',
     ),
     "port-busy": Entry("another program listens on the port", "stop it, or choose another port"),
-    "task-unknown": Entry("the coordinator's kit has no task of that name", "see 'blindsum task list'"),
+    "task-not-here": Entry("the coordinator's kit has no task of that name", "see 'blindsum task list'"),
     "task-stopped": Entry("the task was stopped, which is for good", "create a new task from its model"),
     "board-unreachable": Entry(
         "no role shows its board there",
