@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,32 @@ def test_decisions_are_numbered_without_gaps_and_have_three_parts(pages: dict[st
         assert text.startswith(f"# {int(Path(path).name[:4])}. "), path
         positions = [text.find(f"\n## {part}") for part in ("Context", "Decision", "Consequences")]
         assert -1 not in positions and positions == sorted(positions), path
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_operators_document_is_up_to_date(root: Path) -> None:
+    checked = _check_operators(root)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_operators_check_notices_an_old_document(root: Path, tmp_path: Path) -> None:
+    old = tmp_path / "OPERATORS.md"
+    old.write_text((root / "docs" / "OPERATORS.md").read_text("utf-8").replace("| Relu |", "| Rectifier |"), "utf-8")
+    checked = _check_operators(root, old)
+    assert checked.returncode == 1
+    assert "scripts/operators" in checked.stderr
+
+
+def test_readme_counts_the_operators_that_have_gradients(root: Path, pages: dict[str, str]) -> None:
+    rows = re.findall(r"^\| [A-Z]\w+ \| [0-9, ]+ \| \w+ \|$", pages["docs/OPERATORS.md"], re.MULTILINE)
+    assert f"[{len(rows)} operators](docs/OPERATORS.md)" in pages["README.md"]
+
+
+def _check_operators(root: Path, *files: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "scripts" / "operators"), "--check", *map(str, files)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 # -- the specification ------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ Fences = Callable[[Path], list[tuple[str, str]]]
 def section(root: Path, fences: Fences) -> tuple[str, list[str]]:
     """(the app, the shell blocks of "By hand") of the README."""
     readme = root / "README.md"
-    [app] = [code for language, code in fences(readme) if language == "python"]
+    app, *_ = [code for language, code in fences(readme) if language == "python"]
     by_hand = readme.read_text("utf-8").split("\n## By hand\n")[1].split("\n## ")[0]
     return app, re.findall(r"^```bash\n(.*?)^```$", by_hand, re.MULTILINE | re.DOTALL)
 
