@@ -29,8 +29,18 @@ def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:
         return
     table = Table(title=title or None, show_header=False)
     for name, value in figures.items():
-        table.add_row(name, escape("\n".join(map(str, value)) if isinstance(value, list) else str(value)))
+        lines = value if isinstance(value, list) else [value]
+        table.add_row(name.replace("_", " "), escape("\n".join(map(_text, lines))))
     Console().print(table)
+
+
+def _text(value: Any) -> str:
+    """A figure as people write it."""
+    if value is None or value == {}:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}".replace("_", " ") for name, item in value.items())
+    return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def fail(error: BlindsumError, *, as_json: bool) -> None:
