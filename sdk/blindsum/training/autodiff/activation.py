@@ -81,12 +81,11 @@ def hard_sigmoid(b: Backward) -> Gradients:
 
 @rule("HardSwish", since=14)
 def hard_swish(b: Backward) -> Gradients:
-    """With h = clip(x / 6 + 1/2, 0, 1): h, and x / 6 = h - 1/2 more where nothing is clipped."""
-    x = b.x[0]
-    gate = b.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
-    inside = b.mask(b.op("Equal", x, b.op("Clip", x, b.scalar(-3.0), b.scalar(3.0))))
-    more = b.op("Mul", inside, b.op("Sub", gate, b.scalar(0.5)))
-    return [b.op("Mul", b.dy, b.op("Add", gate, more))]
+    """With c = clip(x, -3, 3): c / 6 + 1/2, and c / 6 more where nothing is clipped."""
+    clipped = b.op("Clip", b.x[0], b.scalar(-3.0), b.scalar(3.0))
+    share = b.op("Add", b.mask(b.op("Equal", b.x[0], clipped)), b.scalar(1.0))
+    slope = b.op("Add", b.op("Mul", b.op("Mul", clipped, share), b.scalar(1 / 6)), b.scalar(0.5))
+    return [b.op("Mul", b.dy, slope)]
 
 
 @rule("Tanh", since=6)
