@@ -115,6 +115,23 @@ CASES = {
         )
         for name, gates in GATES.items()
     },
+    **{
+        f"lstm_lengths_that_are_full_{at}": case(
+            f"t = Transpose <perm=[1, 0, 2]> (x) n = Shape <end=1> (x) {lengths}"
+            " Y, l = LSTM <hidden_size=2> (t, w, r, , full) y = Transpose <perm=[2, 0, 1, 3]> (Y)",
+            (4, 3),
+            differences=False,  # onnx.reference ignores the lengths
+            w=(1, 8, 3),
+            r=(1, 8, 2),
+            constants={"four": np.array([4], np.int64)},
+        )
+        for at, lengths in enumerate(
+            (
+                "full = ConstantOfShape <value=int32[1] {4}> (n)",
+                "long = Expand (four, n) full = Cast <to=6> (long)",
+            )
+        )
+    },
     "gru_activations": recurrent("GRU", ', activations=["HardSigmoid", "Relu"]', differences=False),
 }
 

@@ -20,84 +20,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
+from .gates import Activation, functions
 from .graph import Graph, attribute
 from .loop import Body, scan
 from .registry import Backward, Gradients, rule
 from .shape import zero
 
 _END = (1 << 63) - 1
+_REPEATS = {"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Unsqueeze"}
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Activation:
-    """`alpha` and `beta` as ONNX defines them for the function of that name."""
-
-    name: str
-    alpha: float
-    beta: float
-
-    def value(self, b: Backward, x: str) -> str:
-        alpha, beta = self.alpha, self.beta
-        match self.name:
-            case "affine":
-                return b.op("Add", b.op("Mul", x, b.scalar(alpha)), b.scalar(beta))
-            case "scaledtanh":
-                return b.op("Mul", b.op("Tanh", b.op("Mul", x, b.scalar(beta))), b.scalar(alpha))
-            case "hardsigmoid":
-                return b.op("HardSigmoid", x, alpha=alpha, beta=beta)
-            case "leakyrelu" | "thresholdedrelu" | "elu":
-                return b.op(_OPERATORS[self.name], x, alpha=alpha)
-            case _:
-                return b.op(_OPERATORS[self.name], x)
-
-    def slope(self, b: Backward, y: str) -> str:
-        """The derivative, from the function's value."""
-        one = b.scalar(1.0)
-        match self.name:
-            case "sigmoid":
-                return b.op("Mul", y, b.op("Sub", one, y))
-            case "tanh":
-                return b.op("Sub", one, b.op("Mul", y, y))
-            case "scaledtanh":
-                squared = b.op("Mul", b.op("Mul", y, y), b.scalar(self.beta / self.alpha))
-                return b.op("Sub", b.scalar(self.alpha * self.beta), squared)
-            case "affine":
-                return b.op("Add", b.op("Mul", y, b.scalar(0.0)), b.scalar(self.alpha))
-            case "softsign":
-                rest = b.op("Sub", one, b.op("Abs", y))
-                return b.op("Mul", rest, rest)
-            case "softplus":
-                return b.op("Sub", one, b.op("Exp", b.op("Neg", y)))
-            case "hardsigmoid":
-                inside = b.op("And", b.op("Greater", y, b.scalar(0.0)), b.op("Less", y, one))
-                return b.op("Mul", b.mask(inside), b.scalar(self.alpha))
-        positive = b.mask(b.op("Greater", y, b.scalar(0.0)))
-        if self.name == "leakyrelu":
-            rising = b.op("Mul", positive, b.scalar(1.0 - self.alpha))
-            return b.op("Add", rising, b.scalar(self.alpha))
-        if self.name == "elu":
-            falling = b.op("Mul", b.op("Sub", one, positive), b.op("Add", y, b.scalar(self.alpha)))
-            return b.op("Add", positive, falling)
-        return positive
-
-
-_OPERATORS = {
-    "affine": "",
-    "elu": "Elu",
-    "hardsigmoid": "HardSigmoid",
-    "leakyrelu": "LeakyRelu",
-    "relu": "Relu",
-    "scaledtanh": "",
-    "sigmoid": "Sigmoid",
-    "softplus": "Softplus",
-    "softsign": "Softsign",
-    "tanh": "Tanh",
-    "thresholdedrelu": "ThresholdedRelu",
-}
-_ALPHA = {"affine": 1.0, "elu": 1.0, "hardsigmoid": 0.2, "leakyrelu": 0.01, "scaledtanh": 1.0, "thresholdedrelu": 1.0}
-_BETA = {"affine": 0.0, "hardsigmoid": 0.5, "scaledtanh": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +50,7 @@ class _Direction:
     d_y: str  # sequence of gradients from outside; '' for none, as for the two below
     d_last_h: str
     d_last_c: str
-    activations: list[_Activation]
+    activations: list[Activation]
 
     def sequence(self, b: Backward, matrix: str, width: int) -> str:
         sizes = b.op("Concat", *self.lead, b.integers([width * _hidden(b)]), axis=0)
@@ -314,8 +247,7 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
     bias, lengths, initial_h, initial_c = [*b.x[3:], "", "", "", ""][:4]
     if attribute(b.node, "clip") is not None:
         raise b.refused("a clip threshold")
-    known = b.known(lengths) if lengths else None
-    if lengths and (known is None or not isinstance(steps, int) or min(known.tolist()) < steps):
+    if lengths and not (isinstance(steps, int) and _shortest(b, lengths) >= steps):
         raise b.refused("sequences of unequal lengths (input sequence_lens); pad them and leave that input away")
     if not isinstance(features, int):
         raise b.refused("an unknown number of features")
@@ -324,7 +256,7 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
     d_y, d_last_h, d_last_c = [*b.dys, None, None][:3]
     x = b.op("Reshape", b.x[0], b.integers([-1, features]))
     empty = b.op("Concat", b.op("Shape", b.x[0], start=1, end=2), b.integers([hidden]), axis=0)
-    functions = _functions(b, activations * len(ways))
+    given = functions(b, activations * len(ways))
 
     def direction(at: int, backwards: bool) -> _Direction:
         def mine(value: str, axis: int = 0) -> str:
@@ -349,10 +281,22 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
             d_y=mine(d_y, 1) if d_y else "",
             d_last_h=mine(d_last_h) if d_last_h else "",
             d_last_c=mine(d_last_c) if d_last_c else "",
-            activations=functions[at * len(activations) : (at + 1) * len(activations)],
+            activations=given[at * len(activations) : (at + 1) * len(activations)],
         )
 
     return [direction(at, backwards) for at, backwards in enumerate(ways)]
+
+
+def _shortest(b: Backward, lengths: str) -> int:
+    """The least of the lengths, where one constant is repeated for each example; else 0."""
+    makers = {name: node for node in b.graph.nodes for name in node.output}
+    while b.known(lengths) is None and lengths in makers and makers[lengths].op_type in _REPEATS:
+        lengths = makers[lengths].input[0]
+    known, maker = b.known(lengths), makers.get(lengths)
+    if known is None and maker is not None and maker.op_type == "ConstantOfShape":
+        value = attribute(maker, "value")
+        known = onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else None
+    return 0 if known is None else min(map(int, known.ravel().tolist()))
 
 
 def _gradients(b: Backward, found: Sequence[tuple[_Direction, _Slopes]]) -> Gradients:
@@ -373,21 +317,6 @@ def _gradients(b: Backward, found: Sequence[tuple[_Direction, _Slopes]]) -> Grad
     d_h = stacked(slopes.initial_h for _, slopes in found)
     d_c = stacked(slopes.initial_c for _, slopes in found) if b.node.op_type == "LSTM" else None
     return [dx, d_w, d_r, d_bias, None, d_h, d_c]
-
-
-def _functions(b: Backward, defaults: Sequence[str]) -> list[_Activation]:
-    names = attribute(b.node, "activations", [name.encode() for name in defaults])
-    alphas, betas = (list(attribute(b.node, f"activation_{key}", [])) for key in ("alpha", "beta"))  # type: ignore[call-overload]
-    assert isinstance(names, list)
-    functions = []
-    for name in (item.decode().lower() for item in names):
-        if name not in _OPERATORS:
-            raise b.refused(f"the activation {name}")
-        # each takes from the lists what its definition has, as onnxruntime reads them
-        alpha = alphas.pop(0) if name in _ALPHA and alphas else _ALPHA.get(name, 0.0)
-        beta = betas.pop(0) if name in _BETA and betas else _BETA.get(name, 0.0)
-        functions.append(_Activation(name=name, alpha=alpha, beta=beta))
-    return functions
 
 
 def _hidden(b: Backward) -> int:
