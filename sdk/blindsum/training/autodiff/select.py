@@ -35,6 +35,7 @@ _SETTINGS = {
 """Operands that state a range, a scale or a fill value: trained only when they are named in full."""
 
 _MADE_UP = re.compile(r"val_\d+")
+_OF_FORMULAS = re.compile(r"[A-Z][a-z]_[A-Z]\w*cst\d*|negate|unity|num_classes")
 _LAYERS = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
 _PASSING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 LISTED_MAX = 40  # names in a message
@@ -136,12 +137,14 @@ def _settings(source: Source) -> Iterator[str]:
 
 
 def _fillers(source: Source) -> Iterator[str]:
-    """Numbers that PyTorch's newer exporter stores beside the weights: single ones, and the ones and zeros of the
-    InstanceNormalization into which it writes a GroupNorm."""
+    """Numbers that exporters store beside the weights. PyTorch's newer one: single ones, and the ones and zeros of the
+    InstanceNormalization into which it writes a GroupNorm. skl2onnx: ranges of scalers, and parts of formulas."""
     for node in source.nodes:
         for name in node.input:
             array = source.constants.get(name)
-            if array is not None and _MADE_UP.fullmatch(name):
+            if array is not None and _OF_FORMULAS.fullmatch(name):
+                yield name
+            elif array is not None and _MADE_UP.fullmatch(name):
                 plain = array.size == 1 or (node.op_type == "InstanceNormalization" and (array == array.flat[0]).all())
                 if array.ndim == 1 and plain:
                     yield name

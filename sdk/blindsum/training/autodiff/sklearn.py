@@ -84,6 +84,8 @@ def lower(graph: onnx.GraphProto) -> None:
                         "LpNormalization", [node.output[0] + ".float"], [node.output[0]], node.name, axis=1, p=power
                     ),
                 ]
+        elif node.op_type == "Reciprocal" and (logit := _logistic(node, made, arrays)):
+            replacement = [helper.make_node("Sigmoid", [logit], [node.output[0]], node.name)]
         elif node.op_type == "Concat" and (logit := _pair(node, made, arrays)):
             replacement = list(_two_classes(logit, node.output[0], node.name))
         lowered += replacement or [node]
@@ -122,6 +124,20 @@ def _two_classes(logit: str, result: str, name: str) -> Iterator[onnx.NodeProto]
     yield _constant(f"{result}.signs", np.array([[0.0, 1.0]], np.float32))
     yield helper.make_node("MatMul", [logit, f"{result}.signs"], [f"{result}.pair"], f"{name}.pair")
     yield helper.make_node("Softmax", [f"{result}.pair"], [result], name, axis=1)
+
+
+def _logistic(node: onnx.NodeProto, made: dict[str, onnx.NodeProto], arrays: dict[str, onnx.TensorProto]) -> str:
+    """z where the node makes 1 / (1 + exp(-1 z)), which overflows where sigmoid(z) does not; else ''."""
+    total = made.get(node.input[0])
+    power = made.get(total.input[0]) if total is not None and total.op_type == "Add" else None
+    opposite = made.get(power.input[0]) if power is not None and power.op_type == "Exp" else None
+    if total is None or opposite is None or opposite.op_type != "Mul":
+        return ""
+    one, minus = arrays.get(total.input[1]), arrays.get(opposite.input[1])
+    if one is None or minus is None:
+        return ""
+    right = np.all(numpy_helper.to_array(one) == 1) and np.all(numpy_helper.to_array(minus) == -1)
+    return str(opposite.input[0]) if right else ""
 
 
 def _pair(node: onnx.NodeProto, made: dict[str, onnx.NodeProto], arrays: dict[str, onnx.TensorProto]) -> str:
