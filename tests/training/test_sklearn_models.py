@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import Tensor, nn
 
 from blindsum.training import SGD, TrainingSession, build_artifact
@@ -154,6 +154,30 @@ def test_fitted_model_goes_on_as_its_layers_do(make: Callable[[Array, Array], Fi
         optimiser.step()
         theirs.append(loss.item())
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * max(theirs))
+
+
+def test_logistic_scores_far_from_zero_are_no_nan() -> None:
+    """skl2onnx spells 1 / (1 + exp(-z)) out, which overflows; and it stores the parts of the formula like weights."""
+    x, t = load_iris(return_X_y=True)
+    model = SGDClassifier(loss="log_loss", random_state=1).fit(x, t)
+    proto = skl2onnx.to_onnx(model, initial_types=[("x", FloatTensorType([None, 4]))])
+    assert "Exp" in {node.op_type for node in proto.graph.node}
+    session = TrainingSession(build_artifact(proto, loss="cross-entropy", output="probabilities", optimizer="gradient"))
+    assert [name for name, _ in session.layout] == ["coef", "intercept"]
+    far = np.float32(x * 100)
+    np.testing.assert_allclose(session.predict(far), model.predict_proba(far), atol=1e-5)
+    loss, gradient = session.step(far, t)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+def test_ranges_of_a_scaler_are_not_trained() -> None:
+    x, t = load_iris(return_X_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two epochs are few
+        model = make_pipeline(MinMaxScaler(), MLPClassifier((4,), max_iter=2, random_state=1)).fit(x, t)
+    proto = skl2onnx.to_onnx(model, initial_types=[("x", FloatTensorType([None, 4]))])
+    session = TrainingSession(build_artifact(proto, loss="cross-entropy", output="probabilities"))
+    assert session.parameters.size == 4 * 4 + 4 + 4 * 3 + 3
 
 
 def _loss(made: Fitted, prediction: Tensor, targets: Tensor) -> Tensor:
