@@ -23,6 +23,7 @@ UNARY = {
     "Exp": torch.exp,
     "Floor": torch.floor,
     "Identity": torch.clone,
+    "IsInf": torch.isinf,
     "IsNaN": torch.isnan,
     "Log": torch.log,
     "Neg": torch.neg,

@@ -59,3 +59,11 @@ def scatter_nd(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
     if reduction == "none":
         return rows.scatter(0, numbers, pieces).reshape(x.shape)
     return rows.scatter_reduce(0, numbers, pieces, TORCH_REDUCTIONS[reduction]).reshape(x.shape)
+
+
+@operator("OneHot")
+def one_hot(node: Node, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
+    size, axis = int(depth.item()), node.get("axis", -1) % (indices.ndim + 1)
+    wanted = torch.where(indices < 0, indices + size, indices).unsqueeze(axis)
+    numbers = torch.arange(size).reshape([-1 if at == axis else 1 for at in range(indices.ndim + 1)])
+    return torch.where(wanted == numbers, values[1], values[0])

@@ -40,3 +40,9 @@ def reduce(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
         over = sorted(axis % x.ndim for axis in axes.tolist())
     y = form(x, over)
     return y if node.get("keepdims", 1) else y.reshape([size for at, size in enumerate(y.shape) if at not in over])
+
+
+@operator("ArgMax", "ArgMin")
+def extreme_position(node: Node, x: Tensor) -> Tensor:
+    function = torch.argmax if node.operator == "ArgMax" else torch.argmin
+    return function(x, node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))

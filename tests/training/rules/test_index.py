@@ -8,6 +8,18 @@ import pytest
 from tests.training.cases import case, check
 
 CASES = {
+    "one_hot": case(
+        "y = OneHot (x, depth, w)", (3,), dtype="int64", between=(-5, 7), w=(2,), constants={"depth": np.int64(5)}
+    ),
+    "one_hot_axis": case(
+        "h = OneHot <axis=1> (x, depth, w) y = Mul (h, s)",
+        (3,),
+        dtype="int64",
+        between=(0, 5),
+        w=(2,),
+        s=(5, 3),
+        constants={"depth": np.int64(5)},
+    ),
     "gather_embedding": case("y = Gather (w, x)", (3,), dtype="int64", between=(0, 5), w=(5, 4)),
     "gather_counted_from_behind": case("y = Gather (w, x)", (3,), dtype="int64", between=(-5, 0), w=(5, 4)),
     "gather_int32": case("i = Cast <to=6> (x) y = Gather (w, i)", (3,), dtype="int64", between=(0, 5), w=(5, 4)),

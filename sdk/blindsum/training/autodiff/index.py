@@ -40,6 +40,15 @@ def gather_nd(b: Backward) -> Gradients:
     return [b.op("ScatterND", zeros(b, b.x[0]), b.x[1], b.dy, reduction="add"), None]
 
 
+@rule("OneHot", since=11)
+def one_hot(b: Backward) -> Gradients:
+    """What is written where: the second of `values` at the indices, the first everywhere else."""
+    hot = b.op("Mul", b.dy, b.op("OneHot", b.x[0], b.x[1], b.array(np.array([0.0, 1.0])), axis=b.integer("axis", -1)))
+    on = b.op("Reshape", b.op("ReduceSum", hot, keepdims=0), b.integers([1]))
+    everything = b.op("Reshape", b.op("ReduceSum", b.dy, keepdims=0), b.integers([1]))
+    return [None, None, b.op("Concat", b.op("Sub", everything, on), on, axis=0)]
+
+
 @rule("TopK", since=10)
 def top_k(b: Backward) -> Gradients:
     dy = b.dys[0]
