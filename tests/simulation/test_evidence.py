@@ -10,8 +10,9 @@ from blindsum.protocol.codec import decode, encode
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX
-from blindsum.protocol.messages import Join, Opening, Result, Vote
+from blindsum.protocol.messages import Join, Offer, Opening, Result, Vote
 from blindsum.protocol.transcript import verify, write_records
+from blindsum.protocol.view import digest_of
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
 from blindsum.testing.forgery import (
     altered,
@@ -42,6 +43,20 @@ def named(world: World, evidence: Kept) -> list[tuple[str, str]]:
     _, first, second, join = evidence
     report = verify_evidence(write_evidence(world.fleet.trust, first, second, join), trust=world.fleet.trust)
     return [(fault.principal, fault.code) for fault in report.faults]
+
+
+def two_offers(world: World) -> None:
+    world.until("manifest")
+    first = world.round.state.offers[2]
+    world.give("coordinator", world.fleet.resign(first, altered(body_of(first, Offer), chain=bytes(31) + b"1")))
+
+
+def another_beacon(world: World) -> None:
+    world.until("join")
+    world.stop("party/2")
+    world.until("roster")
+    proposed = digest_of(world.fleet.trust, world.round.state.roster_proposal)
+    world.give("coordinator", vote(world, 2, "roster", proposed, beacon=bytes(32)))
 
 
 def two_votes(world: World) -> None:
@@ -115,6 +130,8 @@ def result_of_another_set(world: World) -> None:
 @pytest.mark.parametrize(
     ("misbehave", "culprit", "code", "witness"),
     [
+        (two_offers, "party/2", "second-offer", "coordinator"),
+        (another_beacon, "party/2", "beacon-differs", "coordinator"),
         (two_votes, "party/2", "second-vote", "coordinator"),
         (two_headers, "device/d-0001", "second-header", "coordinator"),
         (two_headers, "device/d-0001", "second-header", "party/1"),

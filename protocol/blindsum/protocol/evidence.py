@@ -13,7 +13,8 @@ from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import certificate_fault
 from blindsum.protocol.messages import MESSAGES, Join
 from blindsum.protocol.report import Report
-from blindsum.protocol.trust import Trust
+from blindsum.protocol.roster import beacon_commitment
+from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.view import open_message
 
 __all__ = ["MAGIC", "contradiction", "verify_evidence", "write_evidence"]
@@ -22,6 +23,7 @@ MAGIC: Final = b"blindsum evidence 1\n"
 
 _TWICE: Final = {
     # type: (code of signing two, fields that tell one question from another)
+    "offer": ("second-offer", ()),
     "vote": ("second-vote", ("decides",)),
     "manifest": ("second-manifest", ()),
     "roster-proposal": ("second-roster", ()),
@@ -35,8 +37,8 @@ _TWICE: Final = {
 def contradiction(first: Signed, second: Signed) -> str:
     """The code of what one principal does wrong by signing both messages, or "". Their signatures are the caller's to check.
 
-    Nobody honest answers one question of a round twice, names in a result another manifest or set than it proposed, or has two
-    results follow the same one.
+    Nobody honest answers one question of a round twice, reveals another beacon than it committed to, names in a result another
+    manifest or set than it proposed, or has two results follow the same one.
     """
     one, other = first.head, second.head
     if (one.sender, one.fleet, one.task) != (other.sender, other.fleet, other.task) or first.digest == second.digest:
@@ -55,6 +57,9 @@ def contradiction(first: Signed, second: Signed) -> str:
         return code if all(first.payload[name] == second.payload[name] for name in question) else ""
     if (one.type, other.type) in (("manifest", "result"), ("proposal", "result")):
         return "result-differs" if second.payload[one.type] != first.digest else ""
+    if (one.type, other.type) == ("offer", "vote") and second.payload["decides"] == "roster":
+        committed = beacon_commitment(second.payload["beacon"], one.task, one.round, party_number(one.sender))
+        return "beacon-differs" if committed != first.payload["beacon_commitment"] else ""
     return ""
 
 

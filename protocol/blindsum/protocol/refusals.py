@@ -49,6 +49,7 @@ REFUSALS: Final[dict[str, Entry]] = {
     ),
     "offers-too-few": Entry("fewer than a quorum of parties offered to take part", "see which parties are down"),
     "offer-malformed": Entry("a party's offer for the round is not sound", _BLAME),
+    "second-offer": Entry("a party signed two different offers for one round", _BLAME),
     "offer-differs": Entry("the manifest has an offer of this party that it did not make for the round", _BLAME),
     "manifest-differs": Entry("a message is about another manifest than the one agreed on", _BLAME),
     "second-manifest": Entry("two manifests were proposed for one round", _BLAME),

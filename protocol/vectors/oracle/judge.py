@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import chain, combinations
 from typing import TypeAlias
 
-from oracle.cbor import Value, blob_ref, decode
+from oracle.cbor import Value, blob_ref, decode, digest
 from oracle.curves import ed25519_verify
 from oracle.envelope import Signed, Trust, open_inner, open_message, trust_open
 from oracle.fault import Fault, require
@@ -31,6 +31,7 @@ from oracle.views import (
 _ONCE = ("trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next")
 _MANY = ("header", "body", "opening", "content", "check", "evidence")
 _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "offer": ("second-offer", ()),
     "vote": ("second-vote", ("decides",)),
     "manifest": ("second-manifest", ()),
     "roster-proposal": ("second-roster", ()),
@@ -333,6 +334,10 @@ def contradiction(first: Signed, second: Signed) -> str:
     if one == other:
         code, question = _TWICE.get(one, ("", ()))
         return code if all(first.body[name] == second.body[name] for name in question) else ""
+    if (one, other) == ("offer", "vote") and second.body["decides"] == "roster":
+        place = first.head["task"], first.head["round"], int(first.sender.split("/")[1])
+        kept = digest("beacon", *place, second.body["beacon"]) == first.body["beacon_commitment"]
+        return "" if kept else "beacon-differs"
     named = other == "result" and one in ("manifest", "proposal")
     return "result-differs" if named and second.body[one] != first.digest else ""
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 
-from blindsum.protocol.codec import encode
-from blindsum.protocol.envelope import seal_envelope
+from blindsum.protocol.codec import convert, encode
+from blindsum.protocol.envelope import open_envelope, seal_envelope
 from blindsum.protocol.messages import (
     Announcement,
     Certificate,
     Check,
     Header,
+    Offer,
     OpeningContent,
     Payload,
     Proposal,
@@ -141,13 +142,23 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     one, other = (signed("vote", "party/2", "coordinator", vote) for vote in votes)
     roster_vote = signed("vote", "party/2", "coordinator", Vote(decides="roster", digest=secret("roster"), beacon=b""))
     header, proposal = scene.headers[1], scene.proposal.payload
+    announced, rostered = scene.announcement.payload, scene.roster_message.payload
+    assert isinstance(announced, Announcement) and isinstance(rostered, RosterAnnouncement)
     assert isinstance(header.payload, Header) and isinstance(proposal, Proposal)
     second = msgspec.structs.replace(header.payload, edges=bytes(len(header.payload.edges)))
     other_set = msgspec.structs.replace(proposal, survivors=scene.blob(scene.joins))
     opening = msgspec.structs.replace(scene.openings[1][0].payload, plain=secret("plain"))
     stated = scene.make_result(proposal=secret("another set"))
     party, device = scene.openings[1][0].sender, header.sender
+    offers = open_envelope(announced.manifest).payload["offers"]
+    offer = convert(open_envelope(offers[1]).payload, Offer)
+    second_offer = msgspec.structs.replace(offer, chain=secret("chain"))
+    true_beacon = next(raw for raw in rostered.votes if open_envelope(raw).head.sender == "party/2")
+    beacons = Vote(decides="roster", digest=scene.roster_proposal.digest, beacon=secret("another beacon"))
     return [
+        ("a party offers twice", [twice("offer", "party/2", offers[1], second_offer)]),
+        ("a party reveals another beacon", [twice("vote", "party/2", offers[1], beacons)]),
+        ("a party reveals the beacon it committed to", [("evidence", encode([offers[1], true_beacon]))]),
         ("one party complains about a device", [check("party/3", (1, "box-unreadable"))]),
         (
             "t parties refuse a device",

@@ -52,7 +52,10 @@ class Intake:
             return Refused("offer-malformed", signed.head.sender, "an unusable box key")
         party = party_number(signed.head.sender)
         self._catch_up(round_.base, party, offer.chain)
-        if round_.state.phase != "offer" or party in round_.state.offers:
+        known = round_.state.offers.get(party)
+        if known is not None and self._desk.digest(known) != signed.digest:
+            return self._desk.evidence(round_, "second-offer", signed.head.sender, known, signed.raw)
+        if round_.state.phase != "offer" or known is not None:
             return None
         round_.change(offers={**round_.state.offers, party: signed.raw})
         self._desk.save(round_)
@@ -81,8 +84,11 @@ class Intake:
             assert round_.view is not None
             member = round_.view.member(party)
             revealed = beacon_commitment(vote.beacon, round_.base.name, state.number, party)
-            if member is None or revealed != member.beacon_commitment:
-                return Refused("beacon-differs", signed.head.sender)
+            if member is None:
+                return Refused("beacon-differs", signed.head.sender, "it has no part in this round")
+            if revealed != member.beacon_commitment:
+                offer = state.offers[party]
+                return self._desk.evidence(round_, "beacon-differs", signed.head.sender, offer, signed.raw)
         round_.change(**{name: {**votes, party: signed.raw}})
         self._desk.save(round_)
         self._conduct.turn(round_, now)
