@@ -132,12 +132,16 @@ class Graph:
 
     def rename(self, old: str, new: str) -> None:
         """Give a value that a node computes another name."""
+        self.rename_all({old: new})
+
+    def rename_all(self, renamed: Mapping[str, str]) -> None:
+        """Give values that nodes compute other names; `renamed`: old name -> new name."""
         self._emitted.clear()
         for node in every_node(self.nodes):
             for names in (node.input, node.output):
                 for at, name in enumerate(names):
-                    if name == old:
-                        names[at] = new
+                    if name in renamed:
+                        names[at] = renamed[name]
 
     def substitute(self, functions: Mapping[str, Callable[[Graph, onnx.NodeProto], bool]]) -> None:
         """Let functions emit, by operator, what takes a node's place; one that returns False has left it as it is."""

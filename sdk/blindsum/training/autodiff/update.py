@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx
@@ -45,8 +46,7 @@ def append(graph: Graph, optimiser: Optimiser | Gradient, gradients: Mapping[str
         slopes[graph.op("Identity", slope, output=graph.fresh("Identity")) if slope in slopes else slope] = name
     by_name = {name: slope for slope, name in slopes.items()}
     if isinstance(optimiser, Gradient):
-        for name, slope in by_name.items():
-            graph.rename(slope, gradient(name))
+        graph.rename_all({slope: gradient(name) for slope, name in slopes.items()})
         return [gradient(name) for name in by_name]
     by_name = _with_terms(graph, optimiser, by_name)
     if isinstance(optimiser, SGD):
@@ -84,49 +84,57 @@ def _with_terms(graph: Graph, optimiser: Optimiser, slopes: dict[str, str]) -> d
 
 def _sgd(graph: Graph, optimiser: SGD, slopes: Mapping[str, str], folded: str) -> list[str]:
     """With neither momentum nor terms, p <- (1 - lr w) p - lr g: one pass, in the Gemm that makes g where there is one."""
-    outputs = []
+    outputs, makers = [], _Makers(graph)
     keep = _kept_share(graph) if optimiser.weight_decay and not optimiser.momentum else ""
     for name, slope in slopes.items():
         if not optimiser.momentum:
             base = graph.op("Mul", name, keep) if keep else name
             slope = slope if folded else graph.op("Mul", slope, "@lr")
-            outputs.append(_accumulate(graph, base, slope, -1.0, updated(name)))
+            outputs.append(_accumulate(graph, makers, base, slope, -1.0, updated(name)))
             continue
         if optimiser.weight_decay:
-            slope = _accumulate(graph, graph.op("Mul", name, "@weight_decay"), slope, 1.0)
+            slope = _accumulate(graph, makers, graph.op("Mul", name, "@weight_decay"), slope, 1.0)
         decayed = graph.op("Mul", VELOCITY + name, "@momentum")
         if optimiser.nesterov:
             velocity = graph.op("Add", decayed, slope, output=updated(VELOCITY + name))
             direction = graph.op("Add", slope, graph.op("Mul", velocity, "@momentum"))
         else:
-            velocity = direction = _accumulate(graph, decayed, slope, 1.0, updated(VELOCITY + name))
+            velocity = direction = _accumulate(graph, makers, decayed, slope, 1.0, updated(VELOCITY + name))
         outputs += [velocity, graph.op("Sub", name, graph.op("Mul", direction, "@lr"), output=updated(name))]
     return outputs
 
 
-def _accumulate(graph: Graph, base: str, slope: str, sign: float, output: str | None = None) -> str:
+class _Makers:
+    """Which node makes each gradient, and who reads it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.of = {name: node for node in graph.nodes for name in node.output}
+        self.readers = Counter(name for node in graph.nodes for name in node.input)
+
+
+def _accumulate(graph: Graph, makers: _Makers, base: str, slope: str, sign: float, output: str | None = None) -> str:
     """`base` + `sign` x `slope`.
 
     Where a Gemm makes the gradient for nobody else, it does the sum as well: one pass less. So does a ScatterND, which
     makes that of an embedding table: two passes over the table less.
     """
-    producer = next((node for node in graph.nodes if slope in node.output), None)
-    readers = sum(list(node.input).count(slope) for node in graph.nodes)
+    producer, readers = makers.of.get(slope), makers.readers[slope]
     if producer is not None and producer.op_type == "ScatterND" and readers == 0 and _adds(producer):
         empty, indices, rows = producer.input
-        if any(node.op_type == "ConstantOfShape" and empty in node.output for node in graph.nodes):
-            graph.nodes.remove(producer)
+        if empty in makers.of and makers.of[empty].op_type == "ConstantOfShape":
+            graph.nodes = [node for node in graph.nodes if node is not producer]
             rows = rows if sign > 0 else graph.op("Neg", rows)
             return graph.op("ScatterND", base, indices, rows, output=output, reduction="add")
     if producer is not None and producer.op_type == "Gemm" and len(producer.input) == 2 and readers == 0:
         output = output or graph.fresh("Gemm")
-        graph.nodes.remove(producer)
+        graph.nodes = [node for node in graph.nodes if node is not producer]
         fused = onnx.helper.make_node("Gemm", [*producer.input, base], [output])
         fused.attribute.extend(item for item in producer.attribute if item.name != "alpha")
         alpha = attribute(producer, "alpha", 1.0)
         assert isinstance(alpha, float)
         fused.attribute.append(onnx.helper.make_attribute("alpha", sign * alpha))
         graph.nodes.append(fused)
+        makers.of[output] = fused
         return output
     return graph.op("Add" if sign > 0 else "Sub", base, slope, output=output)
 
