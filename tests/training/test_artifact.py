@@ -19,6 +19,7 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.training import SGD, TrainingSession, artifact, build_artifact, decode, manifest, models, protobuf
 
 GOOD = build_artifact(models.mlp([4, 6, 3], seed=1), loss="cross-entropy", optimizer=SGD(momentum=0.9))
+TRAIN = decode(GOOD).train
 START = len(artifact.MAGIC) + artifact.DIGEST_SIZE
 
 
@@ -295,7 +296,7 @@ def test_number_of_nodes_is_bounded(monkeypatch):
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_graph_reader_returns_a_model_or_one_error(data):
-    good = decode(GOOD).train
+    good = TRAIN
     cut = data.draw(st.integers(0, len(good)))
     graph = bytearray(good[:cut] + data.draw(st.binary(max_size=20)))
     if graph:

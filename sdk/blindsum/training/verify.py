@@ -40,6 +40,9 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
         raise _malformed("a parameter, state or noise that is not float32")
     if manifest.metrics[:1] != ("loss",):
         raise _malformed("metrics do not begin with the loss")
+    limits = [limit for limit in (manifest.targets.low, manifest.targets.high) if limit is not None]
+    if len(limits) == 1 or not all(map(math.isfinite, limits)) or limits != sorted(limits):
+        raise _malformed("targets without a range")
     if not all(name in RANGES and in_range(name, value) for name, value in manifest.hyperparameters.items()):
         raise _malformed("a hyperparameter that is unknown or out of range")
     kept = sum(math.prod(weight.shape) for weight in manifest.states)
