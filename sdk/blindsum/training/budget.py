@@ -18,7 +18,7 @@ WORK_MAX = 1 << 42  # about a quarter of an hour of one core
 class Cost:
     """Of one run: bytes that are alive at once, weights included, and multiplications and elements touched.
 
-    onnxruntime uses buffers again and keeps some for later, so its peak is near this and not below half of it.
+    What a process takes for it is up to a third more, as onnxruntime's arena has gaps.
     """
 
     memory: int

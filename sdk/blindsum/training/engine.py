@@ -21,6 +21,7 @@ from .protobuf import with_initialisers
 from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
+ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -152,13 +153,14 @@ class Engine:
 
         Raises "training-limit-exceeded" where not even one fits.
         """
+        memory = int(memory * ALIVE_SHARE)
         if self.budget.cost("train", rows).memory <= memory:
             return rows
         beside = 2 * self._banks[0].buffer.nbytes + 4 * self.manifest.size  # the second bank, the sum, the states
         fitting = self.budget.rows("gradient", rows, memory - beside)
         if not fitting:
-            least = self.budget.cost("gradient", ROWS).memory + beside
-            raise BlindsumError("training-limit-exceeded", f"{ROWS} rows take {least} bytes, at most {memory}")
+            least = int((self.budget.cost("gradient", ROWS).memory + beside) / ALIVE_SHARE)
+            raise BlindsumError("training-limit-exceeded", f"{ROWS} rows may take {least} bytes, above memory_cap")
         return fitting
 
     def _rows_at_once(self, graph: str, feeds: Feeds) -> int:
