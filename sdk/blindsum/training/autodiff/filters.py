@@ -62,12 +62,14 @@ def _of_taps(b: Backward, window: Window, groups: int, image: str, dy: str, filt
         rows = _matrix(b, taken, groups, channels)
         left, right = (rows, d_rows) if swapped else (d_rows, rows)
         if groups == 1:
-            product = b.op("Gemm", left, right, transB=1)
+            products.append(b.op("Gemm", left, right, transB=1))
         else:
-            product = b.op("MatMul", left, b.op("Transpose", right, perm=[0, 2, 1]))
-        products.append(b.op("Unsqueeze", product, b.integers([-1])))
-    joined = b.op("Concat", *products, axis=-1) if len(products) > 1 else products[0]
-    return b.op("Transpose", joined, perm=[1, 0, 2]) if swapped else joined
+            products.append(b.op("MatMul", left, b.op("Transpose", right, perm=[0, 2, 1])))
+    if len(products) == 1:
+        return b.op("Transpose", products[0], perm=[1, 0]) if swapped else products[0]
+    sizes = (channels, filters) if swapped else (groups, filters // groups, channels)
+    joined = b.op("Reshape", b.op("Concat", *products, axis=0), b.integers([-1, *sizes]))
+    return b.op("Transpose", joined, perm=[2, 1, 0] if swapped else [1, 2, 3, 0])
 
 
 def _of_rows(b: Backward, window: Window, image: str, dy: str, channels: int) -> str:
