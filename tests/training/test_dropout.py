@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, TrainingSession, build_artifact, decode
+from blindsum.training import SGD, Adapters, TrainingSession, build_artifact, decode
 
 TEXT = "(float[N,6] x) => (float[N,6] y) { h = Mul (x, w) y = Dropout (h, ratio) }"
 SHARES = {"ratio": np.float32(0.25)}
@@ -103,6 +103,19 @@ def test_gradient_is_the_same_where_forward_results_are_computed_again(make_mode
     losses = [_session(make_model, text, recompute=size).step(X, np.zeros_like(X)) for size in (None, 96)]
     assert losses[0][0] == losses[1][0]
     np.testing.assert_allclose(losses[0][1], losses[1][1], rtol=1e-6)
+
+
+def test_adapters_train_beside_dropout(make_model):
+    text = "(float[N,6] x) => (float[N,6] y) { d = Dropout (x, ratio) y = Gemm (d, w) }"
+    weights = {"w": np.eye(6, dtype=np.float32), **SHARES}
+    artifact = build_artifact(
+        make_model(text, weights), loss="mse", trainable=Adapters(rank=2), optimizer=SGD(lr=1.0), dropout=True
+    )
+    session = TrainingSession(artifact)
+    np.testing.assert_allclose(session.predict(X), X, rtol=1e-6)
+    before = session.evaluate(X, -X)["loss"]
+    session.fit(X, -X, epochs=5)
+    assert session.evaluate(X, -X)["loss"] < before
 
 
 def test_model_without_dropout_is_refused(make_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -49,7 +50,8 @@ def train(
     raises (a loss that is not finite never becomes an update)."""
     from blindsum.training import TrainingSession
 
-    session = TrainingSession(plan)
+    # what Dropout drops differs from round to round, and is the same where a round is trained again after a crash
+    session = TrainingSession(plan, seed=int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1)
     start = np.frombuffer(model, dtype="<f4").astype(np.float32)
     session.parameters = start
     if "lr" in session.hyperparameters:
