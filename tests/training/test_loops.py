@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from blindsum.protocol.errors import BlindsumError
@@ -25,6 +27,7 @@ GOOD = build_artifact(
     ),
     loss="mse",
 )
+TRAIN = decode(GOOD).train
 MALFORMED = "training-artifact-malformed"
 FORBIDDEN = "training-operator-forbidden"
 
@@ -171,3 +174,28 @@ def test_body_may_read_what_is_known_outside():
     x = np.ones((2, 4, 3), np.float32)
     t = np.zeros((2, 1, 2), np.float32)
     assert TrainingSession(data).step(x, t) == TrainingSession(GOOD).step(x, t)
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(TRAIN) - 1), value=st.integers(0, 255), cut=st.booleans())
+def test_reader_of_a_changed_loop_returns_a_model_or_one_error(at, value, cut):
+    data = bytearray(TRAIN)
+    data[at] = value
+    try:
+        model = protobuf.read_model(bytes(data[: at + 1] if cut else data))
+    except BlindsumError as error:
+        assert error.code in ("training-artifact-malformed", "training-external-data")
+    else:
+        assert all(node.body is None or node.operator == "Scan" for node in model.every_node())
+
+
+def test_good_loop_reads_as_the_onnx_package_reads_it():
+    (theirs,) = (node for node in onnx.load_model_from_string(TRAIN).graph.node if node.op_type == "Scan")
+    (ours,) = (node for node in protobuf.read_model(TRAIN).nodes if node.operator == "Scan")
+    body = _attribute(theirs, "body").g
+    assert ours.body is not None
+    assert [tensor.name for tensor in ours.body.inputs] == [item.name for item in body.input]
+    assert [tensor.name for tensor in ours.body.outputs] == [item.name for item in body.output]
+    assert [(node.operator, node.inputs, node.outputs) for node in ours.body.nodes] == [
+        (node.op_type, tuple(node.input), tuple(node.output)) for node in body.node
+    ]
