@@ -26,6 +26,7 @@ NOISE = 1e-6  # what is left of a gradient that is zero by symmetry, relative to
 LOSS_ERROR_MAX = 1e-3  # over fifty steps in float32, relative to the first loss
 LOSS_ERROR_MAX_TRAINED_NORM = 5e-3  # the same; here PyTorch in float32 is 1.5e-3 from itself in float64
 
+DYNAMO_OPSET = 23  # here attention is one operator
 NAMES = (*ZOO, *VARIANTS)
 NORMALISED = ("ResNet-18-small", "MobileNetV2-like", "MobileNetV3-like", "EfficientNet-lite-like", "1-D CNN")
 EXPORTS = [
@@ -50,7 +51,8 @@ def twins(name: str, exporter: str = "torchscript") -> tuple[Example, onnx.Model
     distinguish(made.net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's exporters announce their own ends
-        model = export(made, dynamo=exporter == "dynamo", names_kept=exporter == "unfolded")
+        dynamo = exporter == "dynamo"
+        model = export(made, dynamo=dynamo, names_kept=exporter == "unfolded", opset=DYNAMO_OPSET if dynamo else 18)
     return made, onnx.load_model_from_string(model)
 
 

@@ -70,7 +70,7 @@ def example(name: str, *, norm: bool = False, seed: int = 0) -> Example:
     return made
 
 
-def export(made: Example, *, dynamo: bool = False, names_kept: bool = False) -> bytes:
+def export(made: Example, *, dynamo: bool = False, names_kept: bool = False, opset: int = OPSET) -> bytes:
     """The model as ONNX with a dynamic batch, by either exporter of PyTorch.
 
     `names_kept`: the exporter folds no constants, so that every weight keeps the name and shape it has in PyTorch.
@@ -86,7 +86,7 @@ def export(made: Example, *, dynamo: bool = False, names_kept: bool = False) -> 
             input_names=names,
             output_names=["prediction"],
             dynamic_shapes=dynamic,
-            opset_version=OPSET,
+            opset_version=opset,
             optimize=not names_kept,
             verbose=False,
         )
@@ -99,7 +99,7 @@ def export(made: Example, *, dynamo: bool = False, names_kept: bool = False) -> 
         input_names=names,
         output_names=["prediction"],
         dynamic_axes={name: {0: "batch"} for name in (*names, "prediction")},
-        opset_version=OPSET,
+        opset_version=opset,
         do_constant_folding=not names_kept,
         dynamo=False,
     )

@@ -78,6 +78,13 @@ CASES = {
         constants={"m": np.tri(4, dtype=bool)},
         **WEIGHTS,
     ),
+    "attention_mask_of_one_row": case(
+        f"{PACKED} y = Attention <q_num_heads=2, kv_num_heads=2> (q, k, v, m)",
+        (4, 3),
+        opset=23,
+        m=np.random.default_rng(2).normal(size=(1, 1, 1, 4)),
+        **WEIGHTS,
+    ),
     "rotary_embedding_of_a_part": case(
         "h = MatMul (x, w) n = Shape <end=2> (x) p = Expand (steps, n) r = Reshape (h, apart)"
         " t = Transpose <perm=[0, 2, 1, 3]> (r) y = RotaryEmbedding <rotary_embedding_dim=4> (t, cos, sin, p)",

@@ -85,6 +85,8 @@ class Propagation:
                 queue.extendleft(reversed(self._inlined(node, branch)))
             elif node.op_type == "Dropout":
                 queue.extendleft(self._written(node, self._dropout(node)))
+            elif node.op_type == "Attention" and (queries := self._narrow_mask(node)):
+                queue.extendleft([node, self._widened(node, queries)])
             elif self._wants_expansion(node) and (body := expanded(node, self._graph.opset, self._types(node))):
                 queue.extendleft(self._written(node, body))
             else:
@@ -184,6 +186,19 @@ class Propagation:
             return True
         trained = self._changing.intersection(node.input) and not stops(node)
         return bool(trained) and not covered(node, self._graph.opset)
+
+    def _narrow_mask(self, node: onnx.NodeProto) -> int:
+        """How many queries share the one row of an Attention's mask, which onnxruntime's kernel wants repeated; or 0."""
+        shapes = [self._graph.shapes.get(name) or () for name in (*node.input, *[""] * 4)[:4]]
+        queries, rows = (shape[-2] if len(shape) > 1 else None for shape in (shapes[0], shapes[3]))
+        return queries if isinstance(queries, int) and queries > 1 and rows == 1 else 0
+
+    def _widened(self, node: onnx.NodeProto, queries: int) -> onnx.NodeProto:
+        """The Expand that gives the mask of `node` a row for each query."""
+        mask, wide, rows = node.input[3], self._graph.fresh("mask"), self._graph.fresh("rows")
+        self._constant(rows, np.array([queries, 1]))
+        node.input[3] = wide
+        return helper.make_node("Expand", [mask, rows], [wide])
 
     def _passes(self, node: onnx.NodeProto) -> bool:
         """True where the first output is the first input."""
