@@ -95,6 +95,14 @@ FORWARD = {
     "positions of a condition": ("n = Shape (x) b = Equal (n, t) p = NonZero (b) y = Gather (n, p)", {"t": [3, 4]}),
     "split in unequal parts": ("a, y = Split <axis=1> (x, s)", {"s": [1, 3]}),
     "pad of one axis": ("y = Pad (x, p, v, a)", {"p": [2, -1], "v": np.float32(0), "a": [1]}),
+    "resize that keeps proportions": (
+        'u = Unsqueeze (x, a) y = Resize <keep_aspect_ratio_policy="not_larger"> (u, none, none, s)',
+        {"a": [0, 1], "none": np.zeros(0, np.float32), "s": [1, 1, 7, 7]},
+    ),
+    "resize that fills": (
+        'u = Unsqueeze (x, a) y = Resize <axes=[3, 2], keep_aspect_ratio_policy="not_smaller"> (u, none, none, s)',
+        {"a": [0, 1], "none": np.zeros(0, np.float32), "s": [7, 5]},
+    ),
     "one hot on the left": ("y = OneHot <axis=0> (i, d, v)", {"i": [[1, 2]], "d": 5, "v": np.float32([0, 1])}),
 }
 

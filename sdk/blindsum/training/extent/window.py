@@ -68,10 +68,12 @@ def resize(c: Call) -> Sequence[Shape]:
         wanted(len(sizes) == len(axes), "sizes")
         for axis, size in zip(axes, sizes, strict=True):
             result[axis] = size
-        if c.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+        policy = c.text("keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
             ratios = [size / c.shape()[axis] for axis, size in zip(axes, sizes, strict=True)]
+            ratio = min(ratios) if policy == "not_larger" else max(ratios)
             for axis in axes:
-                result[axis] = math.ceil(max(ratios) * c.shape()[axis]) + 1  # at most
+                result[axis] = math.floor(ratio * c.shape()[axis] + 0.5)
     else:
         scales = c.numbers(2)
         wanted(len(scales) == len(axes) and all(0.0 < scale < math.inf for scale in scales), "scales")
