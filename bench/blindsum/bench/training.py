@@ -3,7 +3,8 @@
     blindsum bench training
 
 Every figure comes from a process of its own, so that no library's threads or memory disturb another's. Times are the
-least of interleaved rounds of a plain SGD step, loss read back; float32. `limit` is the forward pass alone with constant
+least of interleaved rounds of a plain SGD step, loss read back; float32. One thread is timed by the processor time it
+takes, which other work on the machine disturbs little, several by the clock. `limit` is the forward pass alone with constant
 weights (`predict`): a step runs it too, and onnxruntime may lay out constant weights in advance as it cannot those that
 change. The limit cannot be reached: a backward pass costs about two forward passes more. `ratio` is ours / limit.
 
