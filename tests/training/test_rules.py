@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.training import Backward, Gradients, build_artifact, rule
 from blindsum.training.autodiff import differentiable, registry
+from blindsum.training.operators import OPSET_MAX
 from tests.training import oracle
 from tests.training.cases import case, check, model_of
 
@@ -24,6 +27,18 @@ def test_every_rule_has_a_case_and_every_operator_an_oracle():
     cases = [item for family in families for item in family.CASES.values()]
     assert set(differentiable()) <= {node.op_type for item in cases for node in model_of(item).graph.node}
     assert set(differentiable()) <= set(oracle.FUNCTIONS)
+
+
+def test_every_operator_has_its_gradient_in_the_newest_operator_set_too():
+    folder = Path(__file__).parent / "rules"
+    families = [importlib.import_module(f"tests.training.rules.{path.stem}") for path in folder.glob("test_*.py")]
+    chosen = {}
+    for item in (item for family in families for item in family.CASES.values()):
+        chosen |= {node.op_type: item for node in model_of(item).graph.node if node.op_type not in chosen}
+    assert len(chosen) > 100
+    for operator, item in chosen.items():
+        if not onnx.defs.get_schema(operator, OPSET_MAX, "").deprecated:
+            check(dataclasses.replace(item, opset=OPSET_MAX, differences=False))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy", "mse"])

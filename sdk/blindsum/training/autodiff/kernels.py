@@ -1,4 +1,4 @@
-"""Operators for which onnxruntime's CPU kernel is slow, written as ones for which it is fast.
+"""Operators for which onnxruntime's CPU kernel is slow or missing, written as ones for which it is fast.
 
 The last thing that happens to a graph, so that gradient rules see the operators as the author wrote them. Milliseconds of
 CPU time on [32, 96, 32, 32], one thread of a server CPU, onnxruntime 1.32:
@@ -8,12 +8,15 @@ CPU time on [32, 96, 32, 32], one thread of a server CPU, onnxruntime 1.32:
     Mish                             37             8
     Softmax, not the last axis       29             6
     LogSoftmax, not the last axis    29             6
+
+It has no kernel for Swish, nor for GlobalLpPool from operator set 22 on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 
 from .graph import Graph, attribute
@@ -23,7 +26,7 @@ SATURATED = 20.0
 
 
 def write_out(graph: Graph) -> None:
-    """Replace slow operators of `graph`; results differ by rounding only."""
+    """Replace such operators of `graph`; results differ by rounding only."""
     graph.substitute(_FASTER)
 
 
@@ -71,9 +74,40 @@ def _softmax(graph: Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _swish(graph: Graph, node: onnx.NodeProto) -> bool:
+    """x sigmoid(alpha x)"""
+    (x,), (y,) = node.input, node.output
+    alpha = attribute(node, "alpha", 1.0)
+    scaled = x if alpha == 1.0 else graph.op("Mul", x, graph.constant(np.array(alpha, graph.dtypes.get(y, "float32"))))
+    graph.op("Mul", x, graph.op("Sigmoid", scaled), output=y)
+    return True
+
+
+def _global_lp_pool(graph: Graph, node: onnx.NodeProto) -> bool:
+    (x,), (y,) = node.input, node.output
+    power = attribute(node, "p", 2)
+    assert isinstance(power, int)
+    if x not in graph.shapes or not _single(graph, y):
+        return False
+    axes = graph.integers(range(2, len(graph.shapes[x])))
+    if power in (1, 2):
+        graph.op(f"ReduceL{power}", x, axes, keepdims=1, output=y)
+    else:
+        powers = graph.op("Pow", graph.op("Abs", x), graph.scalar(float(power)))
+        graph.op("Pow", graph.op("ReduceSum", powers, axes, keepdims=1), graph.scalar(1 / power), output=y)
+    return True
+
+
 def _single(graph: Graph, name: str) -> bool:
     """True where a value is float32. What rules make of other types is not known here, but they make none of these."""
     return graph.dtypes.get(name, "float32") == "float32"
 
 
-_FASTER = {"LogSoftmax": _softmax, "Mish": _mish, "Softmax": _softmax, "Softplus": _softplus}
+_FASTER = {
+    "GlobalLpPool": _global_lp_pool,
+    "LogSoftmax": _softmax,
+    "Mish": _mish,
+    "Softmax": _softmax,
+    "Softplus": _softplus,
+    "Swish": _swish,
+}
