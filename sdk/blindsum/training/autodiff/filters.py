@@ -85,10 +85,12 @@ def _of_rows(b: Backward, window: Window, image: str, dy: str, channels: int) ->
     for taken in _under_taps(b, image, window, 1):
         rows = b.op("Reshape", taken, b.integers([channels, inputs, -1]))
         product = b.op("MatMul", d_rows, b.op("Transpose", rows, perm=[0, 2, 1]))
-        products.append(b.op("Reshape", product, b.integers([channels, 1, outputs * inputs])))
-    joined = b.op("Concat", *products, axis=1) if len(products) > 1 else products[0]
+        products.append(product)
+    joined = b.op("Concat", *products, axis=0) if len(products) > 1 else products[0]
+    joined = b.op("Reshape", joined, b.integers([-1, outputs * inputs]))
     meeting = b.constant(np.ascontiguousarray(table.transpose(2, 1, 0)).reshape(-1, taps))
-    return b.op("Transpose", b.op("MatMul", joined, meeting), perm=[0, 2, 1])
+    summed = b.op("Reshape", b.op("MatMul", joined, meeting), b.integers([-1, channels, taps]))
+    return b.op("Transpose", summed, perm=[1, 2, 0])
 
 
 def _under_taps(b: Backward, image: str, window: Window, first: int) -> Iterator[str]:
