@@ -107,6 +107,18 @@ CASES = {
         )
         for reduction in ("add", "mul", "max", "min")
     },
+    "gather_nd_counted_from_behind": case(
+        "h = Mul (w, w) y = GatherND (h, x)", (2, 1), dtype="int64", between=(-4, 4), w=(4, 3)
+    ),
+    "top_k_of_the_batch": case(
+        "h = Mul (x, w) v, i = TopK <axis=0> (h, k) s = ReduceSum (v, k0) y = Mul (h, s)", (3,), w=(3,), k=[2], k0=[0]
+    ),
+    "scatter_elements_of_a_batch": case(
+        "h = Mul (x, w) d = Shape (h) i = Expand (at, d) s = ScatterElements <axis=1> (h, i, h) y = Mul (s, s)",
+        (3,),
+        w=(3,),
+        at=[[2, 0, 1]],
+    ),
 }
 
 

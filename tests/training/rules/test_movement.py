@@ -174,6 +174,25 @@ CASES = {
         constants={"kept": np.array([False, True, False, True])},
         shape=[-1, 4],
     ),
+    "slice_of_a_padded_batch": case(
+        "h = Mul (x, w) p = Pad (h, pads) s = Slice (p, one, end, zero) y = Mul (s, h)",
+        (3,),
+        w=(3,),
+        pads=[1, 0, 0, 0],
+        one=[1],
+        end=[1 << 40],
+        zero=[0],
+    ),
+    "tile_of_the_batch": case(
+        "h = Mul (x, w) t = Tile (h, repeats) a, b = Split <axis=0, num_outputs=2> (t) y = Mul (a, b)",
+        (3,),
+        w=(3,),
+        repeats=[2, 1],
+    ),
+    "cumsum_over_the_batch": case(
+        "h = Mul (x, w) c = CumSum (h, axis) y = Mul (c, h)", (3,), w=(3,), constants={"axis": np.array(0)}
+    ),
+    "expand_scalar": case("e = Expand (w, sizes) y = Mul (x, e)", (2, 3), w=np.float32(0.7), sizes=[2, 3]),
 }
 
 

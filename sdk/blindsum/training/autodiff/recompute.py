@@ -21,7 +21,7 @@ import onnx
 
 from blindsum.protocol.errors import BlindsumError
 
-from .graph import Graph
+from .graph import Graph, reads
 
 SEGMENTS_MAX = 64
 GROUPS = (1, 2, 4)  # how much is computed again at once, in sizes of the largest result, where only cheap ones go
@@ -267,5 +267,5 @@ def _live(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> set[int]:
     for at in range(len(nodes) - 1, -1, -1):
         if needed.intersection(nodes[at].output):
             live.add(at)
-            needed.update(nodes[at].input)
+            needed.update(reads(nodes[at]))
     return live
