@@ -229,6 +229,10 @@ def test_validation_follows_each_epoch_and_early_stop_keeps_the_best():
     assert len(losses) == best + 4 < 200
     assert session.evaluate(X, labels)["loss"] == pytest.approx(min(losses))
     assert set(report.epochs[0].metrics) == {"loss", "accuracy"}
+    short = _session(SGD(lr=0.5))
+    report = short.fit(X, Y, epochs=best + 2, batch_size=10, validation=(X, labels), patience=3)
+    assert report.stopped == "completed"
+    assert np.array_equal(short.parameters, session.parameters)
 
 
 OPTIMISERS = [

@@ -148,7 +148,7 @@ class Fit:
         self.on_step(Step(epoch=len(progress.epochs), step=number, loss=loss, examples=rows, rate=rate))
 
     def _finish_epoch(self) -> bool:
-        """True where validation has not improved for long enough; the best parameters are put back then."""
+        """True where validation has not improved for long enough."""
         progress, metrics = self.progress, {}
         self.engine.undo_if_infinite()
         if self.validation is not None:
@@ -164,14 +164,12 @@ class Fit:
             progress.best, progress.waited, self.best = metrics["loss"], 0, self.engine.parameters()
             return False
         progress.waited += 1
-        if progress.waited < progress.plan.patience:
-            return False
-        assert self.best is not None
-        self.engine.replace(self.best)
-        return True
+        return progress.waited >= progress.plan.patience
 
     def _report(self, stopped: Stopped, reason: bool | str = "") -> Report:
         self.engine.undo_if_infinite()
+        if stopped != "aborted" and self.best is not None:
+            self.engine.replace(self.best)
         text = reason if isinstance(reason, str) else ""
         return Report(epochs=tuple(self.progress.epochs), steps=self.progress.steps, stopped=stopped, reason=text)
 

@@ -155,7 +155,7 @@ class TrainingSession:
         number of the epoch to one; a batch above `batch_size` is cut, and nothing is read ahead or kept.
         `schedule`: factor on the learning rate by the number of the step (see `schedules`).
         `validation`: examples to evaluate after each epoch. `patience`: stop after so many epochs without a lower
-        validation loss, and put the parameters of the best epoch back.
+        validation loss; the parameters of the best epoch are put back at the end.
         `should_abort`: asked before each epoch and each step; True or a reason ends training there.
         `on_step`: called after each step; it may take a `checkpoint`.
         `accumulate`: take each batch in so many pieces. Their gradients add up to that of the whole batch, with less
