@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from blindsum.protocol.errors import BlindsumError
 from blindsum.training import TrainingSession, build_artifact, decode
 from tests.training.cases import Case, case, check, model_of
 
@@ -102,3 +103,9 @@ def test_pooling_comes_before_a_rising_function() -> None:
     train = onnx.load_model_from_string(decode(build_artifact(proto, loss="mse")).train)
     operators = [node.op_type for node in train.graph.node]
     assert operators.index("MaxPool") < operators.index("Relu")
+
+
+def test_indices_in_the_order_of_columns_are_refused() -> None:
+    item = _pool("MaxPool", f"{OVERLAP}, storage_order=1", (2, 7, 7))
+    with pytest.raises(BlindsumError, match=r"MaxPool.*storage_order=1"):
+        build_artifact(model_of(item), loss="mse")

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from blindsum.protocol.errors import BlindsumError
+
 from .registry import Backward, Gradients, rule
 from .window import Window, fitted, of_pool
 
@@ -67,8 +69,11 @@ def _by_comparison(b: Backward, window: Window, dy: str) -> str:
 
 def _by_index(b: Backward, dy: str) -> str:
     """The forward node gives Indices: positions in the flattened input."""
+    if b.integer("storage_order", 0):
+        raise BlindsumError("training-model-invalid", "storage_order=1; leave Indices in the order of rows")
     if len(b.node.output) < 2:
         b.node.output.append(b.graph.fresh("Indices"))
+        b.graph.shapes[b.node.output[1]] = b.shape(b.node.output[0])
     flat = b.integers([-1])
     zeros = b.op("ConstantOfShape", b.op("Reshape", b.op("Size", b.x[0]), b.integers([1])))
     indices, values = b.op("Reshape", b.node.output[1], flat), b.op("Reshape", dy, flat)
