@@ -36,6 +36,7 @@ def test_head_of_a_pretrained_model_is_fine_tuned(name: str) -> None:
         loss=given.loss,
         trainable=given.head if given.fixed else "head",  # a head inside a branch has to be named
         optimizer=optimiser,
+        output=given.output,
         dimensions=given.dimensions,
         fixed=given.fixed,
     )
@@ -53,12 +54,13 @@ def test_whole_pretrained_model_is_fine_tuned_with_the_gradient_of_the_oracle(na
     given = PRETRAINED[name]
     model = given.model()
     plain = at_16_khz(model)
-    names = weights(plain)
+    names = weights(plain, given.output)
     artifact = build_artifact(
         model,
         loss=given.loss,
         trainable=names,
         optimizer="gradient",
+        output=given.output,
         dimensions=given.dimensions,
         fixed=given.fixed,
     )

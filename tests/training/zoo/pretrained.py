@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,9 +63,6 @@ class Pretrained:
         [path] = [path for path in files(self.wheel) or () if str(path) == self.file]
         proto = onnx.load_model(path.locate())
         self.prepare(proto)
-        del proto.graph.output[:]
-        rank = self.batch()[1].ndim + isinstance(self.loss, CrossEntropy)
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(self.output, TensorProto.FLOAT, [None] * rank))
         return proto
 
     def batch(self) -> tuple[dict[str, Array], Array]:
@@ -80,10 +77,10 @@ class Pretrained:
         return functional.mse_loss(logits, targets.double())
 
 
-def weights(proto: onnx.ModelProto) -> list[str]:
-    """All weights that the output depends on, whether they are initialisers or `Constant` nodes."""
+def weights(proto: onnx.ModelProto, output: str) -> list[str]:
+    """All weights that `output` depends on, whether they are initialisers or `Constant` nodes."""
     sizes = {name: array.size for name, array in constants(proto).items() if array.dtype == np.float32}
-    needed, found = {item.name for item in proto.graph.output}, set()
+    needed, found = {output}, set()
     for node in reversed(proto.graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
