@@ -70,7 +70,8 @@ def _by_comparison(b: Backward, window: Window, dy: str) -> str:
 def _by_index(b: Backward, dy: str) -> str:
     """The forward node gives Indices: positions in the flattened input."""
     if b.integer("storage_order", 0):
-        raise BlindsumError("training-model-invalid", "storage_order=1; leave Indices in the order of rows")
+        title = f"node {b.node.name!r} (MaxPool)"
+        raise BlindsumError("training-model-invalid", f"{title}: storage_order=1; leave Indices in the order of rows")
     if len(b.node.output) < 2:
         b.node.output.append(b.graph.fresh("Indices"))
         b.graph.shapes[b.node.output[1]] = b.shape(b.node.output[0])
