@@ -27,6 +27,8 @@ CASES = {
         "h = Mul (x, w) y = Gather <axis=1> (h, last)", (3, 4), w=(3, 4), constants={"last": np.array(-1)}
     ),
     "gather_neighbours": case("h = Mul (x, w) y = Gather <axis=-1> (h, at)", (3, 4), w=(3, 4), at=[1, 2]),
+    "gather_positions": case("p = Gather (w, at) y = Mul (x, p)", (3, 2), w=(4, 2), at=[[0, 1, 2]]),
+    "gather_all_in_a_row": case("h = Mul (x, w) y = Gather <axis=1> (h, at)", (3, 2), w=(3, 2), at=[[0], [1], [2]]),
     "gather_scattered": case("h = Mul (x, w) y = Gather <axis=1> (h, at)", (3, 4), w=(3, 4), at=[[2, 0], [-1, 2]]),
     "gather_middle_computed": case(
         "h = Mul (x, w) i = Size (f) y = Gather <axis=2> (h, i)",

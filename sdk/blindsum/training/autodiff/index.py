@@ -120,13 +120,16 @@ def _add_rows(b: Backward, empty: str, rows: str) -> str:
 def _block(b: Backward, axis: int) -> str | None:
     """Where Gather takes one row or neighbouring ones at a constant place, the gradient is zeros around them."""
     index, size = b.known(b.x[1]), b.shape(b.x[0])[axis]
-    if index is None or index.ndim > 1 or not index.size or not isinstance(size, int):
+    if index is None or index.size != max(index.shape, default=1) or not index.size or not isinstance(size, int):
         return None
     rows = index.ravel() % size
     if (np.diff(rows) != 1).any():
         return None
-    rank = b.rank(b.x[0])
-    pads = np.zeros((2, rank), np.int64)
+    pads = np.zeros((2, b.rank(b.x[0])), np.int64)
     pads[:, axis] = rows[0], size - 1 - rows[-1]
-    dy = b.dy if index.ndim else b.op("Unsqueeze", b.dy, b.integers([axis]))
-    return b.op("Pad", dy, b.integers(pads.ravel().tolist()))
+    if not index.ndim:
+        dy = b.op("Unsqueeze", b.dy, b.integers([axis]))
+    else:
+        single = [at for at in range(index.ndim) if at != int(np.argmax(index.shape))]
+        dy = b.op("Squeeze", b.dy, b.integers([axis + at for at in single])) if single else b.dy
+    return b.op("Pad", dy, b.integers(pads.ravel().tolist())) if pads.any() else dy
