@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,6 +170,7 @@ def test_model_is_shown_trained_and_exported(answer: Callable[..., Any], run: Ru
     vector.write_bytes(b"no numbers")
     assert run("model", "export", net, artifact, vector, out)[0] == console.EXIT_ERROR
     assert "write NAME=NUMBER" in run("model", "build", net, artifact, "--dimension", "T")[2]
+    assert re.search(r"at least \d+ bytes", run("model", "build", net, artifact, "--recompute", 0)[2])
 
 
 def test_task_create_puts_a_signed_task_where_the_coordinator_looks(

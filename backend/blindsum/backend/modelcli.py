@@ -38,6 +38,9 @@ def model_build(
         int | None, typer.Option(help="Rank of adapters on all matrices, instead of the weights.")
     ] = None,
     batch_norm: Annotated[str, typer.Option(help="frozen or train.")] = "frozen",
+    recompute: Annotated[
+        int | None, typer.Option(help="The most bytes of forward results a step holds per example; default: no bound.")
+    ] = None,
     output: Output = None,
     dimension: Dimension = None,
     fixed: Fixed = None,
@@ -55,6 +58,7 @@ def model_build(
         dimensions={name: int(size) for name, size in _pairs("--dimension", dimension)},
         fixed=dict(_pairs("--fixed", fixed)),
         batch_norm=batch_norm,
+        recompute=recompute,
     )
     artifact.write_bytes(data)
     held = describe(data)
