@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import CrossEntropy, TrainingSession, build_artifact, decode, extent, models
+from blindsum.training import CrossEntropy, TrainingSession, build_artifact, decode, engine, extent, models
 from blindsum.training.operators import OPERATORS
 from blindsum.training.protobuf import read_model, with_initialisers
 from blindsum.training.verify import constants_of
@@ -26,7 +26,7 @@ def _sizes(data, graph):
     """Extents of all values of a graph, and the arrays that onnxruntime makes of them."""
     artifact = decode(data)
     given = constants_of(artifact.manifest, graph, artifact.constants)
-    extents = extent.extent_of(artifact.models[graph], given, ROWS, graph).values
+    extents = extent.extent_of(read_model(artifact.graphs()[graph]), given, ROWS, graph).values
     proto = onnx.load_model_from_string(with_initialisers(artifact.graphs()[graph], artifact.constants))
     shown = {item.name for item in proto.graph.output}
     made = [name for node in proto.graph.node for name in node.output if name]
@@ -179,3 +179,17 @@ def test_memory_cap_takes_pieces_that_fit_and_changes_no_result(monkeypatch):
     assert 1 <= max(sizes) < 1000
     assert engine.budget.cost("gradient", max(sizes)).memory < cap
     np.testing.assert_allclose(capped.parameters, whole.parameters, rtol=1e-4, atol=2e-5)
+
+
+def test_evaluation_takes_few_rows_at_a_time_where_rows_are_large(make_model, monkeypatch):
+    """A row becomes 4 MB inside: more than sixty of them at once are above what an evaluation may take."""
+    sizes = {"many": np.array([1, 1 << 20]), "w": np.ones((1,), np.float32), "axis": np.array([1])}
+    text = "(float[N,1] x) => (float[N,1] y) { h = Mul (x, w) t = Expand (h, many) y = ReduceMean (t, axis) }"
+    session = TrainingSession(build_artifact(make_model(text, sizes), loss="mse"))
+    taken = []
+    pieces = engine.pieces
+    monkeypatch.setattr(engine, "pieces", lambda feeds, rows: taken.append(rows) or pieces(feeds, rows))
+    x = np.arange(130, dtype=np.float32).reshape(130, 1)
+    assert session.evaluate(x, x + 1)["loss"] == pytest.approx(1.0, rel=1e-3)
+    np.testing.assert_allclose(session.predict(x), x, rtol=1e-3)
+    assert all(30 < rows < 70 for rows in taken)

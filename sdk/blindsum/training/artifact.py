@@ -26,7 +26,6 @@ from blindsum.protocol.codec import NO_TAGS
 from blindsum.protocol.errors import BlindsumError
 
 from .manifest import ELEMENTS_MAX, TENSORS_MAX, Manifest, Size, Weight
-from .protobuf import Model
 from .verify import check_graphs, check_manifest
 
 MAGIC = b"bsTRAIN\x01"
@@ -51,7 +50,7 @@ msgspec.json.Decoder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A decoded artifact. Arrays are read-only views of the artifact's bytes; `models` are the graphs as read."""
+    """A decoded artifact. Arrays are read-only views of the artifact's bytes."""
 
     manifest: Manifest
     train: bytes
@@ -61,7 +60,6 @@ class Artifact:
     update: bytes
     parameters: NDArray[np.float32] = field(repr=False)
     constants: Mapping[str, NDArray[np.generic]] = field(repr=False)
-    models: Mapping[str, Model] = field(repr=False, default_factory=dict)
 
     def graphs(self) -> dict[str, bytes]:
         """The graphs by name, in the order of `GRAPHS`."""
@@ -109,8 +107,8 @@ def decode(data: bytes) -> Artifact:
         raise _malformed("a parameter is NaN or infinite")
     check_manifest(manifest, constants)
     by_name = dict(zip(GRAPHS, graphs, strict=True))
-    models = check_graphs(manifest, by_name, constants)
-    return Artifact(manifest=manifest, parameters=parameters, constants=constants, models=models, **by_name)
+    check_graphs(manifest, by_name, constants)
+    return Artifact(manifest=manifest, parameters=parameters, constants=constants, **by_name)
 
 
 def _header(head: bytes) -> Header:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from blindsum.protocol.errors import BlindsumError
 
 from .artifact import Artifact
-from .extent import Extent, extent_of
+from .extent import extent_of
+from .protobuf import Model, read_model
 from .verify import constants_of
 
 MEMORY_MAX = 4 << 30  # bytes
 WORK_MAX = 1 << 42  # about a quarter of an hour of one core
+COSTS_MAX = 256  # that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +33,16 @@ class Budget:
     def __init__(self, artifact: Artifact, memory_max: int, work_max: int) -> None:
         self._artifact = artifact
         self.memory_max, self.work_max = memory_max, work_max
-        self._extents: dict[tuple[str, int], Extent] = {}
+        self._costs: dict[tuple[str, int], Cost] = {}
         self._granted: dict[str, int] = {}  # graph -> rows that are known to keep the limits
+        self._read: tuple[str, Model] | None = None  # the graph that was asked about last
 
     def cost(self, graph: str, rows: int) -> Cost:
-        extent = self._extents.get((graph, rows))
-        if extent is None:
-            constants = constants_of(self._artifact.manifest, graph, self._artifact.constants)
-            try:
-                extent = extent_of(self._artifact.models[graph], constants, rows, graph)
-            except BlindsumError as error:
-                code = (
-                    "training-limit-exceeded"
-                    if error.code == "training-artifact-too-large"
-                    else "training-batch-invalid"
-                )
-                raise BlindsumError(code, f"a batch of {rows} rows: {error.detail}") from None
-            self._extents[graph, rows] = extent
-        return Cost(memory=extent.peak, work=extent.work)
+        if (graph, rows) not in self._costs:
+            if len(self._costs) == COSTS_MAX:
+                self._costs.clear()
+            self._costs[graph, rows] = self._worked_out(graph, rows)
+        return self._costs[graph, rows]
 
     def require(self, graph: str, rows: int) -> None:
         """Raises "training-limit-exceeded" where a run over `rows` rows takes more than the device grants."""
@@ -65,10 +59,30 @@ class Budget:
 
     def rows(self, graph: str, rows: int, memory: int) -> int:
         """The largest number up to `rows` for which a run takes no more than `memory` bytes; 0 where one row does not."""
-        if self.cost(graph, rows).memory <= memory:
+        if self.fits(graph, rows, memory):
             return rows
         low, high = 0, rows
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.cost(graph, middle).memory <= memory else (low, middle)
+            low, high = (middle, high) if self.fits(graph, middle, memory) else (low, middle)
         return low
+
+    def fits(self, graph: str, rows: int, memory: int) -> bool:
+        """True where a run over `rows` rows takes no more than `memory` bytes."""
+        try:
+            return self.cost(graph, rows).memory <= memory
+        except BlindsumError:  # a value above every limit, or a number of rows that the graph does not take
+            return False
+
+    def _worked_out(self, graph: str, rows: int) -> Cost:
+        if self._read is None or self._read[0] != graph:
+            self._read = graph, read_model(self._artifact.graphs()[graph])
+        constants = constants_of(self._artifact.manifest, graph, self._artifact.constants)
+        try:
+            extent = extent_of(self._read[1], constants, rows, graph)
+        except BlindsumError as error:
+            code = (
+                "training-limit-exceeded" if error.code == "training-artifact-too-large" else "training-batch-invalid"
+            )
+            raise BlindsumError(code, f"a batch of {rows} rows: {error.detail}") from None
+        return Cost(memory=extent.peak, work=extent.work)

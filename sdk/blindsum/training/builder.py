@@ -142,7 +142,7 @@ def build_artifact(
             manifest=manifest,
             parameters=np.concatenate([initial[name].ravel() for name in parameters]).astype(np.float32),
             constants=_shared_constants(graphs.values(), parameters),
-            **{name: _serialise(graphs[name], *interfaces[name]) if name in interfaces else b"" for name in GRAPHS},  # type: ignore[arg-type]
+            **{name: _serialise(graphs[name], *interfaces[name]) if name in interfaces else b"" for name in GRAPHS},
         )
     )
     decode(data)  # what a device would refuse is refused here first

@@ -154,7 +154,7 @@ class Engine:
         Raises "training-limit-exceeded" where not even one fits.
         """
         memory = int(memory * ALIVE_SHARE)
-        if self.budget.cost("train", rows).memory <= memory:
+        if self.budget.fits("train", rows, memory):
             return rows
         beside = 2 * self._banks[0].buffer.nbytes + 4 * self.manifest.size  # the second bank, the sum, the states
         fitting = self.budget.rows("gradient", rows, memory - beside)

@@ -54,7 +54,7 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
             raise BlindsumError("training-artifact-too-large", f"an example of shape {shape}")
 
 
-def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> dict[str, Model]:
+def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Constants) -> None:
     """Check that `graphs`, by name, have the interface that `manifest` states and hold nothing else than a device runs.
 
     Raises `BlindsumError` "training-artifact-malformed", "training-artifact-too-large", "training-operator-forbidden"
@@ -74,7 +74,6 @@ def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Con
         extent_of(model, given, ROWS, label)
     if Counter(node.operator for node in models["train"].every_node()) != manifest.operators:
         raise _malformed("the operator histogram is not that of the train graph")
-    return models
 
 
 def constants_of(manifest: Manifest, label: str, constants: Constants) -> dict[str, Value]:
