@@ -82,30 +82,6 @@ def preferred(operator: str) -> bool:
     return operator in _BODIES
 
 
-def _group_normalization(node: onnx.NodeProto, types: Types) -> Body:
-    """Each group normalised as one channel, for which onnxruntime has a kernel; `scale` and `bias` are by channel."""
-    x, scale, bias = node.input
-    groups = attribute(node, "num_groups")
-    assert isinstance(groups, int)
-    rank = len(types[x].tensor_type.shape.dim)
-    return [
-        _constant("rows", np.array([0, groups, -1])),
-        _constant("ones", np.ones(groups, np.float32)),
-        _constant("zeros", np.zeros(groups, np.float32)),
-        _constant("wide", np.array([-1, *[1] * (rank - 2)])),
-        helper.make_node("Shape", [x], ["sizes"]),
-        helper.make_node("Reshape", [x, "rows"], ["grouped"]),
-        helper.make_node(
-            "InstanceNormalization", ["grouped", "ones", "zeros"], ["normal"], epsilon=attribute(node, "epsilon", 1e-5)
-        ),
-        helper.make_node("Reshape", ["normal", "sizes"], ["shaped"]),
-        helper.make_node("Reshape", [scale, "wide"], ["factor"]),
-        helper.make_node("Reshape", [bias, "wide"], ["shift"]),
-        helper.make_node("Mul", ["shaped", "factor"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "shift"], [node.output[0]]),
-    ]
-
-
 def _mean_variance_normalization(node: onnx.NodeProto, types: Types) -> Body:
     """(x - mean) / (deviation + 1e-9); the standard's own body subtracts squares, which loses digits."""
     return [
@@ -154,7 +130,6 @@ def _with_defaults(node: onnx.NodeProto, opset: int) -> onnx.NodeProto:
 
 _BODIES: dict[str, Callable[[onnx.NodeProto, Types], Body | None]] = {
     "GRU": _batch_second,
-    "GroupNormalization": _group_normalization,
     "LSTM": _batch_second,
     "MeanVarianceNormalization": _mean_variance_normalization,
     "RNN": _batch_second,

@@ -9,7 +9,7 @@ CPU time on [32, 96, 32, 32], one thread of a server CPU, onnxruntime 1.32:
     Softmax, not the last axis       29             6
     LogSoftmax, not the last axis    29             6
 
-It has no kernel for Swish, nor for GlobalLpPool from operator set 22 on.
+It has no kernel for GroupNormalization and Swish, nor for GlobalLpPool from operator set 22 on.
 """
 
 from __future__ import annotations
@@ -98,6 +98,25 @@ def _global_lp_pool(graph: Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _group_normalization(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Each group normalised as one channel; then scale and bias by channel."""
+    (x, scale, bias), (y,) = node.input, node.output
+    groups = attribute(node, "num_groups")
+    assert isinstance(groups, int)
+    ones, zeros = (graph.constant(np.full(groups, value, np.float32)) for value in (1.0, 0.0))
+    wide = graph.integers([-1, *[1] * (len(graph.shape(x)) - 2)])
+    rows = graph.op("Reshape", x, graph.integers([0, groups, -1]))
+    epsilon = attribute(node, "epsilon", 1e-5)
+    standard = graph.reshape_like(graph.op("InstanceNormalization", rows, ones, zeros, epsilon=epsilon), x)
+    graph.op(
+        "Add",
+        graph.op("Mul", standard, graph.op("Reshape", scale, wide)),
+        graph.op("Reshape", bias, wide),
+        output=y,
+    )
+    return True
+
+
 def _single(graph: Graph, name: str) -> bool:
     """True where a value is float32. What rules make of other types is not known here, but they make none of these."""
     return graph.dtypes.get(name, "float32") == "float32"
@@ -105,6 +124,7 @@ def _single(graph: Graph, name: str) -> bool:
 
 _FASTER = {
     "GlobalLpPool": _global_lp_pool,
+    "GroupNormalization": _group_normalization,
     "LogSoftmax": _softmax,
     "Mish": _mish,
     "Softmax": _softmax,

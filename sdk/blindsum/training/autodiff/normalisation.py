@@ -73,6 +73,35 @@ def instance_normalization(b: Backward) -> Gradients:
     ]
 
 
+@rule("GroupNormalization", since=21)
+def group_normalization(b: Backward) -> Gradients:
+    """A group is one row. What is summed over it is summed by channel first, which scale and bias need anyway."""
+    x, scale = b.x[:2]
+    rank, groups = b.rank(x), b.integer("num_groups", 1)
+    rows = b.integers([0, groups, -1])
+    standard, inverse = _standardised(b, b.op("Reshape", x, rows), [2])
+    product = b.op("Mul", b.dy, b.graph.reshape_like(standard, x))
+    products, slopes = product, b.dy
+    if rank > 2:
+        inner = b.integers(range(2, rank))
+        products, slopes = (b.op("ReduceSum", item, inner, keepdims=0) for item in (product, b.dy))
+    count = b.cast(b.op("Div", b.op("Size", x), b.op("Size", inverse)))
+
+    def mean(by_channel: str) -> str:
+        """The mean over each group of what is given by channel, times the inverse deviation: [batch, group, 1]."""
+        weighted = b.op("Reshape", b.op("Mul", by_channel, scale), rows)
+        return b.op("Mul", b.op("Div", b.op("ReduceSum", weighted, b.integers([2]), keepdims=1), count), inverse)
+
+    by_group = b.op("Mul", inverse, b.op("Reshape", scale, b.integers([1, groups, -1])))
+    direct = b.op("Mul", b.dy, b.op("Reshape", by_group, b.integers([0, -1, *[1] * (rank - 2)])))
+    rest = b.op("Add", b.op("Mul", standard, mean(products)), mean(slopes))
+    return [
+        b.op("Sub", direct, b.graph.reshape_like(rest, x)),
+        b.op("ReduceSum", products, b.integers([0]), keepdims=0),
+        b.op("ReduceSum", slopes, b.integers([0]), keepdims=0),
+    ]
+
+
 @rule("RMSNormalization", since=23)
 def rms_normalization(b: Backward) -> Gradients:
     x, scale = b.x

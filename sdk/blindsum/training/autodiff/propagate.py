@@ -163,6 +163,8 @@ class Propagation:
             known = tensor.HasField("shape")
             shape = tuple(_dimension(dim) for dim in tensor.shape.dim) if known else None
             self._know(name, tensor.elem_type, shape)
+        if not found:  # GroupNormalization, of which onnx says nothing
+            self._know(node.output[0], types[node.input[0]].tensor_type.elem_type, None)
         ours = shapes.shape(node, self._known)
         if ours is not None and None not in ours:
             self._graph.shapes[node.output[0]] = tuple(map(sizes.dimension, ours))

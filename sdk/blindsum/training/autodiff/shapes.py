@@ -110,10 +110,15 @@ def _resize(node: onnx.NodeProto, known: Known, given: list[Size]) -> Sequence[S
     return [given[at] if at in kept else size for at, size in enumerate(after)]
 
 
+def _same(_node: onnx.NodeProto, _known: Known, given: list[Size]) -> Sequence[Size]:
+    return given
+
+
 _SHAPES: dict[str, Callable[[onnx.NodeProto, Known, list[Size]], Sequence[Size] | None]] = {
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,
+    "GroupNormalization": _same,
     "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _slice,
