@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 
 import numpy as np
 import onnx
@@ -132,3 +133,45 @@ def test_sequence_that_is_not_taken_apart_by_constants_is_refused_by_name(make_m
     model = make_model(f"(float[N,5] x) => (float[N,1] y) {{ {body} }}", {"w": np.ones(5, np.float32)})
     with pytest.raises(BlindsumError, match=r"training-operator-forbidden.*SplitToSequence"):
         build_artifact(model, loss="mse")
+
+
+class Token(nn.Module):
+    """A transformer over patches and one more token, which is repeated for each row of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.patch, self.last = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(4, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), self.patch(x)], 1)
+        return self.last(self.layer(tokens)[:, 0])
+
+
+class Recurrent(nn.Module):
+    """Its layer begins with zeros for each row of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.cell(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kind", [Token, Recurrent])
+def test_model_made_for_a_fixed_batch_takes_any(kind: type[nn.Module], batch: int) -> None:
+    model, x = kind().eval(), torch.randn(5, 3, 4)
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the very thing that is tested
+        torch.onnx.export(model, (x[:batch],), out, dynamo=False, input_names=["x"], opset_version=17)
+    session = TrainingSession(build_artifact(out.getvalue(), loss="cross-entropy", optimizer="gradient"))
+    for rows in (1, 2, 5):
+        np.testing.assert_allclose(session.predict(x[:rows].numpy()), model(x[:rows]).detach(), rtol=1e-4, atol=1e-5)
+    targets = torch.arange(5) % 3
+    _, flat = session.step(x.numpy(), targets.numpy())
+    nn.functional.cross_entropy(model(x), targets).backward()
+    norm = np.sqrt(sum(float((weight.grad**2).sum()) for weight in model.parameters()))
+    assert np.linalg.norm(flat) == pytest.approx(norm, rel=1e-4)

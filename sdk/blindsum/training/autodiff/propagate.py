@@ -28,7 +28,8 @@ from .batchnorm import freeze
 from .expand import Body, dropout, expanded, preferred
 from .graph import Dimension, Graph, Shape, attribute
 from .registry import covered, stops
-from .sizes import Size
+from .reopen import Reopening
+from .sizes import Rows, Size
 from .source import constant_value, invalid, subgraphs, title
 
 FOLD_MAX = 1 << 16  # elements of a constant that is larger than what it is made of
@@ -60,8 +61,12 @@ class Propagation:
         self._computed: dict[str, Vector] = {}
         self._aliases: dict[str, str] = {}
         self._forbidden: dict[str, str] = {}
+        self._inside: dict[str, int] = {}
         self._changing = set(kept)
         self._known = shapes.Known(sizes=self._sizes, vectors=self._computed, constants=graph.constants)
+        self._reopening = Reopening(
+            graph, self._known, batch, frozen=lambda name: name not in self._changing, constant=self._made
+        )
         self._opsets = [helper.make_opsetid("", graph.opset)]
         for name, (dtype, shape) in inputs.items():
             self._know(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
@@ -100,6 +105,8 @@ class Propagation:
         if node.op_type == "Constant":
             self._constant(node.output[0], constant_value(node))
             return
+        for made in self._reopening.rewritten(node):
+            self._walk(made)
         if self._passes(node):
             self._aliases[node.output[0]] = node.input[0]
             return
@@ -115,6 +122,7 @@ class Propagation:
         elif node.op_type == "BatchNormalization":
             freeze(node)
         self._infer(node)
+        self._follow(node)
         if self._compute(node) or self._fold(node):
             return
         if self._changing.intersection(node.input):
@@ -209,7 +217,10 @@ class Propagation:
             return self._kinds.get(node.input[0]) == attribute(node, "to")
         if operator == "Expand":
             given, wanted = self._sizes(node.input[0]), self._computed.get(node.input[1])
-            return given is not None and wanted is not None and None not in given and tuple(given) == wanted.items
+            if given is None or wanted is None or len(wanted.items) > len(given):
+                return False
+            pairs = zip(given[len(given) - len(wanted.items) :], wanted.items, strict=True)
+            return all(size is not None and want in (1, size) for size, want in pairs)
         return operator == "Identity"
 
     def _reshape(self, node: onnx.NodeProto) -> None:
@@ -222,9 +233,35 @@ class Propagation:
             kept = [item for item in node.attribute if item.name != "allowzero"]
             del node.attribute[:]
             node.attribute.extend(kept)
-        target = sizes.reshaped(given, wanted.items, self._batch)
+        target = sizes.reshaped(given, wanted.items, self._batch, self._before(node.input[0]))
         if target is not None and tuple(target) != wanted.items:
             node.input[1] = self._integers(target)
+
+    def _before(self, name: str) -> int | None:
+        """How many elements lie before the batch in a value."""
+        given = self._sizes(name) or []
+        for at, size in enumerate(given):
+            if isinstance(size, Rows):
+                outside = sizes.product(given[:at])
+                inside = 1 if size.factor == 1 else self._inside.get(name)
+                return outside * inside if isinstance(outside, int) and inside is not None else None
+        return None
+
+    def _follow(self, node: onnx.NodeProto) -> None:
+        """Note how many elements lie before the batch in a dimension that holds more than it."""
+        output = node.output[0]
+        given = self._sizes(output) or []
+        at = next((at for at, size in enumerate(given) if isinstance(size, Rows) and size.factor > 1), None)
+        if at is None:
+            return
+        if node.op_type == "Reshape":
+            before, outside = self._before(node.input[0]), sizes.product(given[:at])
+            if before is not None and isinstance(outside, int) and outside and before % outside == 0:
+                self._inside[output] = before // outside
+            return
+        for name in node.input:
+            if name in self._inside and given[at] in (self._sizes(name) or []):
+                self._inside[output] = self._inside[name]
 
     def _resize(self, node: onnx.NodeProto) -> None:
         """Leave the dimensions that keep their size out of a Resize to computed sizes."""
@@ -240,7 +277,11 @@ class Propagation:
             node.input[3] = self._integers([size for size in target if isinstance(size, int)])
 
     def _integers(self, values: Sequence[int]) -> str:
-        name = self._graph.integers(values)
+        return self._made(np.array(values, np.int64))
+
+    def _made(self, array: NDArray[np.generic]) -> str:
+        """A constant of ours."""
+        name = self._graph.constant(array)
         self._constant(name, self._graph.constants[name])
         return name
 

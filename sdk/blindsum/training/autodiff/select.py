@@ -146,7 +146,7 @@ def _fillers(source: Source) -> Iterator[str]:
                 yield name
             elif array is not None and _MADE_UP.fullmatch(name):
                 plain = array.size == 1 or (node.op_type == "InstanceNormalization" and (array == array.flat[0]).all())
-                if array.ndim == 1 and plain:
+                if (array.ndim == 1 and plain) or (name in node.input[5:] and not array.any()):
                     yield name
 
 

@@ -101,11 +101,12 @@ def product(items: Sequence[Size]) -> Size:
     return result
 
 
-def reshaped(shape: Sequence[Size], wanted: Sequence[Size], batch: int) -> list[int] | None:
+def reshaped(shape: Sequence[Size], wanted: Sequence[Size], batch: int, before: int | None = None) -> list[int] | None:
     """A constant target for the Reshape of a value of shape `shape` to `wanted`, where one serves for every batch.
 
     `wanted` counts 0 as a copied dimension and -1 as the rest. Where the model was made for a batch fixed at
-    `batch` > 0, the numbers in `wanted` that held it become open. None where no constant will do, or none is needed.
+    `batch` > 0, the number in `wanted` that held it becomes open; `before` elements lie before the batch where that is
+    known. None where no constant will do, or none is needed.
     """
     given, total = list(wanted), product(shape)
     rows = [at for at, size in enumerate(given) if isinstance(size, Rows)]
@@ -121,7 +122,7 @@ def reshaped(shape: Sequence[Size], wanted: Sequence[Size], batch: int) -> list[
         else:
             given[at] = -1
     elif isinstance(total, Rows) and batch:
-        _reopen(given, total, batch, copies)
+        _reopen(given, shape, total.factor * batch, batch, before)
     if given and given[0] == -1 and copies:  # [-1, ...] that leaves rows whole says so
         rest = product([shape[at] if size == 0 and at < len(shape) else size for at, size in enumerate(given)][1:])
         if isinstance(rest, int) and isinstance(total, Rows) and rest == total.factor:
@@ -129,19 +130,31 @@ def reshaped(shape: Sequence[Size], wanted: Sequence[Size], batch: int) -> list[
     return [size for size in given if isinstance(size, int)]
 
 
-def _reopen(given: list[Size], total: Rows, batch: int, copies: bool) -> None:
-    """Open the number in `given` that held the batch of a model made for a fixed one."""
-    if -1 in given:
-        if copies and given[0] == batch:
-            given[0] = 0
+def _reopen(given: list[Size], shape: Sequence[Size], total: int, batch: int, before: int | None) -> None:
+    """Open the number in `given` that held the batch of a model made for a fixed one, where there is one."""
+    copied = [shape[at] if size == 0 and at < len(shape) else size for at, size in enumerate(given)]
+    numbers = [size.factor * batch if isinstance(size, Rows) else size for size in copied]
+    known = [size for size in numbers if isinstance(size, int)]
+    rest = math.prod(size for size in known if size != -1)
+    if len(known) < len(numbers) or not rest or total % rest:
         return
-    numbers = [size for size in given if isinstance(size, int)]
-    if 0 in numbers or math.prod(numbers) != total.factor * batch:
-        return
-    at = next(at for at, size in enumerate(numbers) if size % batch == 0) if _divides(numbers, batch) else None
+    known = [total // rest if size == -1 else size for size in known]
+    at = _holder(known, batch, before) if math.prod(known) == total else None
     if at is not None:
-        given[at] = 0 if at == 0 and copies and numbers[0] == batch else -1
+        first = at == 0 and bool(shape) and shape[0] == Rows(1) and known[0] == batch
+        given[:] = [*known[:at], 0 if first else -1, *known[at + 1 :]]
 
 
-def _divides(numbers: Sequence[int], batch: int) -> bool:
-    return any(size % batch == 0 for size in numbers)
+def _holder(numbers: Sequence[int], batch: int, before: int | None) -> int | None:
+    """Which of the sizes holds the batch: the one that is the batch and lies where it should, one that begins there, one
+    that contains its place. The last one, as a rule the features, comes last in each.
+    """
+    places = [(at, math.prod(numbers[:at])) for at, size in enumerate(numbers) if size % batch == 0]
+    if before is None:
+        ranked = [at for at, _ in places if numbers[at] == batch] + [at for at, _ in places]
+        return ranked[0] if ranked else None
+    begin = [at for at, outside in places if outside == before]
+    hold = [at for at, outside in places if before % outside == 0 and numbers[at] // batch % (before // outside) == 0]
+    inner = [at for at in (*begin, *hold) if at < len(numbers) - 1]
+    ranked = [*(at for at in begin if numbers[at] == batch), *inner, *begin, *hold]
+    return ranked[0] if ranked else None
