@@ -47,7 +47,7 @@ def model_build(
     as_json: Json = False,
 ) -> None:
     """Turn an ONNX model into a training artifact for stock onnxruntime."""
-    from blindsum.training import Adapters, build_artifact, describe
+    from blindsum.training import Adapters, TrainingSession, build_artifact, describe
 
     data = build_artifact(
         model,
@@ -60,6 +60,7 @@ def model_build(
         batch_norm=batch_norm,
         recompute=recompute,
     )
+    TrainingSession(data)  # what onnxruntime would refuse is refused here
     artifact.write_bytes(data)
     held = describe(data)
     tensors = [weight["name"] for weight in held["weights"]]

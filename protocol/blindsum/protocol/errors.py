@@ -66,7 +66,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "training-operator-unsupported": Entry(
         "an operator on the way from a parameter to the loss has no gradient rule",
-        "freeze the parameters it blocks (trainable=...) or give the operator a rule with @rule",
+        "freeze the parameters it blocks (trainable=...) or give the operator a rule with @rule (docs/TRAINING.md)",
     ),
     "training-package-missing": Entry(
         "a package needed for training is not installed",
