@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
-from blindsum.protocol.machines.step import Event, Machine
+from blindsum.protocol.machines.step import Machine
 from blindsum.protocol.transcript import write_records
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
@@ -52,7 +51,6 @@ def run_coordinator(kit: Path) -> int:
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator")
     witness = Witness(reporter, kit, trust, store)
-    happened: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def machine() -> Machine:
         return CoordinatorMachine(
@@ -64,21 +62,17 @@ def run_coordinator(kit: Path) -> int:
             threads=os.cpu_count() or 1,
         )
 
-    def on_event(event: Event) -> None:
-        witness.event(event)
-        happened.put(event)
-
     link = make_link(kit, settings.broker, topics)
     driver = Driver(
         machine,
         store,
         link,
         topics,
-        on_event=on_event,
+        on_event=witness.event,
         on_refused=reporter.refused,
         broadcast_key=broadcast_key,
     )
-    rounds = _Rounds(kit, driver, happened, reporter)
+    rounds = _Rounds(kit, driver, reporter)
     try:
         return run_until_stopped(driver, reporter, settings.web, rounds.turn)
     finally:
@@ -89,9 +83,8 @@ class _Rounds:
     """Keeps every task of the kit going: takes up new ones, heeds their control, writes the transcript of a finished round, and
     begins the next."""
 
-    def __init__(self, kit: Path, driver: Driver, happened: queue.SimpleQueue[Event], reporter: Reporter) -> None:
-        self._kit, self._driver = kit, driver
-        self._happened, self._reporter = happened, reporter
+    def __init__(self, kit: Path, driver: Driver, reporter: Reporter) -> None:
+        self._kit, self._driver, self._reporter = kit, driver, reporter
         self._tasks: dict[str, TaskControl] = {}
         self._over: set[str] = set()
         self._refused: set[str] = set()
@@ -101,8 +94,6 @@ class _Rounds:
         if time.monotonic() - self._looked >= LOOK_S:
             self._look()
             self._looked = time.monotonic()
-        while not self._happened.empty():
-            self._happened.get()
         for task in self._tasks:
             if task not in self._over:
                 self._advance(task)

@@ -8,7 +8,7 @@ that a lost connection leaves unacknowledged is handed back as LOST and goes aga
 from __future__ import annotations
 
 import logging
-import random
+import secrets
 import selectors
 import threading
 import time
@@ -205,7 +205,7 @@ class MqttLink:
             self._lost()
             failures = 0 if time.monotonic() - started >= STABLE_S else failures + 1
             backoff_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(max(failures - 1, 0), 16))
-            self._bell.rest(backoff_s * random.SystemRandom().uniform(0.5, 1.0), lambda: self._closing)
+            self._bell.rest(backoff_s * secrets.SystemRandom().uniform(0.5, 1.0), lambda: self._closing)
         self._bell.close()
 
     def _serve(self) -> None:

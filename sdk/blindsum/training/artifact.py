@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import cbor2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from blindsum.protocol.codec import NO_TAGS
 from blindsum.protocol.errors import BlindsumError
 
+from .canonical import read_header, write_header
 from .manifest import ELEMENTS_MAX, TENSORS_MAX, Manifest, Size, Weight
 from .verify import check_graphs, check_manifest
 
@@ -32,7 +31,6 @@ MAGIC = b"bsTRAIN\x01"
 DIGEST_SIZE = 32
 ARTIFACT_SIZE_MAX = 1 << 30
 HEADER_SIZE_MAX = 1 << 23
-HEADER_DEPTH_MAX = 8
 GRAPH_SIZE_MAX = 1 << 25
 GRAPHS = ("train", "evaluate", "predict", "gradient", "update")
 
@@ -73,7 +71,7 @@ def encode(artifact: Artifact) -> bytes:
         graphs=tuple(map(len, artifact.graphs().values())),  # type: ignore[arg-type]
         constants=tuple(Weight(name=n, shape=a.shape, dtype=a.dtype.name) for n, a in artifact.constants.items()),  # type: ignore[arg-type]
     )
-    head = _canonical(header)
+    head = write_header(header)
     arrays = [artifact.parameters, *artifact.constants.values()]
     blobs = [np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for a in arrays]
     body = b"".join((len(head).to_bytes(4, "big"), head, *artifact.graphs().values(), *blobs))
@@ -113,24 +111,9 @@ def decode(data: bytes) -> Artifact:
 
 def _header(head: bytes) -> Header:
     try:
-        raw = cbor2.loads(
-            head,
-            max_depth=HEADER_DEPTH_MAX,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-            semantic_decoders=NO_TAGS,
-        )
-        header = msgspec.convert(raw, Header, strict=True)
-    except (cbor2.CBORDecodeError, msgspec.ValidationError, ValueError) as error:
-        raise _malformed(f"header: {error}") from None
-    if _canonical(header) != head:
-        raise _malformed("header: not in canonical form")
-    return header
-
-
-def _canonical(header: Header) -> bytes:
-    return cbor2.dumps(msgspec.to_builtins(header), canonical=True)
+        return read_header(head, Header)
+    except ValueError as error:
+        raise _malformed(str(error)) from None
 
 
 class _Reader:

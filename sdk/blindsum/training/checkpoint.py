@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated
 
-import cbor2
 import msgspec
 import numpy as np
 
-from blindsum.protocol.codec import NO_TAGS
 from blindsum.protocol.errors import BlindsumError
 
 from .bank import Floats
+from .canonical import read_header, write_header
 from .fit import Count, Progress
 from .manifest import HYPERPARAMETERS_MAX, Digest, Name
 from .optimisers import RANGES, in_range
@@ -26,7 +25,6 @@ from .optimisers import RANGES, in_range
 MAGIC = b"bsCHECK\x01"
 DIGEST_SIZE = 32
 HEADER_SIZE_MAX = 1 << 26
-HEADER_DEPTH_MAX = 8
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,7 +42,7 @@ msgspec.json.Decoder(
 
 def encode(header: Header, everything: Floats, best: Floats) -> bytes:
     """Serialise; the same state always gives the same bytes."""
-    head = _canonical(header)
+    head = write_header(header)
     blobs = (array.astype("<f4").tobytes() for array in (everything, best))
     body = b"".join((len(head).to_bytes(4, "big"), head, *blobs))
     return MAGIC + hashlib.sha256(body).digest() + body
@@ -79,24 +77,9 @@ def decode(data: bytes, *, artifact: str, sizes: tuple[int, int]) -> tuple[Heade
 
 def _header(head: bytes) -> Header:
     try:
-        raw = cbor2.loads(
-            head,
-            max_depth=HEADER_DEPTH_MAX,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-            semantic_decoders=NO_TAGS,
-        )
-        header = msgspec.convert(raw, Header, strict=True)
-    except (cbor2.CBORDecodeError, msgspec.ValidationError, ValueError) as error:
-        raise _damaged(f"header: {error}") from None
-    if _canonical(header) != head:
-        raise _damaged("header: not in canonical form")
-    return header
-
-
-def _canonical(header: Header) -> bytes:
-    return cbor2.dumps(msgspec.to_builtins(header), canonical=True)
+        return read_header(head, Header)
+    except ValueError as error:
+        raise _damaged(str(error)) from None
 
 
 def _damaged(reason: str) -> BlindsumError:
