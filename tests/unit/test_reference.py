@@ -150,6 +150,7 @@ class Case:
             upload_ms=1000,
             decide_ms=1000,
             rounds_max=9,
+            eligibility=[],
         )
 
     def _manifest(self) -> Manifest:

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.backend.provision import FleetFolder, create_fleet
-from blindsum.backend.tasks import Plan, create_task, load_task, save_task
+from blindsum.backend.tasks import Plan, create_task, criterion, load_task, save_task
 from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import chunks_of
@@ -44,6 +44,24 @@ def view_of(fleet: FleetFolder, plan: Plan = PLAN) -> TaskView:
     opened = open_task(load_trust(fleet.coordinator), files.record)
     assert isinstance(opened, TaskView), opened
     return opened
+
+
+def test_eligibility_is_signed_with_the_task(fleet: FleetFolder) -> None:
+    criteria = tuple(map(criterion, ("examples-min=20", "share=100,50", "retry=60,600")))
+    task = view_of(fleet, replace(PLAN, eligibility=criteria)).task
+    assert [(c.kind, c.version, c.values) for c in task.eligibility] == [
+        ("examples-min", 1, [20]),
+        ("share", 1, [100, 50]),
+        ("retry", 1, [60, 600]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "moon=1", "share=100", "examples-min", "examples-min=-1", "examples-min=1.5", "share=1,2,3"]
+)
+def test_criterion_that_no_device_would_know_is_refused(text: str) -> None:
+    with pytest.raises(BlindsumError, match=r"task-invalid.*examples-min \(1 values\)"):
+        criterion(text)
 
 
 def test_every_role_accepts_the_record_and_reads_the_plan_from_it(fleet: FleetFolder) -> None:

@@ -20,7 +20,9 @@ Fleet = Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made, o
 Name = Annotated[str, typer.Argument(help="Name of the task.")]
 
 
-@task_app.command("create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20")
+@task_app.command(
+    "create", epilog="Example: blindsum task create my-fleet fraud plan.bsa --devices-max 100 --rounds 20"
+)
 def task_create(
     folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
     name: Name,
@@ -39,11 +41,15 @@ def task_create(
     join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
     upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
     decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    eligible: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND=VALUES, such as examples-min=100 or share=10,5 (docs/SDK.md); may be given again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
     from blindsum.backend.provision import FleetFolder
-    from blindsum.backend.tasks import Plan, create_task, save_task, scaled
+    from blindsum.backend.tasks import Plan, create_task, criterion, save_task, scaled
     from blindsum.protocol.params import ThreatModel
     from blindsum.runtime.kit import load_trust, read_file
 
@@ -68,6 +74,7 @@ def task_create(
         join_s=join_s,
         upload_s=upload_s,
         decide_s=decide_s,
+        eligibility=tuple(map(criterion, eligible or ())),
     )
     files, derived = create_task(made.operator, read_file(artifact), plan)
     place = save_task(files, made.coordinator)
@@ -90,7 +97,14 @@ def task_list(folder: Fleet, as_json: Json = False) -> None:
         return
     table = Table("task", "state", "pause", "last round", "of", "parameters", "devices")
     for row in rows:
-        cells = (row["state"], f"{row['pause_s']:g} s", row["last_round"], row["rounds"], row["parameters"], row["devices"])
+        cells = (
+            row["state"],
+            f"{row['pause_s']:g} s",
+            row["last_round"],
+            row["rounds"],
+            row["parameters"],
+            row["devices"],
+        )
         table.add_row(escape(row["task"]), *map(str, cells))
     Console().print(table)
 
@@ -158,4 +172,5 @@ def _summary(found: Any) -> dict[str, Any]:
         "parameters": sum(segment.length for segment in task.segments if segment.codec == "quantised"),
         "devices": f"{task.devices_min} to {task.devices_max}",
         "cohort_min": found.view.threat.cohort_min,
+        "eligibility": ", ".join(f"{c.kind}={','.join(map(str, c.values))}" for c in task.eligibility),
     }

@@ -9,11 +9,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from blindsum.protocol.eligibility import KINDS
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import (
     Algorithm,
     CodecSpec,
+    Criterion,
     SegmentSpec,
     Task,
     ThreatSpec,
@@ -35,6 +37,7 @@ __all__ = [
     "TaskFiles",
     "change_control",
     "create_task",
+    "criterion",
     "load_control",
     "load_task",
     "read_task",
@@ -71,6 +74,7 @@ class Plan:
     upload_s: float = 300.0
     decide_s: float = 30.0
     chunk_size: int = CHUNK_SIZE
+    eligibility: tuple[Criterion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
         upload_ms=scaled("upload_s", plan.upload_s, 1e3),
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),
         rounds_max=plan.rounds,
+        eligibility=list(plan.eligibility),
     )
     head = Head(type="task", fleet=trust.fleet, task=plan.name, round=0, sender="operator", to="all")
     record = seal_envelope(key, head, task)
@@ -166,6 +171,18 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
         code = "" if opened.code == "parameters-unsafe" else f"{opened.code}: "
         raise BlindsumError("parameters-unsafe", code + opened.detail)
     return TaskFiles(plan.name, record, artifact, model), derived
+
+
+def criterion(text: str) -> Criterion:
+    """`kind=value,value` as a criterion of the newest version that is known. Raises BlindsumError "task-invalid"."""
+    kind, _, said = text.partition("=")
+    version = max((version for known, version in KINDS if known == kind), default=0)
+    count = KINDS[kind, version][0] if version else 0
+    values = said.split(",")
+    if not version or len(values) != count or not all(value.isascii() and value.isdigit() for value in values):
+        known = ", ".join(f"{kind} ({count} values)" for (kind, _), (count, _) in KINDS.items())
+        raise BlindsumError("task-invalid", f"eligibility {text!r}; known: {known}, all whole numbers")
+    return Criterion(kind=kind, version=version, values=[int(value) for value in values])
 
 
 def scaled(name: str, value: float, factor: float) -> int:

@@ -151,6 +151,7 @@ def make_task(
         upload_ms=upload_ms,
         decide_ms=decide_ms,
         rounds_max=rounds_max,
+        eligibility=[],
     )
     head = Head(type="task", fleet=fleet.trust.fleet, task=name, round=0, sender="operator", to="all")
     return seal_envelope(fleet.operator, head, task), plan, model

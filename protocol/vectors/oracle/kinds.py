@@ -321,6 +321,30 @@ def _advance(given: Values) -> Values:
     return {"model": model}
 
 
+def _eligibility(given: Values) -> Values:
+    place = int.from_bytes(cbor.digest("share", given["task"], given["device"])[:8], "big") % 1000
+    last, number = given["last"], given["round"]
+    eligible, retry = True, [0, 0]
+    for criterion in given["criteria"]:
+        kind, values = criterion["kind"], criterion["values"]
+        known = criterion["version"] == 1 and len(values) == {"share": 2, "retry": 2}.get(kind, 1)
+        if known and kind == "examples-min":
+            holds = given["examples"] is not None and given["examples"] >= values[0]
+        elif known and kind == "once-per":
+            period = 1000 * values[0]
+            holds = last["round"] == 0 or given["issued_at"] // period > last["issued_at"] // period
+        elif known and kind == "rounds-apart":
+            holds = last["round"] == 0 or number - last["round"] > values[0]
+        elif known and kind == "share":
+            holds = place < values[0] + values[1] * (number - 1)
+        elif known and kind == "retry":
+            holds, retry = True, [1000 * value for value in values]
+        else:
+            holds = False
+        eligible = eligible and holds
+    return {"eligible": eligible, "place": place, "retry_ms": retry}
+
+
 KINDS: dict[str, Callable[[Values], Values]] = {
     "cbor": _cbor,
     "chunk": _chunk,
@@ -356,4 +380,5 @@ KINDS: dict[str, Callable[[Values], Values]] = {
     "quantise": _quantise,
     "rotate": _rotate,
     "advance": _advance,
+    "eligibility": _eligibility,
 }

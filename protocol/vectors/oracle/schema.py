@@ -113,6 +113,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
             upload_ms=DURATION,
             decide_ms=DURATION,
             rounds_max=COUNT,
+            eligibility=many(fields(kind=is_name, version=whole(1, 255), values=many(MILLIS, 0, 4)), 0, 8),
         ),
         "operator",
         65_536,

@@ -34,6 +34,8 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "one device": {"devices_min": 1},
         "a float": {"rounds_max": "10"},
         "a deadline of 99 ms": {"join_ms": 99},
+        "a criterion of version 0": {"eligibility": [{"kind": "share", "version": 0, "values": []}]},
+        "a criterion of five values": {"eligibility": [{"kind": "share", "version": 1, "values": [1] * 5}]},
     },
     "offer-request": {"no task": {"task": b""}, "a task in text": {"task": "task"}},
     "offer": {

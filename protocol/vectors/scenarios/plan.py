@@ -70,6 +70,7 @@ def plain_view(given: dict[str, Any]) -> tuple[RoundView, RosterView]:
         upload_ms=1000,
         decide_ms=1000,
         rounds_max=1,
+        eligibility=[],
     )
     trust = Trust("vectors", b"", none, none, none, (none,) * p)
     base = TaskView(trust, "sum", task, none, b"", Committee.custom(p, t, q, c))

@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol import codec, graph, keys, masks, params, prg, quantize, reference, ring, rotation, sharing
 from blindsum.protocol.blobs import bits, bits_set
+from blindsum.protocol.eligibility import History, not_eligible, place_of, retry_window
 from blindsum.protocol.envelope import Head, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, Header, chunks_of
+from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, Criterion, Header, chunks_of
 from blindsum.protocol.optimiser import advance
 from blindsum.protocol.roster import (
     Joins,
@@ -378,6 +379,22 @@ def _advance(given: Values) -> Values:
     return {"model": advance(base, given["model"], given["total"], given["rotation"])}
 
 
+def _eligibility(given: Values) -> Values:
+    criteria = [codec.convert(criterion, Criterion) for criterion in given["criteria"]]
+    last = given["last"]
+    history = History(
+        device=given["device"], examples=given["examples"], round=last["round"], issued_at=last["issued_at"]
+    )
+    reason = not_eligible(
+        criteria, task=given["task"], number=given["round"], issued_at=given["issued_at"], history=history
+    )
+    return {
+        "eligible": not reason,
+        "place": place_of(given["device"], given["task"]),
+        "retry_ms": list(retry_window(criteria)),
+    }
+
+
 KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "cbor": _cbor,
     "chunk": _chunk,
@@ -413,4 +430,5 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "quantise": _quantise,
     "rotate": _rotate,
     "advance": _advance,
+    "eligibility": _eligibility,
 }

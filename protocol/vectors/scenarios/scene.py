@@ -23,6 +23,7 @@ from blindsum.protocol.messages import (
     Certificate,
     Check,
     CodecSpec,
+    Criterion,
     Failure,
     Header,
     Join,
@@ -172,6 +173,7 @@ class Scene:
             upload_ms=30_000,
             decide_ms=20_000,
             rounds_max=10,
+            eligibility=[Criterion(kind="examples-min", version=1, values=[20])],
         )
         self.task = self.send("task", "operator", "all", task, 0)
         base = open_task(self.trust, self.task.raw)

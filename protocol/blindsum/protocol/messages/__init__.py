@@ -19,7 +19,7 @@ from blindsum.protocol.messages.opening import (
     Want,
 )
 from blindsum.protocol.messages.roster import Join, RosterAnnouncement, RosterProposal
-from blindsum.protocol.messages.task import Algorithm, CodecSpec, SegmentSpec, Task, ThreatSpec, Training
+from blindsum.protocol.messages.task import Algorithm, CodecSpec, Criterion, SegmentSpec, Task, ThreatSpec, Training
 from blindsum.protocol.messages.upload import EDGE_SIZE, NEIGHBOURS_MAX, Ask, Header, Receipt
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Certificate",
     "Check",
     "CodecSpec",
+    "Criterion",
     "Failure",
     "Header",
     "Join",

@@ -17,7 +17,7 @@ from blindsum.protocol.messages.common import (
     Payload,
 )
 
-__all__ = ["Algorithm", "CodecSpec", "SegmentSpec", "Task", "ThreatSpec", "Training"]
+__all__ = ["Algorithm", "CodecSpec", "Criterion", "SegmentSpec", "Task", "ThreatSpec", "Training"]
 
 Micros = Annotated[int, Meta(ge=0, le=2**53)]
 Duration = Annotated[int, Meta(ge=100, le=7 * 86_400_000)]
@@ -69,6 +69,14 @@ class Algorithm(Payload, frozen=True):
     rate_micros: Micros
 
 
+class Criterion(Payload, frozen=True):
+    """Whom the operator wants: a kind and version that devices know, or are not eligible (`protocol.eligibility`)."""
+
+    kind: Name
+    version: Annotated[int, Meta(ge=1, le=255)]
+    values: Annotated[list[Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=4)]
+
+
 class Task(Payload, frozen=True):
     """Everything constant over the rounds of a task. Round 1 starts from `model`."""
 
@@ -87,3 +95,4 @@ class Task(Payload, frozen=True):
     upload_ms: Duration
     decide_ms: Duration
     rounds_max: Count
+    eligibility: Annotated[list[Criterion], Meta(max_length=8)]
