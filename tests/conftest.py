@@ -25,11 +25,15 @@ MOSQUITTO = shutil.which("mosquitto", path=SEARCH_PATH)
 
 
 CHROMEDRIVER = shutil.which("chromedriver", path=SEARCH_PATH)
+PROMTOOL = shutil.which("promtool", path=SEARCH_PATH)
+SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
 NEEDS = {
     "local_mosquitto": (MOSQUITTO, "mosquitto"),
     "module_mosquitto": (MOSQUITTO, "mosquitto"),
     "production_mosquitto": (MOSQUITTO, "mosquitto"),
     "browser": (CHROMEDRIVER, "chromium-driver"),
+    "promtool": (PROMTOOL, "prometheus"),
+    "systemd_analyze": (SYSTEMD_ANALYZE, "systemd"),
 }
 """Fixture -> the program that it needs, and the Debian package of that program."""
 
@@ -158,3 +162,17 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def promtool() -> str:
+    """Prometheus's own checker of rules."""
+    assert PROMTOOL is not None
+    return PROMTOOL
+
+
+@pytest.fixture
+def systemd_analyze() -> str:
+    """systemd's own checker of units."""
+    assert SYSTEMD_ANALYZE is not None
+    return SYSTEMD_ANALYZE

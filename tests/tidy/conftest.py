@@ -17,7 +17,7 @@ from blindsum.backend import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("protocol", "sdk", "backend", "bench")
-FOLDERS = (*SOURCES, "tests", "docs", "examples", "scripts", ".ci")
+FOLDERS = (*SOURCES, "tests", "docs", "examples", "scripts", "deploy", ".ci")
 IGNORED = frozenset({"__pycache__", ".pytest_cache", ".hypothesis", "blindsum-demo"})
 
 

@@ -21,6 +21,7 @@ MODULES = {  # where a package is imported under another name
     "scikit-learn": "sklearn",
     "onnx-ad": "onnx_ad",
     "prometheus-client": "prometheus_client",
+    "pyyaml": "yaml",
 }
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "onnxscript"}  # that run and are not imported
 MODELS = {
