@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from blindsum.protocol.machines.step import Step
+from blindsum.protocol.machines.step import Step, Write
 from blindsum.testing.checkers import CHECKERS, Checker
 from blindsum.testing.faults import Faults
 from blindsum.testing.scenario import MIXES, scenario
@@ -18,6 +19,14 @@ from blindsum.testing.world import World
 
 SEEDS = range(42)
 REPRODUCTIONS = Path(__file__).parent / "reproductions"
+FAULTS_OF_MIXES = {
+    "network": {"loss", "duplicate", "delay_ms", "skew_ms", "partition"},
+    "crashes": {"crash_before_commit", "crash_after_commit"},
+    "flips": {"flip"},
+    "disks": {"disk_full"},
+    "backups": {"amnesia", "old_backup"},
+    "dropouts": {"drop_join", "drop_roster", "drop_upload", "away"},
+}
 TELL = """
 import json
 from blindsum.testing.scenario import scenario
@@ -43,6 +52,32 @@ def test_scenarios_differ_in_everything_they_can() -> None:
     assert {one.suite for one in made} == {"aes128-ctr", "chacha20"}
     assert {one.rotate for one in made} == {True, False}
     assert {one.sparse for one in made} == {True, False}
+
+
+def test_every_fault_occurs_in_some_scenario_alone_and_with_all_others() -> None:
+    quiet = asdict(Faults())
+    occurring: dict[str, set[str]] = {mix: set() for mix in MIXES}
+    for one in map(scenario, SEEDS):
+        faults = asdict(one.world().faults)
+        occurring[one.mix] |= {name for name in faults if faults[name] != quiet[name] and name != "until"}
+    assert occurring == {"calm": set(), "byzantine": set(), **FAULTS_OF_MIXES, "all": quiet.keys() - {"until"}}
+
+
+@pytest.mark.parametrize("role", ["coordinator", "party/2", "device/d-0001"])
+def test_role_whose_disk_is_full_stores_nothing_is_down_until_there_is_room_and_goes_on(role: str) -> None:
+    world = World(7, devices=4, faults=Faults(disk_full=1.0), upload_ms=120_000, decide_ms=60_000)
+    world.calm()
+    world.start()
+    world.until("upload")
+    actor = world.actors[role]
+    before, lives = dict(actor.store.rows), actor.lives
+    world.faults_end = world.now + 1
+    world.apply(actor, Step(writes=(Write("state", b"new"),)))
+    assert not actor.alive and actor.store.rows == before
+    world.calm()
+    world.finish()
+    assert actor.alive and actor.lives == lives + 1
+    assert world.phase == "done" and world.results[0].count == 4
 
 
 def test_sparse_scenarios_have_a_sparse_graph() -> None:

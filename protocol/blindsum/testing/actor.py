@@ -22,7 +22,8 @@ __all__ = ["Actor", "make_machine"]
 @dataclass(slots=True)
 class Actor:
     """One role. `make` restores its machine from its store; `lives` counts how often it began; `skew_ms` is its clock's error;
-    `refusals` counts what it refused, by code."""
+    `forgetful` says that its host may lose its store or bring `backup`, an older copy, back; `refusals` counts what it refused,
+    by code."""
 
     name: str
     make: Callable[[DictStore, int], Machine]
@@ -32,6 +33,8 @@ class Actor:
     skew_ms: int = 0
     lives: int = 1
     alive: bool = True
+    forgetful: bool = False
+    backup: DictStore = field(default_factory=DictStore)
     listening: set[bytes] = field(default_factory=set)
     refusals: Counter[str] = field(default_factory=Counter)
 

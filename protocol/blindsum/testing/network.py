@@ -11,6 +11,9 @@ from blindsum.testing.faults import QUIET_MS, Faults
 
 __all__ = ["Delivery", "Network", "Tap"]
 
+PARTITION_MS = (100, 10_000)
+"""How long a role is cut off."""
+
 Tap = Callable[[str, str, bytes], bytes | None]
 """tap(source, target, body) -> what is delivered instead, or None for nothing: a broker with a will of its own."""
 
@@ -36,6 +39,7 @@ class Network:
         self.ends_at = ends_at
         self._heap: list[Delivery] = []
         self._sequence = 0
+        self._cut_until: dict[str, int] = {}
 
     @property
     def next_at(self) -> int | None:
@@ -55,6 +59,8 @@ class Network:
         delay_ms = QUIET_MS
         if now < self.ends_at:
             delay_ms = faults.delay_ms
+            if faults.partition and self._cut_off(source, target, now):
+                return
             if dice.random() < faults.loss:
                 return
             if body and dice.random() < faults.flip:
@@ -68,3 +74,9 @@ class Network:
         """Deliver exactly this, then."""
         self._sequence += 1
         heapq.heappush(self._heap, Delivery(at, self._sequence, target, body))
+
+    def _cut_off(self, source: str, target: str, now: int) -> bool:
+        for role in (source, target):
+            if self._dice.random() < self._faults.partition:
+                self._cut_until[role] = now + self._dice.randint(*PARTITION_MS)
+        return now < max(self._cut_until.get(source, 0), self._cut_until.get(target, 0))

@@ -22,7 +22,7 @@ from blindsum.testing.world import World
 
 __all__ = ["MIXES", "ROUNDS_UNDER_FAULTS", "Scenario", "scenario"]
 
-MIXES = ("calm", "dropouts", "network", "crashes", "flips", "byzantine", "all")
+MIXES = ("calm", "dropouts", "network", "crashes", "flips", "disks", "backups", "byzantine", "all")
 """What goes wrong, by seed modulo their number."""
 FAULTS_MS = 120_000
 """Faults stop after so long for each round under faults."""
@@ -54,7 +54,11 @@ class Scenario:
         """The world before its first round of `rounds` under faults."""
         dice = random.Random(f"roles/{self.seed}")
         committee = Committee.for_f((self.parties - 1) // 3)
-        behaviours = _behaviours(dice, committee, self.devices) if self.mix in ("byzantine", "all") else {}
+        behaviours: dict[str, Behaviour] = {}
+        if self.mix in ("backups", "byzantine", "all"):
+            behaviours = _behaviours(dice, committee, self.devices)
+        if self.mix == "backups":  # they count as malicious, and do as they should until their host forgets something
+            behaviours = dict.fromkeys(behaviours, Behaviour())
         corrupt, dropped = (25, 100) if self.sparse else (200, 500)
         return World(
             self.seed,
@@ -114,6 +118,7 @@ def _faults(mix: str, dice: random.Random, *, until: int) -> Faults:
         "duplicate": 0.2,
         "delay_ms": (1, dice.choice((50, 500, 3000))),
         "skew_ms": 500,
+        "partition": dice.choice((0.0, 0.002)),
     }
     often = dice.choice((0.01, 0.04))
     crashes = {"crash_before_commit": often, "crash_after_commit": often}
@@ -126,6 +131,10 @@ def _faults(mix: str, dice: random.Random, *, until: int) -> Faults:
         chosen.update(crashes)
     if mix in ("flips", "all"):
         chosen["flip"] = 0.03
+    if mix in ("disks", "all"):
+        chosen["disk_full"] = dice.choice((0.005, 0.02))
+    if mix in ("backups", "all"):
+        chosen.update({"amnesia": 0.01, "old_backup": 0.05})
     return Faults(until=until, **chosen)  # type: ignore[arg-type]
 
 

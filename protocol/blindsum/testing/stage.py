@@ -18,6 +18,10 @@ __all__ = ["Stage"]
 
 EVENTS_MAX = 300_000
 """More than this in one world means that machines keep each other busy for nothing."""
+DISK_FULL_MS = (100, 20_000)
+"""How long it takes until somebody makes room."""
+BACKUPS = 0.05
+"""Of the steps of a role whose host makes backups, after how many it does."""
 
 
 class Stage:
@@ -66,6 +70,8 @@ class Stage:
             actor = self.actors[name]
             if actor.alive:
                 self.apply(actor, actor.machine.wake(self.now + actor.skew_ms))
+            else:  # there is room on its disk again
+                self.crash(name)
 
     def play(self, over: Callable[[], object], limit_ms: int) -> None:
         """Let things happen until `over()`. AssertionError after `limit_ms`."""
@@ -82,6 +88,15 @@ class Stage:
         if faulty and self.dice.random() < self.faults.crash_before_commit:
             self.crash(actor.name)
             return
+        if (
+            faulty
+            and self.faults.disk_full
+            and (step.writes or step.messages)
+            and self.dice.random() < self.faults.disk_full
+        ):
+            self.stop(actor.name)
+            self._wakes[actor.name] = self.now + self.dice.randint(*DISK_FULL_MS)
+            return
         actor.store.commit(step.writes)
         self._stored(actor, step)
         if faulty and self.dice.random() < self.faults.crash_after_commit:
@@ -93,6 +108,8 @@ class Stage:
             self._wakes.pop(actor.name, None)
             if deadline is not None and actor.alive:
                 self._wakes[actor.name] = max(deadline - actor.skew_ms, self.now)
+        if faulty and actor.forgetful:
+            self._lose(actor)
         for event in step.events:
             self._happened(actor, event)
 
@@ -141,6 +158,15 @@ class Stage:
         return False
 
     # -- machinery --------------------------------------------------------------------------------------------------------
+
+    def _lose(self, actor: Actor) -> None:
+        """What a careless host does to a role that has just sent something."""
+        if self.dice.random() < BACKUPS:
+            actor.backup = self.backup(actor.name)
+        if self.dice.random() < self.faults.amnesia:
+            self.restore(actor.name, DictStore())
+        elif self.dice.random() < self.faults.old_backup:
+            self.restore(actor.name, actor.backup)
 
     def _next_at(self) -> int | None:
         times = list(self._wakes.values())

@@ -173,6 +173,8 @@ class World(Stage):
             round_ = self.coordinator.round(self.task)
             if round_ is not None and round_.state.number == self.number:
                 return
+            if not self.actors["coordinator"].alive:
+                self.crash("coordinator")
             self._command(lambda: self.coordinator.start(self.task, self.now))
         raise AssertionError("the coordinator cannot begin a round")
 
@@ -227,6 +229,7 @@ class World(Stage):
         actor = Actor(name, make, behaviour, store, make(store, 1))
         if name != "coordinator":
             actor.skew_ms = self.dice.randint(-self.faults.skew_ms, self.faults.skew_ms)
+            actor.forgetful = name in self.faulty and self.faults.amnesia + self.faults.old_backup > 0
         self.actors[name] = actor
 
     def _command(self, command: Callable[[], Step]) -> None:
