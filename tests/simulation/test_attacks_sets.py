@@ -127,9 +127,12 @@ def test_one_round_gives_one_opening_and_its_seeds_are_gone_for_any_other() -> N
     votes = votes_of(world, [1, 2, 3], first)
     for party in (1, 2, 3):
         assert said(hand(world, f"party/{party}", certificate(world, first, votes)), "opening")
-    again = [vote(world, party, "set", second.digest) for party in (1, 2, 3, 4)]  # even if all were to vote once more
+    again = {
+        party: vote(world, party, "set", second.digest) for party in (1, 2, 3, 4)
+    }  # even if all were to vote once more
     for party in (1, 2, 3):
-        step = hand(world, f"party/{party}", certificate(world, second, again))
+        others = [again[other] for other in again if other != party]
+        step = hand(world, f"party/{party}", certificate(world, second, others))
         assert step.refused.code == "second-set"
         store = world.actors[f"party/{party}"].store
         assert not [key for key in store.rows if "/header/" in key]

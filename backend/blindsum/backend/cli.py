@@ -153,11 +153,16 @@ def coordinator(kit: Kit) -> None:
 
 
 @app.command(epilog="Example: blindsum party my-fleet/party-1")
-def party(kit: Kit) -> None:
+def party(
+    kit: Kit,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="Its database is lost or an old copy: sit out the rounds under way.")
+    ] = False,
+) -> None:
     """Run one MPC party; one JSON line an event on stdout, until SIGTERM."""
     from blindsum.backend.party import run_party
 
-    _serve(lambda: run_party(kit))
+    _serve(lambda: run_party(kit, forgotten=forgotten))
 
 
 @app.command(epilog="Example: blindsum broker --port 1883")

@@ -10,30 +10,32 @@ from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
-from blindsum.protocol.machines.step import Machine
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
-from blindsum.runtime.system import random_bytes
+from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 
 __all__ = ["PartySettings", "run_party"]
 
 
 class PartySettings(Settings, frozen=True):
-    """`party.toml`. `cohort_min` and `tasks` are this organisation's floor; no task list means every task the operator signed."""
+    """`party.toml`. `cohort_min` and `tasks` are this organisation's floor; no task list means every task the operator signed.
+    `anchor`: the file that shows how old the database is, below the kit or, where whole kits are backed up, anywhere else."""
 
     fleet: str
     party: int
     broker: BrokerSettings
     cohort_min: int = 2
     tasks: list[str] = []
+    anchor: str = "party.anchor"
     web: WebSettings = WebSettings()
 
 
-def run_party(kit: Path) -> int:
-    """Run the party of `kit` until SIGTERM. Raises BlindsumError for a kit or database that cannot be used."""
+def run_party(kit: Path, *, forgotten: bool = False) -> int:
+    """Run the party of `kit` until SIGTERM. `forgotten`: its database was lost or is an old copy, so it erases its rounds and sits
+    out what may be under way. Raises BlindsumError for a kit or database that cannot be used."""
     settings = load_settings(kit / "party.toml", PartySettings)
     trust, key = load_trust(kit), load_key(kit / "key.pem")
     if settings.fleet != trust.fleet or trust.key_of(f"party/{settings.party}") != public_of(key):
@@ -41,11 +43,11 @@ def run_party(kit: Path) -> int:
             "kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle"
         )
     broadcast_key = load_broadcast_key(kit)
-    store = SqliteStore(kit / "party.db")
+    store = SqliteStore(kit / "party.db", anchor=kit / settings.anchor, behind=forgotten)
     topics = Topics(trust.fleet, Principal("party", str(settings.party)))
     reporter = Reporter(f"party/{settings.party}")
 
-    def machine() -> Machine:
+    def machine() -> PartyMachine:
         return PartyMachine(
             number=settings.party,
             key=key,
@@ -58,6 +60,8 @@ def run_party(kit: Path) -> int:
             broadcast_key=broadcast_key,
         )
 
+    if forgotten:  # before anything can arrive
+        store.commit(machine().forget(now_ms()).writes)
     link = make_link(kit, settings.broker, topics)
     driver = Driver(
         machine, store, link, topics, on_event=Witness(reporter, kit, trust, store).event, on_refused=reporter.refused

@@ -174,10 +174,14 @@ CATALOGUE: dict[str, Entry] = {
     # -- a role's database and driver (raised) ------------------------------------------------------------------------
     "database-corrupted": Entry(
         "the database file is damaged, or another program made it",
-        "move it away: the role starts anew; never bring back an old copy, with it a party could answer twice",
+        "move it away and start anew, a party with --forgotten; never bring back an old copy, it knows not what it answered",
     ),
     "database-newer": Entry(
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"
+    ),
+    "database-rolled-back": Entry(
+        "the database is older than what this role has already sent: it was brought back from a copy, or it is gone",
+        "start the party once with --forgotten: it erases its rounds and sits out all that may be under way",
     ),
     "evidence-unproven": Entry(
         "the file does not show two genuine messages of one principal that contradict each other",

@@ -61,6 +61,10 @@ REFUSALS: Final[dict[str, Entry]] = {
     "vote-differs": Entry("a party voted for something that was not proposed", _BLAME),
     "second-vote": Entry("a party signed two different votes on one question", _BLAME),
     "round-stale": Entry("the message belongs to a round that is over or not begun", _STRAY),
+    "memory-lost": Entry(
+        "this party has forgotten what it signed (its database is an old copy, or gone), and sits out what may be under way",
+        "none; it takes part again when every round of the forgotten time has expired. Find out who restored the database",
+    ),
     # -- rosters ------------------------------------------------------------------------------------------------------
     "cohort-too-small": Entry("fewer devices joined than the task demands", "wait for more devices or lengthen join_s"),
     "cohort-full": Entry("the round has all the devices it may have", "none; the device takes part in a later round"),

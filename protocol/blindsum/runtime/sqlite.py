@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing, Write
+from blindsum.runtime.anchor import Anchor
 from blindsum.runtime.ports import OutboxRow
 
 __all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore"]
@@ -26,7 +27,15 @@ OUTBOX_MAX: Final = 100_000
 """Messages that may wait to leave. Beyond it the oldest go: what the other role lacks, its machine will be asked for again."""
 
 STORE_CODES: Final = frozenset(
-    {"database-corrupted", "database-in-use", "database-newer", "database-unwritable", "disk-failed", "disk-full"}
+    {
+        "database-corrupted",
+        "database-in-use",
+        "database-newer",
+        "database-rolled-back",
+        "database-unwritable",
+        "disk-failed",
+        "disk-full",
+    }
 )
 """The codes that mean the store cannot be used; nothing may be acknowledged or sent after one."""
 
@@ -61,14 +70,18 @@ _CODES: Final = {
 class SqliteStore:
     """The store at `path`, created with mode 0600 if it is not there. Any thread may read; one thread writes.
 
+    With `anchor`, a file that says how far the database has come, one that is older than that is refused. `behind` takes it all
+    the same, for a role that knows it has forgotten: what waited to leave is dropped, and the anchor holds from here on.
+
     Raises BlindsumError: "database-corrupted" (damaged, or not a blindsum database), "database-newer", "database-in-use"
-    (another process), "database-unwritable", "disk-full", "disk-failed".
+    (another process), "database-rolled-back", "database-unwritable", "disk-full", "disk-failed".
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, anchor: Path | None = None, behind: bool = False) -> None:
         self.path = Path(path)
         self.dropped = 0
         self._pending = 0  # rows in the outbox
+        self._queued = 0  # the highest number of a row that ever was in it
         self._erased = False  # whether the open transaction deletes or replaces rows
         self._overwrites = False
         self._lock = threading.RLock()
@@ -82,6 +95,7 @@ class SqliteStore:
         try:
             with self._guard():
                 self._prepare()
+                self._anchor = None if anchor is None else self._anchored(Anchor(anchor), behind=behind)
         except BaseException:
             self._db.close()
             raise
@@ -129,12 +143,14 @@ class SqliteStore:
             if self._erased:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._erased = False
+            if self._anchor is not None:
+                self._anchor.advance(self._queued)
 
     def rollback(self) -> None:
         with self._guard():
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            self._pending = self._count()
+            self._pending, self._queued = self._count(), self._sequence()
             self._erased = False
 
     def outbox(self, *, after: int = 0, chunks: bool | None = None, limit: int = 64) -> list[OutboxRow]:
@@ -194,7 +210,31 @@ class SqliteStore:
         found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise BlindsumError("database-corrupted", f"{self.path}: {found}")
-        self._pending = self._count()
+        self._pending, self._queued = self._count(), self._sequence()
+
+    def _anchored(self, anchor: Anchor, *, behind: bool) -> Anchor:
+        """Hold the database to its anchor, and the anchor to the database from now on."""
+        if behind:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM outbox")
+            self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox'")
+            self._db.execute(
+                "INSERT INTO sqlite_sequence VALUES ('outbox', ?)", (max(self._queued, anchor.value, 0) + 1,)
+            )
+            self._db.execute("COMMIT")
+            self._pending, self._queued = self._count(), self._sequence()
+        elif anchor.value > self._queued:
+            raise BlindsumError(
+                "database-rolled-back",
+                f"{self.path} has sent {self._queued} messages, {anchor.path} says {anchor.value}",
+            )
+        elif anchor.damaged or anchor.value < 0 < self._queued:
+            raise BlindsumError(
+                "database-rolled-back",
+                f"{anchor.path} is {'damaged' if anchor.damaged else 'gone'}: nothing shows how old it is",
+            )
+        anchor.advance(self._queued)
+        return anchor
 
     def _write(self, key: str, value: bytes | None) -> None:
         # What goes through the broker is no secret, and there can be hundreds of megabytes of it. It has a table of its own:
@@ -228,10 +268,17 @@ class SqliteStore:
             row,
         )
         self._pending += cursor.rowcount
+        if cursor.rowcount:
+            self._queued = cursor.lastrowid or self._queued
         if self._pending > OUTBOX_MAX:
             self._db.execute("DELETE FROM outbox WHERE seq = (SELECT min(seq) FROM outbox)")
             self._pending -= 1
             self.dropped += 1
+
+    def _sequence(self) -> int:
+        """The highest number that the outbox has ever given to a message."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+        return 0 if row is None else int(row[0])
 
     def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])

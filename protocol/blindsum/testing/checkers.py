@@ -185,7 +185,9 @@ class OnlySums(Checker):
         seen = rounds(world, self.tap)
         summed = {round_.view.number for round_ in seen if round_.derivable(world.faulty)}
         missed = [result.number for result in world.results if result.number not in summed]
-        assert not missed, f"rounds {missed} gave a sum, and the coordinator is said to know none: this checker is blind"
+        assert not missed, (
+            f"rounds {missed} gave a sum, and the coordinator is said to know none: this checker is blind"
+        )
         for round_ in seen:
             for coalition in self._coalitions(world, round_):
                 told = leak(round_, coalition)
@@ -209,7 +211,7 @@ class OnlySums(Checker):
 class RoundsForgotten(Checker):
     """When a round is over, devices and parties keep no secret of it; what anybody keeps does not grow with the rounds."""
 
-    PARTY: Final = ("task/", "last/", "chain/", "pending/", "followed/", "evidence/", "blob/")
+    PARTY: Final = ("task/", "last/", "chain/", "pending/", "followed/", "evidence/", "blob/", "memory/")
     DEVICE: Final = ("spent/", "blob/")
 
     def ended(self, world: World) -> None:

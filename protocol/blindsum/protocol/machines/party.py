@@ -23,6 +23,7 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Signed, peek
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair
+from blindsum.protocol.machines.memory import Memory
 from blindsum.protocol.machines.partyclosing import PartyClosing
 from blindsum.protocol.machines.partydesk import PartyDesk
 from blindsum.protocol.machines.partyround import PartyRound, PartyState
@@ -82,6 +83,7 @@ class PartyMachine:
         self._desk = PartyDesk(number=number, key=key, trust=trust, store=store, broadcast_key=broadcast_key)
         self._setup = PartySetup(self._desk)
         self._closing = PartyClosing(self._desk, seal=seal, threads=threads)
+        self._memory = Memory(number, trust, self._desk.journal)
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, PartyRound] = {}
@@ -105,6 +107,13 @@ class PartyMachine:
         times = [self._inbox.deadline, *(round_.expires_at for round_ in self._rounds.values())]
         return min((time for time in times if time is not None), default=None)
 
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def forget(self, now: int) -> Step:
+        """The database was lost, or brought back from a copy: erase every round, and sit out those that may be under way."""
+        self._lose(now)
+        return self._journal.take()
+
     # -- messages -------------------------------------------------------------------------------------------------
 
     def _message(self, raw: bytes, now: int) -> Refused | None:
@@ -116,11 +125,13 @@ class PartyMachine:
             return Refused("message-misplaced", detail=f"to {head.to}")
         if head.type == "offer-request":
             return self._on_offer_request(signed, now)
+        round_ = self._rounds.get(head.task)
+        if head.sender == "coordinator" and self._memory.forgotten(signed, self._last(head.task), round_):
+            return self._on_forgotten(signed, now)
         if head.task not in self._bases:
             return Refused("task-unknown", detail=head.task)
         if head.type == "result" and head.sender == "coordinator":
             return self._on_result(signed, now)
-        round_ = self._rounds.get(head.task)
         if round_ is None or round_.state.number != head.round:
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
         if head.type == "header":
@@ -158,6 +169,8 @@ class PartyMachine:
             return None
         if number <= self._last(task) or number > base.task.rounds_max:
             return Refused("round-stale", detail=f"round {number}")
+        if self._memory.lost(base, now):
+            return Refused("memory-lost", detail=f"round {number} may be one that this party has forgotten")
         if round_ is not None:
             self._erase(task, "superseded")
         box_private, box_public = box_keypair(self._random(BOX_PRIVATE_SIZE))
@@ -259,6 +272,21 @@ class PartyMachine:
         self._inbox.release_task(task, keep=self._chain.keeps(round_.base))
         self._sweep()
         self._journal.event("round-over", task=task, round=round_.state.number, why=why)
+
+    def _on_forgotten(self, signed: Signed, now: int) -> Refused:
+        """The round is never taken up again, and whatever else may be forgotten is sat out."""
+        task, number = signed.head.task, signed.head.round
+        base = self._bases.get(task)
+        if base is None or not self._memory.lost(base, now):
+            self._lose(now)
+        self._journal.put(f"last/{task}", encode(number))
+        return Refused("memory-lost", detail=f"{signed.head.type} of round {number} shows a signature of this party")
+
+    def _lose(self, now: int) -> None:
+        self._memory.lose(now)
+        for task in list(self._rounds):
+            self._erase(task, "memory-lost")
+        self._journal.event("memory-lost")
 
     def _restore(self) -> None:
         for _, raw in self._journal.scan("task/"):
