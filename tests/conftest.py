@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +27,16 @@ MOSQUITTO = shutil.which("mosquitto", path=SEARCH_PATH)
 
 CHROMEDRIVER = shutil.which("chromedriver", path=SEARCH_PATH)
 PROMTOOL = shutil.which("promtool", path=SEARCH_PATH)
+INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None) or shutil.which(
+    "initdb"
+)
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
 NEEDS = {
     "local_mosquitto": (MOSQUITTO, "mosquitto"),
     "module_mosquitto": (MOSQUITTO, "mosquitto"),
     "production_mosquitto": (MOSQUITTO, "mosquitto"),
     "browser": (CHROMEDRIVER, "chromium-driver"),
+    "postgres": (INITDB, "postgresql"),
     "promtool": (PROMTOOL, "prometheus"),
     "systemd_analyze": (SYSTEMD_ANALYZE, "systemd"),
 }
@@ -52,9 +57,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if os.environ.get("CI"):
         return
     absent = {fixture for fixture, (program, _) in NEEDS.items() if program is None}
-    needy = [item for item in items if absent.intersection(getattr(item, "fixturenames", ()))]
+    needy = [item for item in items if absent.intersection(_wanted(item))]
     config.hook.pytest_deselected(items=needy)
     items[:] = [item for item in items if item not in needy]
+
+
+def _wanted(item: pytest.Item) -> set[str]:
+    """The fixtures of a test, and what its parameters name: a fixture may ask for another only then."""
+    parameters = getattr(item, "callspec", None)
+    values = parameters.params.values() if parameters else ()
+    return {*getattr(item, "fixturenames", ()), *(value for value in values if isinstance(value, str))}
 
 
 class Mosquitto:
@@ -176,3 +188,53 @@ def systemd_analyze() -> str:
     """systemd's own checker of units."""
     assert SYSTEMD_ANALYZE is not None
     return SYSTEMD_ANALYZE
+
+
+class Postgres:
+    """A PostgreSQL server of its own on a socket in `folder`, owned by a user who is not root: it would not start otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        assert INITDB is not None
+        self._folder, self.programs = folder, Path(INITDB).parent
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._run("initdb", "-D", folder / "data", "-A", "trust", "-U", "blindsum", "-E", "UTF8", "--locale=C.UTF-8")
+        with (folder / "data" / "postgresql.conf").open("a") as config:
+            config.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nshared_buffers = 16MB\n")
+        self.start()
+        self._databases = 0
+
+    def start(self) -> None:
+        self._run("pg_ctl", "-D", self._folder / "data", "-w", "-l", self._folder / "log", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        self._run("pg_ctl", "-D", self._folder / "data", "-w", "-m", mode, "stop")
+
+    def database(self) -> str:
+        """The URL of a new database."""
+        self._databases += 1
+        self._run("createdb", "-h", self._folder, "-U", "blindsum", f"test{self._databases}")
+        return f"postgresql://blindsum@/test{self._databases}?host={self._folder}"
+
+    def _run(self, program: str, *words: str | Path) -> None:
+        ran = subprocess.run(
+            [str(self.programs / program), *map(str, words)],
+            user=self._user,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real server; its own short folder, as the path of a socket is at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = Postgres(Path(folder))
+        yield server
+        with contextlib.suppress(AssertionError):
+            server.stop("immediate")

@@ -28,7 +28,17 @@ LIBRARIES = {
     "runtime": {"cryptography", "msgspec", "paho"},
     "training": {"numpy", "cbor2", "msgspec", "onnx", "onnxruntime"},
     "sdk": {"numpy", "msgspec"},
-    "backend": {"cryptography", "msgspec", "iotcore", "typer", "rich", "prometheus_client", "starlette", "uvicorn"},
+    "backend": {
+        "cryptography",
+        "msgspec",
+        "iotcore",
+        "typer",
+        "rich",
+        "prometheus_client",
+        "starlette",
+        "uvicorn",
+        "psycopg",
+    },
     "fleet": {"numpy", "msgspec", "sklearn", "matplotlib", "typer", "rich"},
 }
 """Which packages from outside a package may import (`bench` measures whatever it likes)."""

@@ -1,4 +1,4 @@
-"""`SqliteStore` and `MemoryStore` keep one contract; the file keeps its promises to the disk."""
+"""`SqliteStore`, `PostgresStore` and `MemoryStore` keep one contract; the file keeps its promises to the disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from blindsum.backend import postgres as postgres_module
+from blindsum.backend.postgres import PostgresStore
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Write
 from blindsum.runtime import memory, sqlite
@@ -22,12 +24,18 @@ from blindsum.runtime.memory import MemoryStore
 from blindsum.runtime.sqlite import SqliteStore
 
 BLOB = bytes(32)
-Store = SqliteStore | MemoryStore
+Store = SqliteStore | MemoryStore | PostgresStore
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "memory", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made: Store = SqliteStore(tmp_path / "role.sqlite") if request.param == "sqlite" else MemoryStore()
+    match request.param:
+        case "sqlite":
+            made: Store = SqliteStore(tmp_path / "role.sqlite")
+        case "memory":
+            made = MemoryStore()
+        case _:
+            made = PostgresStore(request.getfixturevalue("postgres").database())
     yield made
     made.close()
 
@@ -121,6 +129,7 @@ def test_chunk_that_waits_is_not_added_again_but_may_go_again_later(store: Store
 def test_full_outbox_lets_the_oldest_go_and_counts_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "OUTBOX_MAX", 3)
     monkeypatch.setattr(memory, "OUTBOX_MAX", 3)
+    monkeypatch.setattr(postgres_module, "OUTBOX_MAX", 3)
     store.commit([], [Message(f"m{number}", "parties", b"") for number in range(5)])
     assert [row.out.kind for row in store.outbox() if isinstance(row.out, Message)] == ["m2", "m3", "m4"]
     assert store.dropped == 2
@@ -342,6 +351,8 @@ def test_read_only_file_is_told() -> None:
     """As a user who may not write there: root may write everywhere."""
     program = """
 import os, sys
+from blindsum.backend import postgres as postgres_module
+from blindsum.backend.postgres import PostgresStore
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.sqlite import SqliteStore
 if os.geteuid() == 0:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
@@ -23,7 +23,10 @@ from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 
-__all__ = ["CoordinatorSettings", "run_coordinator"]
+if TYPE_CHECKING:
+    from blindsum.backend.postgres import PostgresStore
+
+__all__ = ["CoordinatorSettings", "open_store", "run_coordinator"]
 
 CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 1.0
@@ -32,10 +35,11 @@ TRANSCRIPTS_KEPT: Final = 1000
 
 
 class CoordinatorSettings(Settings, frozen=True):
-    """`coordinator.toml`."""
+    """`coordinator.toml`. `database` is the URL of a PostgreSQL database; without it the database is a file in the kit."""
 
     fleet: str
     broker: BrokerSettings
+    database: str = ""
     web: WebSettings = WebSettings()
 
 
@@ -47,7 +51,7 @@ def run_coordinator(kit: Path) -> int:
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
     box_private = read_file(kit / "box.key")
     broadcast_key = load_broadcast_key(kit)
-    store = SqliteStore(kit / "coordinator.db")
+    store = open_store(kit, settings)
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator")
     witness = Witness(reporter, kit, trust, store)
@@ -77,6 +81,21 @@ def run_coordinator(kit: Path) -> int:
         return run_until_stopped(driver, reporter, settings.web, rounds.turn)
     finally:
         store.close()
+
+
+def open_store(kit: Path, settings: CoordinatorSettings) -> SqliteStore | PostgresStore:
+    """The coordinator's database. Raises BlindsumError with a database's code."""
+    if not settings.database:
+        return SqliteStore(kit / "coordinator.db")
+    try:
+        from blindsum.backend.postgres import PostgresStore  # here: who has no such server needs no client of it
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        detail = "database is PostgreSQL's, which needs: pip install 'blindsum[postgres]'"
+        raise BlindsumError("config-invalid", f"{kit / 'coordinator.toml'}: {detail}") from None
+
+    return PostgresStore(settings.database)
 
 
 class _Rounds:

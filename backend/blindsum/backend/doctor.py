@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from blindsum.backend.coordinator import CoordinatorSettings
+from blindsum.backend.coordinator import CoordinatorSettings, open_store
 from blindsum.backend.party import PartySettings
-from blindsum.protocol.errors import BlindsumError
-from blindsum.runtime.checkup import Patient
+from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.runtime.checkup import Finding, Patient, examine_file
 from blindsum.runtime.kit import BrokerSettings, read_file
 from blindsum.runtime.settings import load_settings
 from blindsum.runtime.topics import Principal
@@ -22,11 +23,25 @@ def patient(kit: Path) -> Patient:
     """The kit in the folder `kit`. Raises BlindsumError "config-missing" or "config-invalid"."""
     if (kit / "party.toml").exists():
         party = load_settings(kit / "party.toml", PartySettings)
-        return Patient(kit, Principal("party", str(party.party)), party.broker, kit / "party.db")
+        return Patient(kit, Principal("party", str(party.party)), party.broker, partial(examine_file, kit / "party.db"))
     if (kit / "device.toml").exists():
         return _device(kit)
     coordinator = load_settings(kit / "coordinator.toml", CoordinatorSettings)
-    return Patient(kit, Principal("coordinator", "coordinator"), coordinator.broker, kit / "coordinator.db")
+    database = (
+        partial(_server, kit, coordinator) if coordinator.database else partial(examine_file, kit / "coordinator.db")
+    )
+    return Patient(kit, Principal("coordinator", "coordinator"), coordinator.broker, database)
+
+
+def _server(kit: Path, settings: CoordinatorSettings) -> tuple[bool, Finding]:
+    """`examine_file` for a coordinator's PostgreSQL."""
+    try:
+        open_store(kit, settings).close()
+    except BlindsumError as error:
+        if error.code == "database-in-use":
+            return True, Finding("database", True, "in use: the role is running")
+        return False, Finding("database", False, str(error), CATALOGUE[error.code].remedy)
+    return False, Finding("database", True, "PostgreSQL, sound")
 
 
 def _device(kit: Path) -> Patient:
@@ -35,6 +50,6 @@ def _device(kit: Path) -> Patient:
     try:
         settings = tomllib.loads(read_file(path).decode())
         broker = msgspec.convert(settings["broker"], BrokerSettings, strict=True)
-        return Patient(kit, Principal("device", settings["device"]), broker, kit / "device.db")
+        return Patient(kit, Principal("device", settings["device"]), broker, partial(examine_file, kit / "device.db"))
     except (ValueError, KeyError, TypeError) as error:
         raise BlindsumError("config-invalid", f"{path}: {error}") from None

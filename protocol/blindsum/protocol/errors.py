@@ -192,8 +192,12 @@ CATALOGUE: dict[str, Entry] = {
         "stop the other process of this role; two must never share one identity",
     ),
     "database-unwritable": Entry(
-        "the database file or its folder cannot be written",
-        "check owner, permissions and that the disk is not read-only",
+        "the database cannot be written, or its server does not flush to disk",
+        "check owner and permissions, that the disk is not read-only, and that PostgreSQL has fsync on",
+    ),
+    "database-unreachable": Entry(
+        "the database's server is not there, ended, or does not let this role in",
+        "start it or mend the URL in the settings, then start the role again: it goes on where it was",
     ),
     "disk-full": Entry("the disk is full; nothing was lost that was confirmed", "free space and start the role again"),
     "disk-failed": Entry(

@@ -29,7 +29,7 @@ from blindsum.runtime.ports import Inbound
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 
-__all__ = ["Finding", "Patient", "examine"]
+__all__ = ["Finding", "Patient", "examine", "examine_file"]
 
 DISK_FREE_MIN: Final = 1 << 30
 DAYS_LEFT_MIN: Final = 30
@@ -57,7 +57,8 @@ class Patient:
     kit: Path
     principal: Principal
     broker: BrokerSettings
-    database: Path
+    database: Callable[[], tuple[bool, Finding]]
+    """Whether the role holds its database now, and how it is."""
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -67,9 +68,33 @@ def examine(patient: Patient) -> Iterator[Finding]:
     yield _private(patient.kit)
     yield from _certificates(patient)
     yield _disk(patient.kit)
-    busy, finding = _database(patient.database)
+    busy, finding = patient.database()
     yield finding
     yield from _broker(patient, busy)
+
+
+def examine_file(path: Path) -> tuple[bool, Finding]:
+    """Whether a role holds the SQLite database at `path`, and how it is."""
+    if not path.exists():
+        return False, Finding("database", True, "none yet: the role has not run")
+    db = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+    try:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # as the role opens it: nothing is left beside the file
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("ROLLBACK")
+        said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return True, Finding("database", True, "in use: the role is running")
+        return False, Finding(
+            "database", False, str(error), "see that the file can be read, or restore it from its backup"
+        )
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    finally:
+        db.close()
+    remedy = "" if said == "ok" else CATALOGUE["database-corrupted"].remedy
+    return False, Finding("database", said == "ok", "sound" if said == "ok" else said, remedy)
 
 
 def _asked(name: str, question: Callable[[], str], remedy: str) -> Iterator[Finding]:
@@ -144,30 +169,6 @@ def _disk(kit: Path) -> Finding:
     return Finding(
         "disk", free >= DISK_FREE_MIN, detail, "" if free >= DISK_FREE_MIN else "make room: uploads wait on disk"
     )
-
-
-def _database(path: Path) -> tuple[bool, Finding]:
-    """Whether a role holds it, and how it is."""
-    if not path.exists():
-        return False, Finding("database", True, "none yet: the role has not run")
-    db = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
-    try:
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # as the role opens it: nothing is left beside the file
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("ROLLBACK")
-        said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            return True, Finding("database", True, "in use: the role is running")
-        return False, Finding(
-            "database", False, str(error), "see that the file can be read, or restore it from its backup"
-        )
-    except sqlite3.DatabaseError as error:
-        said = str(error)
-    finally:
-        db.close()
-    remedy = "" if said == "ok" else CATALOGUE["database-corrupted"].remedy
-    return False, Finding("database", said == "ok", "sound" if said == "ok" else said, remedy)
 
 
 def _broker(patient: Patient, busy: bool) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ STORE_CODES: Final = frozenset(
         "database-in-use",
         "database-newer",
         "database-rolled-back",
+        "database-unreachable",
         "database-unwritable",
         "disk-failed",
         "disk-full",
