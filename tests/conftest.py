@@ -1,5 +1,5 @@
-"""What the whole suite shares: Mosquitto as a process. On a machine without it its tests are left out, and said to be; CI always
-runs them."""
+"""What the whole suite shares: Mosquitto, Chromium and Node as processes. On a machine without one its tests are left out, and said
+to be; CI always runs them."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reve
     "initdb"
 )
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
+CLIENT = Path(__file__).resolve().parents[1] / "examples" / "typescript"
+COMPILER = CLIENT / "node_modules" / "typescript" / "bin" / "tsc"
+NODE = shutil.which("node") if COMPILER.exists() else None
 NEEDS = {
-    "local_mosquitto": (MOSQUITTO, "mosquitto"),
-    "module_mosquitto": (MOSQUITTO, "mosquitto"),
-    "production_mosquitto": (MOSQUITTO, "mosquitto"),
-    "browser": (CHROMEDRIVER, "chromium-driver"),
-    "postgres": (INITDB, "postgresql"),
-    "promtool": (PROMTOOL, "prometheus"),
-    "systemd_analyze": (SYSTEMD_ANALYZE, "systemd"),
+    "local_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
+    "module_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
+    "production_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
+    "browser": (CHROMEDRIVER, "apt-get install chromium-driver"),
+    "postgres": (INITDB, "apt-get install postgresql"),
+    "promtool": (PROMTOOL, "apt-get install prometheus"),
+    "systemd_analyze": (SYSTEMD_ANALYZE, "apt-get install systemd"),
+    "typescript": (NODE, "npm ci --prefix examples/typescript"),
 }
-"""Fixture -> the program that it needs, and the Debian package of that program."""
+"""Fixture -> the program that it needs, and what brings that program."""
 
 
 def pytest_report_header() -> list[str]:
-    missing = sorted({package for program, package in NEEDS.values() if program is None})
-    return (
-        [f"tests on {', '.join(missing)} are left out (apt-get install {' '.join(missing)} brings them back)"]
-        if missing
-        else []
-    )
+    missing = sorted({command for program, command in NEEDS.values() if program is None})
+    return [f"some tests are left out; `{command}` brings them back" for command in missing]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -146,6 +146,15 @@ def browser() -> Iterator[webdriver.Chrome]:
     driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="module")
+def typescript() -> list[str]:
+    """The device in TypeScript, type-checked and compiled; the command that runs its programs."""
+    assert NODE is not None, "these tests need Node 18 or later, and: npm ci --prefix examples/typescript"
+    built = subprocess.run([NODE, str(COMPILER)], cwd=CLIENT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return [NODE]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from blindsum.backend import cli
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("protocol", "sdk", "backend", "bench")
 FOLDERS = (*SOURCES, "tests", "docs", "examples", "scripts", "deploy", ".ci")
-IGNORED = frozenset({"__pycache__", ".pytest_cache", ".hypothesis", "blindsum-demo"})
+IGNORED = frozenset({"__pycache__", ".pytest_cache", ".hypothesis", "blindsum-demo", "node_modules", "dist"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ REFUSALS: Final[dict[str, Entry]] = {
     "message-too-large": Entry("a message is larger than its type may be", _NONE),
     "message-malformed": Entry("the bytes are not one deterministic CBOR message of their type", _NONE),
     "message-version": Entry("the message speaks another protocol version", "upgrade the older side"),
+    "upgrade-required": Entry(
+        "the other side truly speaks another protocol version; nothing will come of it",
+        "upgrade the side that speaks the lower version; the detail names both",
+    ),
     "message-type-unknown": Entry("no message type has this name", "upgrade this side if the sender is newer"),
     "message-misplaced": Entry("the message is genuine but does not belong to this role, task or state", _STRAY),
     "message-early": Entry(

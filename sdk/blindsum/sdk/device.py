@@ -35,7 +35,7 @@ log = logging.getLogger("blindsum.sdk")
 logging.getLogger("blindsum").addHandler(logging.NullHandler())  # what is logged is the app's choice
 
 STOP_TIMEOUT_S: Final = 2.0
-OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "message-version"})
+OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "upgrade-required"})
 EVENTS_MAX: Final = 1024
 """Events that wait for a slow callback; older ones are dropped."""
 

@@ -29,6 +29,7 @@ from blindsum.protocol.roster import (
     open_join,
 )
 from blindsum.protocol.trust import Trust, party_number
+from blindsum.protocol.versions import upgrade_required
 from blindsum.protocol.view import TaskView, open_message, open_task
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class CoordinatorMachine:
     def _message(self, raw: bytes, now: int) -> Refused | None:
         signed = open_message(self._trust, raw)
         if isinstance(signed, Refused):
-            return signed
+            return self._intake.on_foreign(raw) or upgrade_required(self._trust, raw) or signed
         head = signed.head
         round_ = self._rounds.get(head.task)
         if head.to not in ("coordinator", "all"):

@@ -28,17 +28,10 @@ from blindsum.protocol.machines.deviceround import DeviceRound, DeviceState, ope
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
-from blindsum.protocol.messages import (
-    Ask,
-    BlobRef,
-    Failure,
-    Join,
-    Payload,
-    Receipt,
-    Result,
-)
+from blindsum.protocol.messages import Ask, BlobRef, Failure, Join, Payload, Receipt, Result
 from blindsum.protocol.roster import open_roster
 from blindsum.protocol.trust import Trust
+from blindsum.protocol.versions import upgrade_required
 from blindsum.protocol.view import (
     CLOCK_SKEW_MAX_MS,
     RoundView,
@@ -184,7 +177,7 @@ class DeviceMachine:
     def _message(self, raw: bytes, now: int) -> Refused | None:
         signed = open_message(self._trust, raw)
         if isinstance(signed, Refused):
-            return signed
+            return upgrade_required(self._trust, raw) or signed
         head = signed.head
         if head.sender != "coordinator" or head.to not in ("all", f"device/{self._identity.name}"):
             return Refused("message-misplaced", detail=f"to {head.to}")

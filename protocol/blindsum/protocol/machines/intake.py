@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
-from blindsum.protocol.envelope import Signed
+from blindsum.protocol.envelope import Signed, is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.conduct import Conduct
@@ -27,6 +27,7 @@ from blindsum.protocol.messages import (
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
 from blindsum.protocol.trust import party_number
+from blindsum.protocol.versions import UPGRADE_REQUIRED, foreign
 from blindsum.protocol.view import TaskView, payload_of
 
 __all__ = ["Intake"]
@@ -43,6 +44,17 @@ class Intake:
         self._rounds = rounds
         self._box_private = box_private
         self.openings: dict[bytes, tuple[str, bytes]] = {}
+
+    def on_foreign(self, raw: bytes) -> Refused | None:
+        """A device that speaks another version is told so in this one. (Its signature tells nothing: keys come with joins.)"""
+        found = foreign(raw)
+        if found is None or found.fleet != self._desk.trust.fleet or not found.sender.startswith("device/"):
+            return None
+        device, round_ = found.sender.removeprefix("device/"), self._rounds.get(found.task)
+        if not is_name(device) or round_ is None or round_.view is None:
+            return None
+        self._desk.receipt(round_.view, device, found.digest, "refused", UPGRADE_REQUIRED)
+        return Refused(UPGRADE_REQUIRED, detail=f"{found.sender} speaks version {found.version}")
 
     def on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         offer = payload_of(signed, Offer)
