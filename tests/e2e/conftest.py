@@ -2,152 +2,24 @@
 
 from __future__ import annotations
 
-import queue
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from blindsum.backend.provision import FleetFolder, create_fleet, enrol
-from blindsum.backend.stack import Stack
-from blindsum.backend.tasks import Plan, create_task, save_task
-from blindsum.fleet.data import digits
-from blindsum.fleet.host import HostSpec
-from blindsum.fleet.partition import iid
-from blindsum.fleet.plainsum import compare_with_plain
-from blindsum.protocol.params import ThreatModel
-from blindsum.protocol.transcript import read_records, verify
-from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import TaskView, open_task
-from blindsum.training import build_artifact, models
-
-TASK = "digits"
-DEVICES = 8
-START_S = 60.0
-
-
-@dataclass
-class SmallFleet:
-    """Four parties, a coordinator and eight devices in one host process, all children of this one."""
-
-    root: Path
-    stack: Stack
-    url: str
-    folder: FleetFolder
-    base: TaskView
-    events: queue.SimpleQueue[tuple[str, dict[str, Any]]]
-    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
-    finished: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    transcripts: dict[int, Path] = field(default_factory=dict)
-    over: bool = False
-
-    def start(self) -> None:
-        """The coordinator comes last, when the devices are there: on a busy machine their start takes longer than joining."""
-        for number, kit in enumerate(self.folder.parties, 1):
-            self.stack.party(number, kit)
-        self.stack.host(0, self.root / "host.json")
-        missing = DEVICES
-        while missing:
-            self.stack.check()
-            name, event = self.events.get(timeout=START_S)
-            missing -= name == "host-0" and event["event"] == "connected"
-        self.stack.coordinator(self.folder.coordinator)
-
-    def watch(self, until: float, each: Callable[[str, dict[str, Any]], None] = lambda _name, _event: None) -> None:
-        """Hear events until the task is finished. Fails where that takes longer than `until` seconds from now."""
-        deadline = time.monotonic() + until
-        while not self.over:
-            assert time.monotonic() < deadline, f"finished {self.finished}, failed {self.failed}"
-            self.stack.check()
-            try:
-                name, event = self.events.get(timeout=0.2)
-            except queue.Empty:
-                each("", {"event": "tick"})
-                continue
-            self._hear(name, event)
-            each(name, event)
-
-    def judge(self) -> None:
-        """Every transcript verifies against the fleet's own keys, and every sum is the plain ring sum, bit for bit."""
-        assert set(self.transcripts) == set(self.finished)
-        for number, path in self.transcripts.items():
-            data = path.read_bytes()
-            report = verify(data, trust=self.base.trust)
-            assert report.valid, report.faults
-            exact, updates = compare_with_plain(
-                self.base, read_records(data), self.root / "plain" / f"round-{number:04d}"
-            )
-            assert exact
-            assert len(updates) >= report.facts["survivors_min"]
-
-    def _hear(self, name: str, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "refused":
-            self.refused[name, event["code"]] += 1
-        if name != "coordinator":
-            return
-        if kind == "round-finished" and event["round"] not in self.finished:
-            self.finished.append(event["round"])
-        elif kind == "round-failed":
-            self.failed[event["round"]] = event["code"]
-        elif kind == "transcript":
-            self.transcripts[event["round"]] = Path(event["path"])
-            if event["round"] not in self.finished:
-                self.finished.append(event["round"])
-        elif kind == "task-finished":
-            self.over = True
+from tests.e2e.smallfleet import SmallFleet, make_fleet
 
 
 @pytest.fixture
 def small_fleet(tmp_path: Path) -> Iterator[Callable[..., SmallFleet]]:
     """`small_fleet(rounds=…)` prepares a fleet; `start` it, then `watch` and `judge`."""
-    stacks: list[Stack] = []
+    made: list[SmallFleet] = []
 
-    def make(*, rounds: int, url: str = "", chunk_size: int = 2048) -> SmallFleet:
-        events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
-        stack = Stack(tmp_path / "logs", lambda name, event: events.put((name, event)))
-        stack.__enter__()
-        stacks.append(stack)
-        broker = url or stack.broker()
-        folder = create_fleet(
-            tmp_path / "fleet", fleet=f"e2e-{time.time_ns() % 10**9}", malicious_parties=1, broker=broker
-        )
-        plan = Plan(
-            name=TASK,
-            threat=ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2),
-            devices_min=4,
-            devices_max=DEVICES,
-            rounds=rounds,
-            clip_norm=5.0,
-            join_s=3.0,
-            upload_s=8.0,
-            decide_s=6.0,
-            chunk_size=chunk_size,
-        )
-        artifact = build_artifact(models.mlp([64, 32, 10], seed=1), loss="cross-entropy")
-        files, _ = create_task(folder.operator, artifact, plan)
-        save_task(files, folder.coordinator)
-        kits = enrol(folder, [f"device-{number}" for number in range(DEVICES)])
-        parts = iid(digits()[0].targets, DEVICES, 1)
-        spec = HostSpec(
-            task=TASK,
-            kits={number: str(kit) for number, kit in enumerate(kits)},
-            parts={number: [int(index) for index in part[:40]] for number, part in enumerate(parts)},
-            drops=[],
-            plain=str(tmp_path / "plain"),
-            seed=1,
-        )
-        (tmp_path / "host.json").write_bytes(msgspec.json.encode(spec))
-        base = open_task(Trust.decode((folder.operator / "trust.cbor").read_bytes()), files.record)
-        assert isinstance(base, TaskView)
-        return SmallFleet(tmp_path, stack, broker, folder, base, events)
+    def make(**settings: Any) -> SmallFleet:
+        made.append(make_fleet(tmp_path, **settings))
+        return made[-1]
 
     yield make
-    for stack in stacks:
-        stack.__exit__()
+    for fleet in made:
+        fleet.stack.__exit__()

@@ -170,11 +170,11 @@ class World(Stage):
             self.stop(name)
         self.number += 1
         for _ in range(STARTS_MAX):
+            if not self.actors["coordinator"].alive:  # its disk was full: what it knows of a round is not stored
+                self.crash("coordinator")
             round_ = self.coordinator.round(self.task)
             if round_ is not None and round_.state.number == self.number:
                 return
-            if not self.actors["coordinator"].alive:
-                self.crash("coordinator")
             self._command(lambda: self.coordinator.start(self.task, self.now))
         raise AssertionError("the coordinator cannot begin a round")
 
