@@ -39,7 +39,8 @@ from blindsum.runtime.ports import Inbound, Link
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.topics import Topics, root_of
 from blindsum.sdk import Context, Device, DeviceEvent, Inspection, Policy
-from blindsum.sdk.device import STOP_TIMEOUT_S, State
+from blindsum.sdk.device import STOP_TIMEOUT_S
+from blindsum.sdk.events import State
 from blindsum.training import build_artifact, models
 
 TASK = "digits"
@@ -479,6 +480,60 @@ def test_round_whose_deadline_passed_meanwhile_is_left_cleanly(living: Living) -
     assert ("header", "asleep", number) not in living.said
     store = (app.device._kit / "device.db").read_bytes()
     assert held_key[1] not in store  # the key of the round is erased, not only forgotten
+
+
+@on_the_embedded_broker
+def test_withdrawn_consent_leaves_the_round_and_erases_what_was_to_leave(living: Living) -> None:
+    app = living.app("revoker")
+    app.device.cut = True  # the body of the upload is never through
+    app.device.start()
+    number = app.next("uploading").data["round"]
+    began = time.monotonic()
+    app.device.consent = False
+    assert time.monotonic() - began < STOP_TIMEOUT_S + SLACK_S
+    assert (app.device.state, app.device.reason) == (State.WAITING, "for the user's consent")
+    assert round_key_of(app.device._kit) is None
+    store = SqliteStore(app.device._kit / "device.db")
+    plan = living.base.task.plan.id.hex()
+    assert all(key.startswith(f"blob/{plan}/") for key in store.keys("blob/")) and not store.outbox()
+    store.close()
+    app.device.cut = False
+    app.device.consent = True
+    again = app.next("uploaded").data["round"]
+    assert again > number
+    stop_in_time(app.device)
+    assert [(use.what, use.round) for use in app.device.uses() if use.round in (number, again)] == [
+        ("update", again),
+        ("join", again),
+        ("update", number),
+        ("join", number),
+    ]
+
+
+@on_the_embedded_broker
+def test_round_goes_on_after_a_pause_and_full_disks_are_waited_out(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blindsum.sdk.device.REVIVE_S", 0.3)
+    full = threading.Event()
+
+    def filling(_context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if not full.is_set():
+            full.set()
+            store = app.device._life._store  # type: ignore[union-attr]
+            store._db.execute("PRAGMA max_page_count = 1")  # not below what is used: nothing more fits
+        yield BATCH
+
+    app = living.app("crammed", examples=filling)
+    app.device.start()
+    assert str(app.next("state", state="failed").data["reason"]).startswith("disk-full")
+    assert app.next("stopped").data["code"] == "disk-full"
+    app.next("uploaded")
+    app.device.pause()
+    assert app.device.state is State.PAUSED
+    app.device.resume()
+    app.next("uploaded")
+    stop_in_time(app.device)
 
 
 # -- no fleet needed --------------------------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ CATALOGUE: dict[str, Entry] = {
         "the examples cannot be split over owners as asked",
         "ask for fewer owners or a smaller minimum, or take more examples; alpha must be positive",
     ),
+    "not-eligible": Entry(
+        "there were fewer examples than the task asks for; nothing was sent",
+        "see the count that the app gives to Device.task",
+    ),
+    "artifact-not-allowed": Entry(
+        "the task's training artifact is not one that the device's policy allows; it was not run",
+        "add its SHA-256 to the policy's artifacts, if it is one of yours",
+    ),
     "examples-failed": Entry("the app's examples function raised", "see the log for its traceback"),
     "update-not-finite": Entry(
         "the update holds NaN or infinity", "check the training data and lower the learning rate; nothing was sent"

@@ -21,7 +21,7 @@ from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing,
 from blindsum.runtime.anchor import Anchor
 from blindsum.runtime.ports import OutboxRow
 
-__all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore"]
+__all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore", "code_of"]
 
 OUTBOX_MAX: Final = 100_000
 """Messages that may wait to leave. Beyond it the oldest go: what the other role lacks, its machine will be asked for again."""
@@ -294,11 +294,15 @@ class SqliteStore:
                 with suppress(AttributeError, sqlite3.Error):  # no connection yet, or one beyond help
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
-                # without a code it is a misuse such as a closed connection, which is ours
-                if (number := getattr(error, "sqlite_errorcode", None)) is None:
+                if not (code := code_of(error)):
                     raise
-                code = _CODES.get(number & 0xFF, "disk-failed")
                 raise BlindsumError(code, f"{self.path}: {error}") from error
+
+
+def code_of(error: sqlite3.Error) -> str:
+    """The catalogue's code for what SQLite says of a disk or a file, "" where it has none: a misuse, which is ours."""
+    number = getattr(error, "sqlite_errorcode", None)
+    return "" if number is None else _CODES.get(number & 0xFF, "disk-failed")
 
 
 def _table(key: str) -> str:

@@ -14,7 +14,11 @@ with device:
 
 from __future__ import annotations
 
-from blindsum.sdk.device import Context, Device, DeviceEvent, Inspection, State
+from blindsum.runtime.checkup import Finding
+from blindsum.sdk.device import Device
+from blindsum.sdk.events import DeviceEvent, Events, State
+from blindsum.sdk.ledger import Use
 from blindsum.sdk.policy import Policy
+from blindsum.sdk.worker import Context, Inspection
 
-__all__ = ["Context", "Device", "DeviceEvent", "Inspection", "Policy", "State"]
+__all__ = ["Context", "Device", "DeviceEvent", "Events", "Finding", "Inspection", "Policy", "State", "Use"]

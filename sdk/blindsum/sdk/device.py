@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
 
-from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.device import DeviceMachine, Floor
-from blindsum.protocol.machines.step import Event, Machine
-from blindsum.protocol.refusals import REFUSALS
+from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.view import RoundView
-from blindsum.runtime.driver import Driver
+from blindsum.runtime.checkup import Finding, Patient, examine
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
-from blindsum.runtime.sqlite import SqliteStore
+from blindsum.runtime.sqlite import STORE_CODES, SqliteStore
 from blindsum.runtime.system import random_bytes
 from blindsum.runtime.topics import Principal, Topics
+from blindsum.sdk.admission import Admission, Count
+from blindsum.sdk.events import DeviceEvent, Events, State
+from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
+from blindsum.sdk.life import ALONE, Life
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.worker import Context, Examples, Inspect, Inspection, Worker
+from blindsum.sdk.worker import Examples, Inspect
 
-__all__ = ["Context", "Device", "DeviceEvent", "DeviceSettings", "Inspection", "State"]
+__all__ = ["Device", "DeviceSettings"]
 
 log = logging.getLogger("blindsum.sdk")
 logging.getLogger("blindsum").addHandler(logging.NullHandler())  # what is logged is the app's choice
 
 STOP_TIMEOUT_S: Final = 2.0
-OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "upgrade-required"})
-EVENTS_MAX: Final = 1024
-"""Events that wait for a slow callback; older ones are dropped."""
+REVIVE_S: Final = 30.0
+"""How long after a failure of the disk the device looks whether it works again."""
+DATABASE_FILE: Final = "device.db"
+KIT_FILES: Final = ("device.toml", "key.pem", "certificate.der", "trust.cbor", "broadcast.key")
+OURS_TO_MEND: Final = STORE_CODES - {"database-in-use"}
+"""Codes at a start that the app's author cannot prevent: the device shows them and goes on trying."""
 
 
 class DeviceSettings(Settings, frozen=True):
@@ -48,35 +52,11 @@ class DeviceSettings(Settings, frozen=True):
     broker: BrokerSettings
 
 
-class State(StrEnum):
-    """What a device is doing; `Device.reason` says more, for people."""
-
-    STOPPED = "stopped"
-    CONNECTING = "connecting"
-    WAITING = "waiting"
-    JOINED = "joined"
-    TRAINING = "training"
-    UPLOADING = "uploading"
-    UPLOADED = "uploaded"
-    FAILED = "failed"
-
-
-ALONE: Final = frozenset({State.STOPPED, State.FAILED, State.TRAINING})
-"""States that need no connection; in the others its absence is what there is to say."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceEvent:
-    """Something that happened: `name` is stable, `data` never secret."""
-
-    name: str
-    data: dict[str, object]
-
-
 class Device:
-    """A device of a fleet. Register tasks with `task`, then `start` (or use it as a context manager).
+    """A device of a fleet. Register tasks with `task`, then `start` (or use it as a context manager, also with `async with`).
 
-    Nothing that happens in the background raises into the app: see `state`, `reason` and `on_event`.
+    Nothing that happens in the background raises into the app: see `state`, `reason`, `events` and `on_event`. Any thread may
+    call any method.
     """
 
     def __init__(
@@ -98,7 +78,15 @@ class Device:
             )
         self._on_event, self._inspect = on_event, inspect
         self._examples: dict[str, Examples] = {}
-        self._life: _Life | None = None
+        self._counts: dict[str, Count] = {}
+        self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
+        self._lock = threading.RLock()  # guards what follows
+        self._wanted = False
+        self._life: Life | None = None
+        self._admission: Admission | None = None
+        self._ledger_: Ledger | None = None
+        self._revival: threading.Timer | None = None
+        self._teller: threading.Thread | None = None
         self._doing = (State.STOPPED, "not started")
 
     @classmethod
@@ -127,66 +115,296 @@ class Device:
         """Why the device is in this state, for people."""
         return self._shown()[1]
 
-    def task(self, name: str) -> Callable[[Examples], Examples]:
+    def task(self, name: str, *, count: Count | None = None) -> Callable[[Examples], Examples]:
         """Decorator: the function that yields (features, targets) batches when a round of task `name` trains here. It is called
-        once an epoch, on a background thread, and only while the policy's conditions hold."""
+        once an epoch, on a background thread, and only while the policy's conditions hold. `count` says how many examples there
+        are, for tasks that ask for so many."""
 
         def register(examples: Examples) -> Examples:
-            if self._life is not None:
-                raise BlindsumError("device-running", f"task {name}")
-            self._examples[name] = examples
+            with self._lock:
+                if self._wanted:
+                    raise BlindsumError("device-running", f"task {name}")
+                self._examples[name] = examples
+                if count is not None:
+                    self._counts[name] = count
             return examples
 
         return register
 
+    # -- life -----------------------------------------------------------------------------------------------------
+
     def start(self) -> None:
-        """Begin in the background and return at once; an unreachable broker is nothing special. Raises BlindsumError for a database
-        or a broker's address that cannot be used; the device is stopped then."""
-        if self._life is not None:
-            raise BlindsumError("device-running", self.name)
-        topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
-        link = self._link(topics)
-        self._life = life = _Life(self, SqliteStore(self._kit / "device.db"), link, topics)
-        self._doing = (State.WAITING, "for a round")
-        try:
-            life.start()
-        except BaseException:
-            self.stop()
-            raise
+        """Begin in the background and return at once; an unreachable broker or a disk that fails is shown in `state` and tried
+        again. Raises BlindsumError for what the app's author can mend: a device that runs already, here or in another process,
+        an address or name that cannot be used; the device is stopped then."""
+        with self._lock:
+            if self._wanted:
+                raise BlindsumError("device-running", self.name)
+            self._wanted = True
+            if self._on_event is not None:
+                self._teller = threading.Thread(
+                    target=_call_back, args=(self._on_event, self.events()), name=f"events-{self.name}", daemon=True
+                )
+                self._teller.start()
+            try:
+                self._settle()
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Stop within about `timeout_s`. A round under way goes on at the next start, if its deadlines allow."""
-        life, self._life = self._life, None
-        if life is not None:
-            life.stop(timeout_s)
-            self._doing = (State.STOPPED, "stopped by the app")
+        """Stop within about `timeout_s`, whatever is under way. A round goes on at the next start, if its deadlines allow."""
+        end = time.monotonic() + timeout_s
+        with self._lock:
+            if not self._wanted:
+                return
+            self._wanted = False
+            self._end(timeout_s, (State.STOPPED, "stopped by the app"))
+            teller, self._teller = self._teller, None
+            for listener in list(self._listeners):
+                listener.close()
+            if self._ledger_ is not None:
+                self._ledger_.close()
+                self._ledger_ = None
+        if teller is not None and teller is not threading.current_thread():
+            teller.join(max(0.0, end - time.monotonic()))
 
-    def __enter__(self) -> Device:
+    def pause(self) -> None:
+        """Take no part and keep no connection until `resume`, also after a restart of the app. A round under way goes on then,
+        if its deadlines allow. Raises BlindsumError with a database code where that cannot be kept."""
+        self._flip("paused", 1)
+
+    def resume(self) -> None:
+        """End what `pause` began."""
+        self._flip("paused", 0)
+
+    @property
+    def consent(self) -> bool | None:
+        """What the user has decided, None before the first time. Setting it is kept for ever; False leaves every round under way
+        and erases what was to leave for it. Raises BlindsumError with a database code where that cannot be kept."""
+        try:
+            value = self._ledger().switch("consent")
+        except BlindsumError:
+            return False
+        return None if value is None else bool(value)
+
+    @consent.setter
+    def consent(self, value: bool) -> None:
+        self._flip("consent", int(value))
+
+    def erase(self, *, identity: bool = False) -> None:
+        """Stop, and delete what this device remembers: rounds, models, ledger, consent. Only the numbers of its last rounds
+        stay, so that no round gets a second upload of it; with `identity` they go too, and the whole kit with its keys."""
+        self.stop()
+        with self._lock:
+            if self._ledger_ is not None:
+                self._ledger_.close()
+                self._ledger_ = None
+            spent: list[Write] = []
+            if not identity and (self._kit / DATABASE_FILE).exists():
+                store = self._open_store()
+                spent = [Write(key, value) for key, value in store.scan("spent/")]
+                store.close()
+            names = [
+                f"{file}{end}" for file in (DATABASE_FILE, LEDGER_FILE) for end in ("", "-wal", "-shm", "-journal")
+            ]
+            if identity:
+                names += [*KIT_FILES, *_broker_files(self._settings.broker)]
+            for name in names:
+                _wipe(self._kit / name)
+            if spent:
+                store = self._open_store()
+                store.commit(spent)
+                store.close()
+            self._doing = (State.STOPPED, "erased")
+
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
 
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def events(self) -> Events:
+        """The events from now until the device is stopped, for `for` and `async for`."""
+        listener = Events()
+        self._listeners.add(listener)
+        return listener
+
+    def uses(self, limit: int = 100) -> list[Use]:
+        """What left this device, when and why; newest first. Raises BlindsumError with a database code."""
+        return self._ledger().uses(limit)
+
+    def doctor(self) -> list[Finding]:
+        """Whether the device can do its work, question by question, with what to do where it cannot; up to fifteen seconds."""
+        principal = Principal("device", self.name)
+        found = list(examine(Patient(self._kit, principal, self._settings.broker, self._kit / DATABASE_FILE)))
+        obstacle = self._policy.obstacle()
+        found.append(Finding("conditions", not obstacle, obstacle or "all that the policy requires hold now"))
+        answer = {None: "not asked yet", False: "the user has refused", True: "the user agrees"}[self.consent]
+        found.append(
+            Finding("consent", self._agreed(), answer, "" if self._agreed() else "ask, and set Device.consent")
+        )
+        return found
+
+    # -- for subclasses -------------------------------------------------------------------------------------------
+
     def _link(self, topics: Topics) -> Link:
         return make_link(self._kit, self._settings.broker, topics)
 
-    def _machine(self, store: SqliteStore) -> Machine:
+    def _willing(self, view: RoundView) -> str:
+        """ "" to take part in the round, else why not."""
+        life, admission = self._life, self._admission
+        return "stopped" if life is None or admission is None else admission.join(view, life.held)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _ledger(self) -> Ledger:
+        with self._lock:
+            if self._ledger_ is None:
+                self._ledger_ = Ledger(self._kit / LEDGER_FILE)
+            return self._ledger_
+
+    def _open_store(self) -> SqliteStore:
+        return SqliteStore(self._kit / DATABASE_FILE)
+
+    def _machine(self, store: Store, willing: Callable[[RoundView], str], tasks: frozenset[str]) -> DeviceMachine:
         return DeviceMachine(
             identity=self._identity,
             trust=self._trust,
-            tasks=frozenset(self._examples),
+            tasks=tasks,
             store=store,
             random=random_bytes,
             seal=box_seal,
             floor=Floor(cohort_min=self._policy.min_cohort),
-            willing=self._willing,
+            willing=willing,
             broadcast_key=self._broadcast_key,
         )
 
-    def _willing(self, view: RoundView) -> str:
-        """ "" to take part in the round, else why not."""
-        return self._policy.obstacle()
+    def _agreed(self) -> bool:
+        consent = self.consent
+        return consent if consent is not None else not self._policy.ask_consent
+
+    def _flip(self, switch: str, value: int) -> None:
+        with self._lock:
+            self._ledger().set_switch(switch, value)
+            if switch == "consent" and not value:
+                self._ledger().set_switch("withdrawn", 1)
+                self._end(STOP_TIMEOUT_S, self._doing)
+                with suppress(BlindsumError):  # else when the next life begins
+                    self._withdraw()
+            with suppress(BlindsumError):
+                self._settle()
+
+    def _withdraw(self) -> None:
+        """Leave all rounds that a withdrawn consent has found under way."""
+        if not self._ledger().switch("withdrawn"):
+            return
+        if (self._kit / DATABASE_FILE).exists():
+            store = self._open_store()
+            try:
+                tasks = frozenset(key.removeprefix("state/") for key in store.keys("state/"))
+                step = self._machine(store, lambda _view: "", tasks).abandon("consent-withdrawn")
+                store.commit(step.writes)
+                store.sent([row.seq for row in store.outbox(limit=100_000)])
+            finally:
+                store.close()
+        self._ledger().set_switch("withdrawn", 0)
+
+    def _settle(self) -> None:
+        """Have a life where there should be one, and none where not."""
+        with self._lock:
+            if not self._wanted:
+                return
+            try:
+                if not self._agreed():
+                    self._end(STOP_TIMEOUT_S, (State.WAITING, "for the user's consent"))
+                elif self._ledger().switch("paused"):
+                    self._end(STOP_TIMEOUT_S, (State.PAUSED, "by the app"))
+                elif self._life is None:
+                    self._begin()
+            except BlindsumError as error:
+                self._end(STOP_TIMEOUT_S, (State.FAILED, str(error)))
+                if error.code not in OURS_TO_MEND:
+                    raise
+                self._revive()
+
+    def _begin(self) -> None:
+        self._withdraw()
+        topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
+        tasks, ledger = frozenset(self._examples), self._ledger()
+        self._admission = admission = Admission(self.name, self._policy, ledger, self._counts)
+        link = self._link(topics)
+        life: Life
+
+        def show(state: State, reason: str) -> None:
+            if self._life is life:
+                self._show((state, reason))
+
+        self._life = life = Life(
+            name=self.name,
+            url=self._settings.broker.url,
+            make=lambda store, willing: self._machine(store, willing, tasks),
+            willing=self._willing,
+            store=self._open_store(),
+            link=link,
+            topics=topics,
+            examples=self._examples,
+            policy=self._policy,
+            admission=admission,
+            ledger=ledger,
+            inspect=self._inspect,
+            tell=lambda name, data: self._tell(DeviceEvent(name, data)),
+            show=show,
+            failed=self._revive,
+        )
+        self._show((State.WAITING, "for a round"))
+        life.start()
+
+    def _end(self, timeout_s: float, shown: tuple[State, str]) -> None:
+        if self._revival is not None:
+            self._revival.cancel()
+            self._revival = None
+        life, self._life = self._life, None
+        if life is not None:
+            life.stop(timeout_s)
+        self._show(shown)
+
+    def _revive(self) -> None:
+        """Look again in a while; called on any thread, which must not wait for a stop under way."""
+
+        def again() -> None:
+            with self._lock:
+                if self._wanted and self._revival is timer:
+                    self._end(STOP_TIMEOUT_S, self._doing)
+                    with suppress(BlindsumError):
+                        self._settle()
+
+        self._revival = timer = threading.Timer(REVIVE_S, again)
+        timer.daemon = True
+        timer.start()
+
+    def _show(self, doing: tuple[State, str]) -> None:
+        if doing != self._doing:
+            self._doing = doing
+            self._tell(DeviceEvent("state", {"state": doing[0].value, "reason": doing[1]}))
+
+    def _tell(self, event: DeviceEvent) -> None:
+        for listener in list(self._listeners):
+            listener.put(event)
 
     def _shown(self) -> tuple[State, str]:
         """What goes on, or that there is no connection where one is needed for it."""
@@ -195,101 +413,21 @@ class Device:
         return (State.CONNECTING, offline) if offline and doing[0] not in ALONE else doing
 
 
-class _Life:
-    """A device from one start to its stop. Threads that outlive the stop keep to their own life and cannot disturb the next."""
+def _broker_files(broker: BrokerSettings) -> list[str]:
+    return [name for name in (broker.ca, broker.certificate, broker.key, broker.password_file) if name]
 
-    def __init__(self, device: Device, store: SqliteStore, link: Link, topics: Topics) -> None:
-        self._device, self._store = device, store
-        self._url = device._settings.broker.url
-        self.offline = f"to {self._url}"
-        """Why there is no connection, "" where there is one."""
-        self._driver = Driver(
-            lambda: device._machine(store), store, link, topics, on_event=self._event, on_refused=self._refused
-        )
-        self._worker = Worker(
-            self._driver, device._examples, device._policy, inspect=device._inspect, tell=self._trained
-        )
-        self._told: queue.Queue[DeviceEvent | None] = queue.Queue(EVENTS_MAX)
-        self._teller = threading.Thread(target=self._tell, name=f"events-{device.name}", daemon=True)
 
-    def start(self) -> None:
-        self._worker.thread.name = f"train-{self._device.name}"
-        self._worker.thread.start()
-        self._teller.start()
-        self._driver.start()
+def _wipe(path: Path) -> None:
+    """Delete a file, overwritten first where the file system writes in place."""
+    with suppress(OSError), path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    with suppress(OSError):
+        path.unlink()
 
-    def stop(self, timeout_s: float) -> None:
-        end = time.monotonic() + timeout_s
-        self._worker.stop()
-        self._driver.stop(timeout_s / 2)  # it may take that long twice
-        self._put(None)
-        for thread in (self._worker.thread, self._teller):
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, end - time.monotonic()))
-        self._store.close()
 
-    # -- on the machine's thread ----------------------------------------------------------------------------------
-
-    def _event(self, event: Event) -> None:
-        data = dict(event.data)
-        number = data.get("round")
-        states = {
-            "joined": (State.JOINED, f"round {number}, waiting for the roster"),
-            "train": (State.TRAINING, f"round {number}"),
-            "uploading": (State.UPLOADING, f"round {number}"),
-            "uploaded": (State.UPLOADED, f"round {number}, waiting for the result"),
-            "round-finished": (State.WAITING, "for the next round"),
-            "round-abandoned": (State.WAITING, f"for the next round; the last ended early: {data.get('code')}"),
-            "declined": (State.WAITING, str(data.get("reason"))),
-            "stopped": (State.FAILED, str(data.get("code"))),
-        }
-        if event.name in states:
-            self._set(*states[event.name])
-        match event.name:
-            case "connected":
-                self.offline = ""
-            case "disconnected":
-                self.offline = f"to {self._url}: {data['detail'] or data['code']}"
-            case "train":
-                self._worker.offer(str(data["task"]), int(str(number)))
-            case "uploading" | "round-finished" | "round-abandoned":
-                self._worker.over(str(data["task"]))
-        self._put(DeviceEvent(event.name, data))
-
-    def _refused(self, refused: Refused) -> None:
-        """Tell the app about refusals that only its user or owner can do something about."""
-        if refused.code in OWN_REFUSALS:
-            self._set(State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
-            self._put(DeviceEvent("refused", {"code": refused.code, "detail": refused.detail}))
-
-    # -- on the training thread -----------------------------------------------------------------------------------
-
-    def _trained(self, name: str, data: dict[str, object]) -> None:
-        early = data.get("reason") or data.get("code")
-        if early and self._device._doing[0] == State.TRAINING:
-            self._set(State.WAITING, f"for the next round; training ended early: {early}")
-        self._put(DeviceEvent(name, data))
-
-    # -- events ---------------------------------------------------------------------------------------------------
-
-    def _set(self, state: State, reason: str) -> None:
-        if self._device._life is self:
-            self._device._doing = (state, reason)
-
-    def _put(self, event: DeviceEvent | None) -> None:
-        """Tell the app, at the cost of what it has been told longest ago."""
-        while True:
-            try:
-                self._told.put_nowait(event)
-                return
-            except queue.Full:
-                with suppress(queue.Empty):
-                    self._told.get_nowait()
-
-    def _tell(self) -> None:
-        while (event := self._told.get()) is not None:
-            if self._device._on_event is not None:
-                try:
-                    self._device._on_event(event)
-                except Exception:
-                    log.exception("the app's event callback failed")
+def _call_back(on_event: Callable[[DeviceEvent], None], events: Events) -> None:
+    for event in events:
+        try:
+            on_event(event)
+        except Exception:
+            log.exception("the app's event callback failed")

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Machine, Step
+from blindsum.protocol.ring import packed_size
 from blindsum.protocol.update import encode_update
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.logs import fields
 from blindsum.runtime.system import random_bytes
+from blindsum.sdk.admission import HEADER_SIZE, Admission
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.trainer import Aborted, Batch, train
 
@@ -66,11 +68,13 @@ class Worker:
         driver: Driver,
         examples: Mapping[str, Examples],
         policy: Policy,
+        admission: Admission,
         *,
         inspect: Inspect | None,
         tell: Callable[[str, dict[str, object]], None],
     ) -> None:
-        self._driver, self._examples, self._policy = driver, examples, policy
+        self._driver, self._examples = driver, examples
+        self._policy, self._admission = policy, admission
         self._inspect, self._tell = inspect, tell
         self._stopping = threading.Event()
         self._open: dict[str, int] = {}  # the round of each task that waits for this device's update
@@ -117,6 +121,7 @@ class Worker:
         if inputs is None:
             return
         view, plan, model = inputs
+        self._admission.artifact(view, plan)
         trained = train(
             plan,
             model,
@@ -147,7 +152,19 @@ class Worker:
             self._tell("masked", {**about, "ms": took_ms})
             return step
 
-        self._call(upload)
+        if reason := self._obstacle(task, number):
+            raise Aborted(reason)
+        entry = self._admission.update(
+            view, examples=trained.examples, size=packed_size(view.base.segments) + HEADER_SIZE
+        )
+        try:
+            step = self._call(upload)
+        except BlindsumError as error:
+            if error.code == "round-over":
+                self._admission.retract(entry)
+            raise
+        if not any(event.name == "uploading" for event in step.events):
+            self._admission.retract(entry)
 
     def _batches(self, context: Context) -> Iterator[Batch]:
         with _of_the_app("examples"):

@@ -14,8 +14,7 @@ spent, durably and for ever, in the same step that makes the upload or leaves th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -24,7 +23,13 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, peek, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import SEED_SIZE, edge_keypair
-from blindsum.protocol.machines.deviceround import DeviceRound, DeviceState, open_announcement
+from blindsum.protocol.machines.deviceround import (
+    DeviceIdentity,
+    DeviceRound,
+    DeviceState,
+    Floor,
+    open_announcement,
+)
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
@@ -40,32 +45,10 @@ from blindsum.protocol.view import (
     payload_of,
 )
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 __all__ = ["PUSH_DEVICES_MAX", "DeviceIdentity", "DeviceMachine", "Floor"]
 
 PUSH_DEVICES_MAX: Final = 64
 """In rosters up to this size a device sends its first window at once; in larger ones it waits for the coordinator's ask."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceIdentity:
-    """Who this device is: name, certificate of the fleet CA (DER) and its key."""
-
-    name: str
-    certificate: bytes
-    key: Ed25519PrivateKey
-
-    def __repr__(self) -> str:
-        return f"DeviceIdentity({self.name!r})"
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The least a device insists on, whatever any server says."""
-
-    cohort_min: int = 2
 
 
 class DeviceMachine:
@@ -156,6 +139,12 @@ class DeviceMachine:
         if roster.size <= PUSH_DEVICES_MAX:
             self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
         self._journal.event("uploading", task=task, round=number, bytes=body.size + len(raw))
+        return self._journal.take()
+
+    def abandon(self, code: str) -> Step:
+        """Leave every round that is under way and forget what was to leave for it: its number is spent, its key erased."""
+        for task in list(self._rounds):
+            self._leave(task, "round-abandoned", code=code)
         return self._journal.take()
 
     def blob(self, ref: BlobRef) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from blindsum.protocol.blobs import RESEND_MS, read_blob
 from blindsum.protocol.codec import convert, ready
@@ -15,7 +15,29 @@ from blindsum.protocol.roster import RosterView, open_roster, open_roster_announ
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_message, open_task, payload_of
 
-__all__ = ["DeviceRound", "DeviceState", "open_announcement"]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["DeviceIdentity", "DeviceRound", "DeviceState", "Floor", "open_announcement"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """Who this device is: name, certificate of the fleet CA (DER) and its key."""
+
+    name: str
+    certificate: bytes
+    key: Ed25519PrivateKey
+
+    def __repr__(self) -> str:
+        return f"DeviceIdentity({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least a device insists on, whatever any server says."""
+
+    cohort_min: int = 2
 
 
 @ready

@@ -1,0 +1,182 @@
+"""A device from one start to its stop: driver, training thread, link, store. Nothing in here raises into the app."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from blindsum.protocol.errors import CATALOGUE, BlindsumError, Refused
+from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.step import Event
+from blindsum.protocol.messages import BlobRef
+from blindsum.protocol.refusals import REFUSALS
+from blindsum.protocol.view import RoundView
+from blindsum.runtime.driver import Driver
+from blindsum.runtime.ports import DurableStore, Link
+from blindsum.runtime.sqlite import SqliteStore
+from blindsum.runtime.system import now_ms
+from blindsum.runtime.topics import Topics
+from blindsum.sdk.admission import Admission
+from blindsum.sdk.events import State
+from blindsum.sdk.ledger import Ledger
+from blindsum.sdk.meter import MeteredLink
+from blindsum.sdk.policy import Policy
+from blindsum.sdk.worker import Examples, Inspect, Worker
+
+__all__ = ["ALONE", "Life", "Tell"]
+
+log = logging.getLogger("blindsum.sdk")
+
+OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "upgrade-required"})
+"""Refusals that only the device's user or owner can do something about."""
+ALONE: Final = frozenset({State.STOPPED, State.PAUSED, State.FAILED, State.TRAINING})
+"""States that need no connection; in the others its absence is what there is to say."""
+
+Tell = Callable[[str, dict[str, object]], None]
+
+
+class Life:
+    """Threads that outlive the stop keep to their own life and cannot disturb the next.
+
+    `make(store, willing)` gives the machine. `tell` and `show` are called on threads of the life and must be quick;
+    `failed` once, where a failing disk ended it.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        url: str,
+        make: Callable[[DurableStore, Callable[[RoundView], str]], DeviceMachine],
+        willing: Callable[[RoundView], str],
+        store: SqliteStore,
+        link: Link,
+        topics: Topics,
+        examples: Mapping[str, Examples],
+        policy: Policy,
+        admission: Admission,
+        ledger: Ledger,
+        inspect: Inspect | None,
+        tell: Tell,
+        show: Callable[[State, str], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self._name, self._url, self._store = name, url, store
+        self._tell, self._show, self._failed = tell, show, failed
+        self._admission, self._ledger = admission, ledger
+        self._link = MeteredLink(link)
+        self.offline = f"to {url}"
+        """Why there is no connection, "" where there is one."""
+        self._machine: DeviceMachine
+        self._views: dict[str, RoundView] = {}
+        self._declined: dict[str, tuple[object, object]] = {}
+        self._state = State.WAITING
+
+        def machine() -> DeviceMachine:
+            self._machine = make(store, willing)
+            return self._machine
+
+        self._driver = Driver(machine, store, self._link, topics, on_event=self._event, on_refused=self._refused)
+        self._worker = Worker(self._driver, examples, policy, admission, inspect=inspect, tell=self._trained)
+
+    def start(self) -> None:
+        self._worker.thread.name = f"train-{self._name}"
+        self._worker.thread.start()
+        self._driver.start()
+
+    def stop(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        self._worker.stop()
+        self._driver.stop(timeout_s / 2)  # it may take that long twice
+        thread = self._worker.thread
+        if thread.ident is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, end - time.monotonic()))
+        self._count_traffic()
+        self._store.close()
+
+    def held(self, ref: BlobRef) -> bool:
+        """Whether all of a blob is in the store."""
+        return sum(1 for _ in self._store.keys(f"blob/{ref.id.hex()}/")) == ref.count
+
+    # -- on the machine's thread ----------------------------------------------------------------------------------
+
+    def _event(self, event: Event) -> None:
+        data = dict(event.data)
+        number, task = data.get("round"), str(data.get("task", ""))
+        if event.name == "declined":
+            if self._declined.get(task) == (number, data["reason"]):
+                return  # coordinators repeat announcements, and the answer is still the same
+            self._declined[task] = number, data["reason"]
+        states = {
+            "joined": (State.JOINED, f"round {number}, waiting for the roster"),
+            "train": (State.TRAINING, f"round {number}"),
+            "uploading": (State.UPLOADING, f"round {number}"),
+            "uploaded": (State.UPLOADED, f"round {number}, waiting for the result"),
+            "round-finished": (State.WAITING, "for the next round"),
+            "round-abandoned": (State.WAITING, f"for the next round; the last ended early: {data.get('code')}"),
+            "declined": (State.WAITING, str(data.get("reason"))),
+            "stopped": (State.FAILED, _explained(str(data.get("code")))),
+        }
+        match event.name:
+            case "connected":
+                self.offline = ""
+            case "disconnected":
+                self.offline = f"to {self._url}: {data['detail'] or data['code']}"
+            case "joined" | "train":
+                view = self._machine.view(task)
+                if view is not None:
+                    self._views[task] = view
+                if event.name == "train":
+                    self._worker.offer(task, int(str(number)))
+            case "uploading" | "round-finished" | "round-abandoned":
+                self._worker.over(task)
+                if event.name != "uploading":
+                    self._ended(task, early=event.name == "round-abandoned")
+        if event.name in states:
+            self._put(*states[event.name])
+        self._tell(event.name, data)
+        if event.name == "stopped":
+            self._failed()
+
+    def _ended(self, task: str, *, early: bool) -> None:
+        view = self._views.pop(task, None)
+        self._count_traffic()
+        if early and view is not None:
+            try:
+                if self._ledger.last(task)[0] < view.number:
+                    self._admission.left_early(view)
+            except BlindsumError as error:
+                log.warning("the ledger cannot be kept: %s", error.code)
+
+    def _count_traffic(self) -> None:
+        sent, received = self._link.take()
+        try:
+            if sent or received:
+                self._ledger.add_traffic(sent, received, now_ms())
+        except BlindsumError as error:
+            log.warning("the ledger cannot be kept: %s", error.code)
+
+    def _refused(self, refused: Refused) -> None:
+        if refused.code in OWN_REFUSALS:
+            self._put(State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
+            self._tell("refused", {"code": refused.code, "detail": refused.detail})
+
+    def _put(self, state: State, reason: str) -> None:
+        self._state = state
+        self._show(state, reason)
+
+    # -- on the training thread -----------------------------------------------------------------------------------
+
+    def _trained(self, name: str, data: dict[str, object]) -> None:
+        early = data.get("reason") or data.get("code")
+        if early and self._state is State.TRAINING:
+            self._put(State.WAITING, f"for the next round; training ended early: {early}")
+        self._tell(name, data)
+
+
+def _explained(code: str) -> str:
+    entry = CATALOGUE.get(code)
+    return f"{code}: {entry.cause}; {entry.remedy}" if entry else code
