@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,7 +17,7 @@ from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.device import DeviceMachine, Floor
 from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.view import RoundView
-from blindsum.runtime.checkup import Finding, Patient, examine
+from blindsum.runtime.checkup import Finding, Patient, examine, examine_file
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
@@ -250,8 +251,8 @@ class Device:
 
     def doctor(self) -> list[Finding]:
         """Whether the device can do its work, question by question, with what to do where it cannot; up to fifteen seconds."""
-        principal = Principal("device", self.name)
-        found = list(examine(Patient(self._kit, principal, self._settings.broker, self._kit / DATABASE_FILE)))
+        principal, database = Principal("device", self.name), partial(examine_file, self._kit / DATABASE_FILE)
+        found = list(examine(Patient(self._kit, principal, self._settings.broker, database)))
         obstacle = self._policy.obstacle()
         found.append(Finding("conditions", not obstacle, obstacle or "all that the policy requires hold now"))
         answer = {None: "not asked yet", False: "the user has refused", True: "the user agrees"}[self.consent]
