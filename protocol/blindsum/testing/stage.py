@@ -68,10 +68,8 @@ class Stage:
             name = min(self._wakes, key=lambda key: (self._wakes[key], key))
             self.now = max(self.now, self._wakes.pop(name))
             actor = self.actors[name]
-            if actor.alive:
-                self.apply(actor, actor.machine.wake(self.now + actor.skew_ms))
-            else:  # there is room on its disk again
-                self.crash(name)
+            actor.alive = True  # there is room on its disk again, if it was down
+            self.apply(actor, actor.machine.wake(self.now + actor.skew_ms))
 
     def play(self, over: Callable[[], object], limit_ms: int) -> None:
         """Let things happen until `over()`. AssertionError after `limit_ms`."""
@@ -94,7 +92,8 @@ class Stage:
             and (step.writes or step.messages)
             and self.dice.random() < self.faults.disk_full
         ):
-            self.stop(actor.name)
+            self.crash(actor.name)  # whoever looks at it meanwhile sees what is stored
+            actor.alive = False
             self._wakes[actor.name] = self.now + self.dice.randint(*DISK_FULL_MS)
             return
         actor.store.commit(step.writes)

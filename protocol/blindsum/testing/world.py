@@ -170,7 +170,7 @@ class World(Stage):
             self.stop(name)
         self.number += 1
         for _ in range(STARTS_MAX):
-            if not self.actors["coordinator"].alive:  # its disk was full: what it knows of a round is not stored
+            if not self.actors["coordinator"].alive:  # its disk was full
                 self.crash("coordinator")
             round_ = self.coordinator.round(self.task)
             if round_ is not None and round_.state.number == self.number:
