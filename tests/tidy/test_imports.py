@@ -49,7 +49,10 @@ PURE_STDLIB = {
 }  # fmt: skip
 """All of the standard library that `blindsum.protocol` may name."""
 
-EXCEPTIONS = {"concurrent": {"blindsum.protocol.prg"}, "datetime": {"blindsum.protocol.keys"}}
+EXCEPTIONS = {
+    "concurrent": {"blindsum.protocol.prg"},
+    "datetime": {"blindsum.protocol.keys", "blindsum.protocol.revocation"},
+}
 """Where a name of `PURE_STDLIB` is allowed only: a bounded pool inside one call, and certificate dates."""
 
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}

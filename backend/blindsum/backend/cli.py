@@ -81,13 +81,19 @@ def enrol(
     names: Annotated[list[str] | None, typer.Argument(help="Device ids.")] = None,
     count: Annotated[int, typer.Option(help="Instead of names: how many devices.")] = 0,
     prefix: Annotated[str, typer.Option(help="With --count: what the ids begin with.")] = "device",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take the certificates of these devices back.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a kit with a certificate for each new device."""
+    """Make a kit with a certificate for each new device; with --revoke take certificates back."""
     from blindsum.backend.provision import FleetFolder
     from blindsum.backend.provision import enrol as enrol_devices
+    from blindsum.backend.provision import revoke as revoke_devices
 
     wanted = list(names or []) + [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
+    if revoke:
+        written = revoke_devices(FleetFolder(folder), wanted)
+        show({"revoked": len(wanted), "lists": [str(path) for path in written]}, as_json=as_json)
+        return
     kits = enrol_devices(FleetFolder(folder), wanted)
     show({"enrolled": len(kits), "kits": str(folder / "devices")}, as_json=as_json)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from blindsum.backend.notices import Notices
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
 from blindsum.backend.witness import Witness
@@ -107,9 +108,11 @@ class _Rounds:
         self._tasks: dict[str, TaskControl] = {}
         self._over: set[str] = set()
         self._refused: set[str] = set()
+        self._notices = Notices(kit, driver, reporter)
         self._looked = -LOOK_S
 
     def turn(self) -> None:
+        self._notices.turn()
         if time.monotonic() - self._looked >= LOOK_S:
             self._look()
             self._looked = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from blindsum.backend.notices import Notices
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
@@ -21,13 +22,15 @@ __all__ = ["PartySettings", "run_party"]
 
 
 class PartySettings(Settings, frozen=True):
-    """`party.toml`. `cohort_min` and `tasks` are this organisation's floor; no task list means every task the operator signed.
-    `anchor`: the file that shows how old the database is, below the kit or, where whole kits are backed up, anywhere else."""
+    """`party.toml`. `cohort_min`, `corrupt_permille` and `tasks` are this organisation's floor; no task list means every task that
+    the operator signed. `anchor`: the file that shows how old the database is, below the kit or, where whole kits are backed up,
+    anywhere else."""
 
     fleet: str
     party: int
     broker: BrokerSettings
     cohort_min: int = 2
+    corrupt_permille: int = 0
     tasks: list[str] = []
     anchor: str = "party.anchor"
     web: WebSettings = WebSettings()
@@ -55,7 +58,11 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
             store=store,
             random=random_bytes,
             seal=box_seal,
-            floor=PartyFloor(cohort_min=settings.cohort_min, tasks=tuple(settings.tasks)),
+            floor=PartyFloor(
+                cohort_min=settings.cohort_min,
+                corrupt_permille=settings.corrupt_permille,
+                tasks=tuple(settings.tasks),
+            ),
             threads=os.cpu_count() or 1,
             broadcast_key=broadcast_key,
         )
@@ -67,6 +74,6 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
         machine, store, link, topics, on_event=Witness(reporter, kit, trust, store).event, on_refused=reporter.refused
     )
     try:
-        return run_until_stopped(driver, reporter, settings.web)
+        return run_until_stopped(driver, reporter, settings.web, Notices(kit, driver, reporter).turn)
     finally:
         store.close()

@@ -11,30 +11,42 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.backend.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE, BrokerAuthority
 from blindsum.backend.broker import BrokerFiles, mosquitto_config
+from blindsum.backend.ledger import REVOKED_FILE, Enrolled, Ledger
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, BROADCAST_KEY_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Endpoint
-from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, save_key, write_private
+from blindsum.runtime.kit import (
+    BrokerSettings,
+    load_broadcast_key,
+    load_key,
+    load_trust,
+    save_key,
+    write_private,
+    write_whole,
+)
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal
 
-__all__ = ["ENROL_MAX", "FleetFolder", "OperatorSettings", "create_fleet", "enrol"]
+__all__ = ["ENROL_MAX", "FleetFolder", "OperatorSettings", "create_fleet", "enrol", "revoke"]
 
 CA_DAYS = 3650
 BACKEND_DAYS = 3650
 DEVICE_DAYS = 365
+_DAY_MS = 86_400_000
 ENROL_MAX = 100_000
+"""Devices that are enrolled at once."""
 
 
 class OperatorSettings(Settings, frozen=True):
-    """`operator.toml`: the broker that new devices are told."""
+    """`operator.toml`: the broker that new devices are told, and how many certificates may be valid at once."""
 
     fleet: str
     broker: BrokerSettings
+    devices_max: int = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +124,9 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str,
 
 def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
     """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable,
-    comes twice or already has a kit; then none is made."""
-    url = load_settings(folder.operator / "operator.toml", OperatorSettings).broker.url
+    comes twice or already has a kit, and "enrolment-full" where too many certificates are valid; then none is made."""
+    settings = load_settings(folder.operator / "operator.toml", OperatorSettings)
+    url = settings.broker.url
     secure = Endpoint.parse(url).secure
     if len(names) > ENROL_MAX:
         raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
@@ -124,8 +137,15 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
         if folder.device(name).exists():
             raise BlindsumError("folder-not-empty", str(folder.device(name)))
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
+    ledger, now = Ledger(folder.operator), now_ms()
+    valid = ledger.valid(now)
+    if valid + len(names) > settings.devices_max:
+        raise BlindsumError("enrolment-full", f"{valid} certificates are valid, devices_max is {settings.devices_max}")
     broadcast_key = load_broadcast_key(folder.operator)
     authority = BrokerAuthority.load(folder.operator) if secure else None
+    serials = {name: secrets.randbits(127) + 1 for name in names}
+    until = now + DEVICE_DAYS * _DAY_MS
+    ledger.add(*(Enrolled(device=name, serial=serials[name], at=now, until=until) for name in names))
     kits = []
     for name in names:
         key, kit = Ed25519PrivateKey.generate(), folder.device(name)
@@ -134,8 +154,8 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
             public=public_of(key),
             issuer=trust.fleet,
             issuer_key=ca,
-            serial=secrets.randbits(127) + 1,
-            now=now_ms(),
+            serial=serials[name],
+            now=now,
             days=DEVICE_DAYS,
         )
         save_key(kit / "key.pem", key)
@@ -147,6 +167,20 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
         _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', url)
         kits.append(kit)
     return kits
+
+
+def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
+    """Take back every certificate of the devices `names`: a new revocation list in the operator's kit and in each kit of
+    `folder` that goes by it. Returns where it was written. Raises BlindsumError "device-unknown" or "enrolment-full"."""
+    trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
+    ledger, now = Ledger(folder.operator), now_ms()
+    raw = ledger.revoke(names, now=now, issuer=trust.fleet, issuer_key=ca, ca=trust.ca)
+    written = []
+    for kit in (folder.operator, folder.coordinator, *folder.parties):
+        if kit.is_dir():
+            write_whole(kit / REVOKED_FILE, raw)
+            written.append(kit / REVOKED_FILE)
+    return written
 
 
 def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint) -> None:

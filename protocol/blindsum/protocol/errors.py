@@ -191,6 +191,19 @@ CATALOGUE: dict[str, Entry] = {
         "the database is older than what this role has already sent: it was brought back from a copy, or it is gone",
         "start the party once with --forgotten: it erases its rounds and sits out all that may be under way",
     ),
+    "revocations-invalid": Entry(
+        "the file is not a revocation list of this fleet's CA", "copy revoked.crl again from the operator's kit"
+    ),
+    "revocations-stale": Entry(
+        "the revocation list is older than the one this role goes by, or gives a certificate back",
+        "take the newest from the operator; where the operator's own is lost, a certificate stays revoked",
+    ),
+    "device-unknown": Entry(
+        "the operator has enrolled no device of that name", "see enrolled.jsonl in the operator's kit"
+    ),
+    "enrolment-full": Entry(
+        "as many certificates are valid as the operator allows", "raise devices_max in operator.toml, or revoke some"
+    ),
     "evidence-unproven": Entry(
         "the file does not show two genuine messages of one principal that contradict each other",
         "take another copy of it",

@@ -42,6 +42,9 @@ REFUSALS: Final[dict[str, Entry]] = {
     "certificate-expired": Entry(
         "the certificate is not valid at this time", "enrol the device again, or set the clock"
     ),
+    "certificate-revoked": Entry(
+        "the fleet's operator has taken the device's certificate back", "none; if it is wrong, enrol the device anew"
+    ),
     # -- tasks and manifests ------------------------------------------------------------------------------------------
     "task-unknown": Entry("the task is not known here", _STRAY),
     "task-differs": Entry("another record was adopted under this task's name", "give a changed task a new name"),

@@ -13,6 +13,7 @@ from blindsum.protocol.graph import Graph, adjacency, degree_for
 from blindsum.protocol.keys import certificate_fault, digest, key_usable
 from blindsum.protocol.messages import Join, RosterProposal
 from blindsum.protocol.params import survivors_min
+from blindsum.protocol.revocation import certificate_serial
 from blindsum.protocol.view import RoundView, count_votes, expect, open_message, payload_of
 
 __all__ = [
@@ -89,8 +90,9 @@ def pack_joins(raws: dict[str, bytes]) -> bytes:
     return encode([raws[device] for device in sorted(raws)])
 
 
-def open_joins(view: RoundView, data: bytes) -> Joins | Refused:
-    """Verify every join of a packed list: certificate, signature, this manifest, distinct devices in order, usable keys."""
+def open_joins(view: RoundView, data: bytes, revoked: frozenset[int] = frozenset()) -> Joins | Refused:
+    """Verify every join of a packed list: certificate, signature, this manifest, distinct devices in order, usable keys, and no
+    serial of `revoked`."""
     try:
         raws = decode(data)
     except DecodeError:
@@ -103,6 +105,9 @@ def open_joins(view: RoundView, data: bytes) -> Joins | Refused:
         if isinstance(opened, Refused):
             return Refused("roster-malformed", "coordinator", f"a join: {opened.code}")
         device, identity, join, _ = opened
+        if revoked and certificate_serial(join.certificate) in revoked:
+            # no fault of anybody: the coordinator may not have the list yet
+            return Refused("certificate-revoked", detail=device)
         devices.append(device)
         identities.append(identity)
         entries.append([device, join.key])

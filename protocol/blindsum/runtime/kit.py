@@ -29,6 +29,7 @@ __all__ = [
     "read_file",
     "save_key",
     "write_private",
+    "write_whole",
 ]
 
 FILE_SIZE_MAX = 1 << 30
@@ -62,6 +63,16 @@ def write_private(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a public file, so that who reads it meanwhile finds the old or the new one, and neither is lost with the power."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def load_trust(kit: Path) -> Trust:

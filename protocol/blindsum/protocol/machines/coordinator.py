@@ -102,6 +102,13 @@ class CoordinatorMachine:
         self._journal.event("phase", task=task, round=number, phase="offer")
         return self._journal.take()
 
+    def revoke(self, revocations: bytes) -> Step:
+        """Go by this revocation list (DER) from now on. Raises BlindsumError "revocations-invalid" or "revocations-stale"."""
+        if self._desk.revoked.take(revocations):
+            for round_ in self._rounds.values():
+                self._intake.drop_revoked(round_)
+        return self._journal.take()
+
     def round(self, task: str) -> CoordinatorRound | None:
         """The current (or last) round of a task, to be looked at and not changed."""
         return self._rounds.get(task)

@@ -11,6 +11,7 @@ from blindsum.protocol.envelope import Head, Signed, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Candidate, Payload, Receipt, Result, RosterProposal, chunks_of
 from blindsum.protocol.roster import pack_survivors
@@ -35,6 +36,7 @@ class Desk:
         self.random = random
         self.journal = Journal(store)
         self.fetches = Fetches(self.journal)
+        self.revoked = Revoked(trust.ca, self.journal)
         self.served: dict[bytes, BlobRef] = {}
 
     # -- signing --------------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ from blindsum.protocol.messages import (
     Candidate,
     Check,
     Header,
+    Join,
     Offer,
     Opening,
     OpeningContent,
     Vote,
 )
+from blindsum.protocol.revocation import certificate_serial
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
 from blindsum.protocol.trust import party_number
@@ -113,7 +115,7 @@ class Intake:
         opened = open_join(view, signed.raw)
         if isinstance(opened, Refused):
             return opened
-        device, identity, _, digest = opened
+        device, identity, join, digest = opened
         known = round_.joins.get(device)
         if known is not None:
             same = self._desk.digest(known[0]) == digest
@@ -122,6 +124,9 @@ class Intake:
         if round_.state.phase != "join":
             self._desk.receipt(view, device, digest, "refused", "joining-closed")
             return Refused("joining-closed", detail=device)
+        if certificate_serial(join.certificate) in self._desk.revoked.current.serials:
+            self._desk.receipt(view, device, digest, "refused", "certificate-revoked")
+            return Refused("certificate-revoked", detail=device)
         if len(round_.joins) >= round_.base.task.devices_max:
             self._desk.receipt(view, device, digest, "refused", "cohort-full")
             return Refused("cohort-full", detail=device)
@@ -131,6 +136,18 @@ class Intake:
         self._desk.journal.event("join", task=view.name, round=view.number, device=device)
         self._conduct.turn(round_, now)
         return None
+
+    def drop_revoked(self, round_: CoordinatorRound) -> None:
+        """Take back the joins of a round, where it has no roster yet, whose certificates have been revoked meanwhile."""
+        view = round_.view
+        if view is None or round_.state.phase != "join":
+            return
+        for device, (raw, _) in list(round_.joins.items()):
+            signed = self._desk.signed(raw)
+            if certificate_serial(convert(signed.payload, Join).certificate) in self._desk.revoked.current.serials:
+                del round_.joins[device]
+                self._desk.journal.delete(f"round/{view.name}/join/{device}")
+                self._desk.receipt(view, device, signed.digest, "refused", "certificate-revoked")
 
     def on_header(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         view, roster, bodies = round_.view, round_.roster, round_.bodies

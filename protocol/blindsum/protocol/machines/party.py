@@ -54,9 +54,11 @@ __all__ = ["PartyFloor", "PartyMachine"]
 
 
 class PartyFloor(Payload, frozen=True):
-    """The least this organisation insists on. `tasks` empty: any task the operator signed."""
+    """The least this organisation insists on. `tasks` empty: any task the operator signed. `corrupt_permille`: the share of a
+    round's devices that a task must take for sybils, on top of whom `cohort_min` honest ones remain."""
 
     cohort_min: int = 2
+    corrupt_permille: int = 0
     tasks: tuple[str, ...] = ()
 
 
@@ -112,6 +114,11 @@ class PartyMachine:
     def forget(self, now: int) -> Step:
         """The database was lost, or brought back from a copy: erase every round, and sit out those that may be under way."""
         self._lose(now)
+        return self._journal.take()
+
+    def revoke(self, revocations: bytes) -> Step:
+        """Go by this revocation list (DER) from now on. Raises BlindsumError "revocations-invalid" or "revocations-stale"."""
+        self._desk.revoked.take(revocations)
         return self._journal.take()
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -253,6 +260,9 @@ class PartyMachine:
             return Refused("policy-floor", detail=f"task {task} is not allowed here")
         if base.task.threat.cohort_min < self._floor.cohort_min:
             return Refused("policy-floor", detail=f"cohort {base.task.threat.cohort_min} < {self._floor.cohort_min}")
+        if base.task.threat.corrupt_permille < self._floor.corrupt_permille:
+            told = f"{base.task.threat.corrupt_permille} permille corrupt < {self._floor.corrupt_permille}"
+            return Refused("policy-floor", detail=told)
         self._bases[task] = base
         self._journal.put(f"task/{task}", raw)
         self._chain.start(base, now)

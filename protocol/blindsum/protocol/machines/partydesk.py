@@ -12,6 +12,7 @@ from blindsum.protocol.machines.chain import Chain
 from blindsum.protocol.machines.inbox import Inbox
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.partyround import HeaderRow, PartyRound
+from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Opening, Payload, RosterProposal, Vote
 from blindsum.protocol.trust import Trust
@@ -35,6 +36,7 @@ class PartyDesk:
         self.journal = Journal(store)
         self.inbox = Inbox(self.journal, broadcast_key)
         self.chain = Chain(trust, self.journal, self.inbox)
+        self.revoked = Revoked(trust.ca, self.journal)
 
     def sign(self, task: str, number: int, kind: str, payload: Payload) -> bytes:
         head = Head(

@@ -157,7 +157,7 @@ class PartySetup:
         assert view is not None
         data = read_blob(self._desk.journal, proposal.joins)
         assert data is not None
-        joins = open_joins(view, data)
+        joins = open_joins(view, data, self._desk.revoked.current.serials)
         if isinstance(joins, Refused):
             return joins
         assert isinstance(joins, Joins)
