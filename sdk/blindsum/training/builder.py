@@ -21,9 +21,11 @@ from .autodiff.loss import LossRule, rule_of
 from .autodiff.prepare import prepare
 from .autodiff.rewrite import rewrite
 from .autodiff.select import select
+from .autodiff.separable import separable
 from .autodiff.source import read_source
 from .losses import Loss, as_loss
-from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight, gradient
+from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight, feature, gradient
+from .manifest import noise as drops
 from .optimisers import Gradient, Optimiser, as_optimiser
 from .protobuf import Tensor
 from .trainable import Trainable
@@ -91,6 +93,8 @@ def build_artifact(
 
     train = prepared.graph.copy()
     train.prune([logits])
+    batches = [feature(item.name) for item in prepared.features] + [drops(item.name) for item in noise]
+    apart = rule.separable and not moving and separable(train, logits, batches)
     initial = source.constants
     moving = tuple(item for item in moving if item.name in train.constants)
     wanted = [name for name in wanted if name in train.constants or not selection.by_default]
@@ -131,6 +135,7 @@ def build_artifact(
         source=source.digest,
         adapters=adapters,
         noise=noise,
+        separable=apart,
         operators=dict(sorted(Counter(node.op_type for node in every_node(train.nodes)).items())),
     )
     graphs = {"train": train, "evaluate": evaluate, "predict": predict, "gradient": slopes}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnxruntime as ort
@@ -14,17 +12,16 @@ from blindsum.protocol.errors import BlindsumError
 
 from .artifact import Artifact
 from .bank import Bank, Floats
-from .batch import Feeds, infinite, pieces, rows_of
+from .batch import Feeds, pieces, rows_of
 from .budget import Budget
-from .manifest import LOSS, PREDICTION, WEIGHT, Manifest, Weight, gradient, noise, updated
-from .protobuf import with_initialisers
+from .manifest import PREDICTION, gradient, noise, updated
+from .opened import bound, failures, open_graph
+from .shares import WORK_MIN, WORK_PER_WEIGHT_MIN, Run, Shares, require_finite, slopes_of
 from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
-
-Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class Engine:
@@ -41,17 +38,18 @@ class Engine:
         self._threads, self.budget = threads, budget
         budget.require("train", ROWS)
         self.noise = (seed, 0)  # the seed, and how many batches have been given noise
-        self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
         self.numbers = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self.updates = manifest.optimiser != "gradient"
+        self._slopes = "gradient" if self.updates else "train"  # the graph that gives the gradient
         self._banks = [Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
         self._at = 0  # the bank that holds the current parameters
         self.anchors, self.controls = Bank(manifest.anchors), Bank(manifest.controls)
-        self._train = self._open(artifact.train, artifact.constants)
-        self._steps = [self._bind(at) for at in range(2)]
+        self._train = open_graph(artifact.train, artifact.constants, threads)
+        self._steps = [self._step(at) for at in range(2)]
         self._evaluate: ort.InferenceSession | None = None
         self._predict: ort.InferenceSession | None = None
         self._halves: _Halves | None = None
+        self._work_min = max(WORK_MIN, WORK_PER_WEIGHT_MIN * manifest.size)  # of a share
         self.place(artifact.parameters)
 
     def parameters(self) -> Floats:
@@ -88,10 +86,12 @@ class Engine:
         """
         feeds, rows = self._with_noise(feeds), rows_of(feeds)
         self.noise = (self.noise[0], self.noise[1] + 1)
-        if 0 < rows_max < rows:
-            return self._step_in_pieces(feeds, rows_max)
+        at_once = min(rows, rows_max or rows)
+        shares = self._shares(at_once)
+        if at_once < rows or shares > 1:
+            return self._step_in_pieces(feeds, at_once, shares)
         self.budget.require("train", rows)
-        loss, weight = self._run(self._train, self._steps[self._at], feeds)
+        loss, weight = self._steps[self._at](feeds)
         if self.updates:
             self._swap()
         return loss, weight
@@ -108,21 +108,21 @@ class Engine:
 
     def evaluate(self, feeds: Feeds) -> list[float]:
         """Each metric of the manifest."""
-        self._evaluate = self._evaluate or self._open(self.artifact.evaluate, self._weights())
+        self._evaluate = self._evaluate or open_graph(self.artifact.evaluate, self._weights(), self._threads)
         totals = np.zeros((len(self.manifest.metrics), 2))
         for piece in pieces(feeds, self._rows_at_once("evaluate", feeds)):
-            with _failures():
+            with failures():
                 values = self._evaluate.run(None, piece)
             means, weights = np.array(values, np.float64).T
             totals += np.stack([means * weights, weights], axis=1)
         metrics: list[float] = (totals[:, 0] / np.where(totals[:, 1] == 0.0, 1.0, totals[:, 1])).tolist()
-        _require_finite(metrics[0], feeds)
+        require_finite(metrics[0], feeds)
         return metrics
 
     def predict(self, feeds: Feeds) -> Floats:
-        self._predict = self._predict or self._open(self.artifact.predict, self._weights())
+        self._predict = self._predict or open_graph(self.artifact.predict, self._weights(), self._threads)
         rows = self._rows_at_once("predict", feeds)
-        with _failures():
+        with failures():
             parts = [self._predict.run([PREDICTION], piece)[0] for piece in pieces(feeds, rows)]
         return np.concatenate(parts)
 
@@ -133,8 +133,8 @@ class Engine:
         one = self._with_noise(next(pieces(feeds, 1)))
         with contextlib.suppress(BlindsumError):  # a model may take no single row: the memory stays then
             if self._halves is not None:
-                self._run(self._halves.gradient, self._halves.slopes[self._at], one, options)
-            self._run(self._train, self._steps[self._at], one, options)
+                self._halves.shares.shrink(self._at, one, options)
+            self._steps[self._at](one, options)
 
     def forget(self) -> None:
         """Drop the sessions that hold older parameters as constants."""
@@ -156,7 +156,8 @@ class Engine:
         memory = int(memory * ALIVE_SHARE)
         if self.budget.fits("train", rows, memory):
             return rows
-        beside = 2 * self._banks[0].buffer.nbytes + 4 * self.manifest.size  # the second bank, the sum, the states
+        # the second bank, the sum, the states, a gradient for each share but the first
+        beside = 2 * self._banks[0].buffer.nbytes + 4 * self.manifest.size * self._shares_max
         fitting = self.budget.rows("gradient", rows, memory - beside)
         if not fitting:
             least = int((self.budget.cost("gradient", ROWS).memory + beside) / ALIVE_SHARE)
@@ -171,37 +172,29 @@ class Engine:
         self.budget.require(graph, rows)
         return rows
 
-    def _step_in_pieces(self, feeds: Feeds, rows_max: int) -> tuple[float, float]:
-        """The gradient is the mean of the pieces' gradients, by weight: that of the whole batch."""
-        self._halves = self._halves or _Halves(self)
-        halves, loss, weight = self._halves, 0.0, 0.0
-        self.budget.require("gradient", min(rows_max, rows_of(feeds)))
-        halves.total.buffer.fill(0.0)
-        for piece in pieces(feeds, rows_max):
-            part, share = self._run(halves.gradient, halves.slopes[self._at], piece)
-            loss += part * share
-            weight += share
-            halves.slope.buffer *= np.float32(share)
-            halves.total.buffer += halves.slope.buffer
-        halves.total.buffer /= np.float32(weight or 1.0)
-        if halves.update is None:
-            self._banks[1].buffer[...] = halves.total.buffer
-        else:
-            with _failures():
-                halves.update.run_with_iobinding(halves.updates[self._at])
-            self._swap()
-        return loss / (weight or 1.0), weight
+    @property
+    def _shares_max(self) -> int:
+        """In how many shares a batch can be worked out at the same time."""
+        return self._threads if self.manifest.separable else 1
 
-    def _run(
-        self, session: ort.InferenceSession, binding: ort.IOBinding, feeds: Feeds, options: ort.RunOptions | None = None
-    ) -> tuple[float, float]:
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        with _failures():
-            session.run_with_iobinding(binding, options)
-        loss = float(self._loss)
-        _require_finite(loss, feeds)
-        return loss, float(self._weight)
+    def _shares(self, rows: int) -> int:
+        """In how many shares `rows` rows are worked out at the same time: in one, where they are not worth threads."""
+        shares = min(self._shares_max, rows)
+        if shares == 1:
+            return 1
+        cost = self.budget.cost(self._slopes, -(-rows // shares))
+        worth = cost.work >= self._work_min and shares * cost.memory <= self.budget.memory_max
+        return shares if worth else 1
+
+    def _step_in_pieces(self, feeds: Feeds, rows_max: int, shares: int) -> tuple[float, float]:
+        self._halves = self._halves or _Halves(self)
+        self.budget.require(self._slopes, rows_max)
+        found = self._halves.shares.work_out(self._at, feeds, rows_max, shares)
+        if self._halves.update is not None:
+            with failures():
+                self._halves.update.run_with_iobinding(self._halves.updates[self._at])
+            self._swap()
+        return found
 
     def _swap(self) -> None:
         self._at = 1 - self._at
@@ -212,85 +205,38 @@ class Engine:
         trained = {weight.name: arrays[weight.name] for weight in self.manifest.parameters}
         return {**self.artifact.constants, **trained}
 
-    def _bind(self, at: int) -> ort.IOBinding:
+    def _step(self, at: int) -> Run:
         """The train graph from bank `at` to the other."""
         result = updated if self.updates else gradient
         written = {result(name): array for name, array in self._banks[1 - at].arrays.items()}
-        return _bound(self._train, self._read(at), {LOSS: self._loss, WEIGHT: self._weight, **written})
+        return Run(self._train, self._read(at), written)
 
     def _read(self, at: int) -> dict[str, Floats]:
         """What an update reads beside gradients."""
         numbers = {f"@{name}": value for name, value in self.numbers.items()}
         return {**numbers, **self._banks[at].arrays, **self.anchors.arrays, **self.controls.arrays}
 
-    def _open(self, graph: bytes, constants: Arrays) -> ort.InferenceSession:
-        """Weights go in as constants, so that onnxruntime folds and prepacks them."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors come back as exceptions
-        options.enable_mem_pattern = (
-            False  # planning memory ahead leaves the first step's unused beside it: twice the peak
-        )
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
-        # int8 weights meet float32 activations, as the graph says; onnxruntime would round those to int8 as well
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        with _failures():
-            return ort.InferenceSession(
-                with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"]
-            )
-
 
 class _Halves:
     """The two halves of a step, for batches that are taken in pieces: gradient, then update (none where there is none)."""
 
     def __init__(self, engine: Engine) -> None:
-        manifest, artifact = engine.manifest, engine.artifact
-        self.slope, self.total = Bank(_slopes(manifest)), Bank(_slopes(manifest))
-        scalars = {LOSS: engine._loss, WEIGHT: engine._weight}
-        self.gradient = engine._train if not engine.updates else engine._open(artifact.gradient, artifact.constants)
-        self.slopes = [_bound(self.gradient, bank.arrays, {**scalars, **self.slope.arrays}) for bank in engine._banks]
+        manifest, artifact, count = engine.manifest, engine.artifact, engine._shares_max
+        threads = 1 if count > 1 else engine._threads
+        graph = artifact.graphs()[engine._slopes]
+        total = Bank(slopes_of(manifest))
         self.update: ort.InferenceSession | None = None
         if engine.updates:
-            self.update = engine._open(artifact.update, artifact.constants)
+            self.update = open_graph(artifact.update, artifact.constants, engine._threads)
             self.updates = [
-                _bound(
+                bound(
                     self.update,
-                    {**engine._read(at), **self.total.arrays},
+                    {**engine._read(at), **total.arrays},
                     {updated(name): array for name, array in engine._banks[1 - at].arrays.items()},
                 )
                 for at in range(2)
             ]
-
-
-def _slopes(manifest: Manifest) -> list[Weight]:
-    return [Weight(name=gradient(weight.name), shape=weight.shape) for weight in manifest.parameters]
-
-
-def _bound(session: ort.InferenceSession, given: Mapping[str, Floats], results: Mapping[str, Floats]) -> ort.IOBinding:
-    """A binding of those arrays that the graph has."""
-    binding = session.io_binding()
-    wanted = {item.name for item in session.get_inputs()}
-    for name, array in given.items():
-        if name in wanted:
-            binding.bind_cpu_input(name, array)
-    for name, array in results.items():
-        binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-    return binding
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    """onnxruntime has a dozen exception types of its own; ours names the cause and the remedy."""
-    try:
-        yield
-    except Exception as error:
-        raise BlindsumError("training-runtime-failed", str(error)) from error
-
-
-def _require_finite(loss: float, feeds: Feeds) -> None:
-    if math.isfinite(loss):
-        return
-    name = infinite(feeds)
-    cause = f", because {name.removeprefix('@').partition('/')[0]} hold NaN or infinity" if name else ""
-    raise BlindsumError("training-diverged", f"loss {loss}{cause}")
+        else:
+            total = engine._banks[1]  # which nothing else writes
+        session = open_graph(graph, artifact.constants, threads)
+        self.shares = Shares(session, manifest, engine._banks, count, total)

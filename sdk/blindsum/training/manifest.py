@@ -97,6 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     adapters: Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()
     noise: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()  # shapes of one example
     operators: dict[Name, int]  # histogram of the train graph
+    separable: bool  # loss and gradient are means over the rows of a batch, each of which counts for itself
 
     @property
     def size(self) -> int:

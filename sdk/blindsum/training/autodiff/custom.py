@@ -27,6 +27,10 @@ class CustomRule(LossRule):
 
     source: Source
 
+    @property
+    def separable(self) -> bool:
+        return False
+
     def targets(self) -> Targets:
         given = [item.type.tensor_type for item in self.source.inputs]
         sizes = tuple(dim.dim_value for dim in given[1].shape.dim)

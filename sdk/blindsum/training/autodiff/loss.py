@@ -36,6 +36,11 @@ class LossRule(ABC):
         return frozenset()
 
     @property
+    def separable(self) -> bool:
+        """True where each row of the batch adds its own part, whatever the others are."""
+        return True
+
+    @property
     def axis(self) -> int:
         """Along which the activation that the loss holds must run."""
         return len(self.shape) - 1

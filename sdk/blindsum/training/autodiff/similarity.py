@@ -47,6 +47,10 @@ class ContrastiveRule(LossRule):
 
     __slots__ = ()
 
+    @property
+    def separable(self) -> bool:
+        return False
+
     def targets(self) -> Targets:
         if len(self.sizes()) != 1:
             raise self.unfit("(batch, size of the embedding)")

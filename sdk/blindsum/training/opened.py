@@ -1,0 +1,52 @@
+"""Graphs opened in onnxruntime, and bindings of our buffers to their inputs and outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
+
+from .bank import Floats
+from .protobuf import with_initialisers
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def open_graph(graph: bytes, constants: Arrays, threads: int) -> ort.InferenceSession:
+    """Weights go in as constants, so that onnxruntime folds and prepacks them."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors come back as exceptions
+    options.enable_mem_pattern = False  # planning memory ahead leaves the first step's unused beside it: twice the peak
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
+    # int8 weights meet float32 activations, as the graph says; onnxruntime would round those to int8 as well
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    with failures():
+        return ort.InferenceSession(with_initialisers(graph, constants), options, providers=["CPUExecutionProvider"])
+
+
+def bound(session: ort.InferenceSession, given: Mapping[str, Floats], results: Mapping[str, Floats]) -> ort.IOBinding:
+    """A binding of those arrays that the graph has."""
+    binding = session.io_binding()
+    wanted = {item.name for item in session.get_inputs()}
+    for name, array in given.items():
+        if name in wanted:
+            binding.bind_cpu_input(name, array)
+    for name, array in results.items():
+        binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+    return binding
+
+
+@contextlib.contextmanager
+def failures() -> Iterator[None]:
+    """onnxruntime has a dozen exception types of its own; ours names the cause and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        raise BlindsumError("training-runtime-failed", str(error)) from error

@@ -1,0 +1,107 @@
+"""The gradient of a batch out of the gradients of its pieces, and of the shares of a piece that threads take at once.
+
+Threads inside an operator meet after each of hundreds of operators, and sleep and wake for that; threads that have rows
+of their own meet once. So that is how a step uses them wherever the rows of a batch count each for itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime as ort
+
+from blindsum.protocol.errors import BlindsumError
+
+from .bank import Bank, Floats
+from .batch import Feeds, infinite, pieces, rows_of
+from .manifest import LOSS, WEIGHT, Manifest, Weight, gradient
+from .opened import bound, failures
+
+WORK_MIN = 1 << 22  # multiplications of a share that are worth a thread
+WORK_PER_WEIGHT_MIN = 256  # and that are worth a gradient of its own, to be added to the others
+
+
+class Run:
+    """One binding of a graph that gives loss, its weight and more."""
+
+    def __init__(self, session: ort.InferenceSession, given: dict[str, Floats], results: dict[str, Floats]) -> None:
+        self._session = session
+        self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
+        self._binding = bound(session, given, {LOSS: self._loss, WEIGHT: self._weight, **results})
+
+    def __call__(self, feeds: Feeds, options: ort.RunOptions | None = None) -> tuple[float, float]:
+        """Raises "training-diverged" where the loss is not finite."""
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, array)
+        with failures():
+            self._session.run_with_iobinding(self._binding, options)
+        loss = float(self._loss)
+        require_finite(loss, feeds)
+        return loss, float(self._weight)
+
+
+class Shares:
+    """Gradients of up to `count` shares at once, by a session of the gradient graph with one thread for each."""
+
+    def __init__(
+        self, session: ort.InferenceSession, manifest: Manifest, banks: Sequence[Bank], count: int, total: Bank
+    ) -> None:
+        self.total = total
+        self._slopes = [Bank(slopes_of(manifest)) for _ in range(count)]
+        self._runs = [[Run(session, bank.arrays, slope.arrays) for slope in self._slopes] for bank in banks]
+        self._pool = ThreadPoolExecutor(count - 1, "blindsum-training") if count > 1 else None
+
+    def work_out(self, at: int, feeds: Feeds, rows_max: int, count: int) -> tuple[float, float]:
+        """Leave in `total` the gradient of the batch by the parameters of bank `at`; returns the loss and its weight.
+
+        `rows_max` rows are taken at a time, in `count` shares. The gradient is the mean of the pieces' gradients, by
+        weight: that of the whole batch.
+        """
+        loss, weight, empty = 0.0, 0.0, True
+        for piece in pieces(feeds, rows_max):
+            shares = list(pieces(piece, -(-rows_of(piece) // count)))
+            found = self._together(at, shares)
+            for slope, (part, share) in zip(self._slopes, found, strict=False):
+                loss += part * share
+                weight += share
+                slope.buffer *= np.float32(share)
+                if empty:
+                    self.total.buffer[...] = slope.buffer
+                else:
+                    self.total.buffer += slope.buffer
+                empty = False
+        self.total.buffer /= np.float32(weight or 1.0)
+        return loss / (weight or 1.0), weight
+
+    def shrink(self, at: int, feeds: Feeds, options: ort.RunOptions) -> None:
+        self._runs[at][0](feeds, options)
+
+    def _together(self, at: int, shares: Sequence[Feeds]) -> list[tuple[float, float]]:
+        runs = self._runs[at]
+        if self._pool is None or len(shares) == 1:
+            return [runs[0](shares[0])]
+        waiting = [self._pool.submit(run, share) for run, share in zip(runs[1:], shares[1:], strict=False)]
+        try:
+            first = runs[0](shares[0])
+        finally:  # nobody writes a gradient any more when this is over
+            errors = [error for one in waiting if (error := one.exception()) is not None]
+        if errors:
+            raise errors[0]
+        return [first, *(one.result() for one in waiting)]
+
+
+def slopes_of(manifest: Manifest) -> list[Weight]:
+    """The gradients as a bank holds them."""
+    return [Weight(name=gradient(weight.name), shape=weight.shape) for weight in manifest.parameters]
+
+
+def require_finite(loss: float, feeds: Feeds) -> None:
+    """Raises "training-diverged"."""
+    if math.isfinite(loss):
+        return
+    name = infinite(feeds)
+    cause = f", because {name.removeprefix('@').partition('/')[0]} hold NaN or infinity" if name else ""
+    raise BlindsumError("training-diverged", f"loss {loss}{cause}")
