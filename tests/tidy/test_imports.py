@@ -14,10 +14,10 @@ LAYERS = {
     "training": {"training"},  # and what FROM_PROTOCOL names
     "sdk": {"protocol", "runtime", "training", "sdk"},
     "backend": {"protocol", "runtime", "training", "backend"},
-    "fleet": {"protocol", "runtime", "training", "sdk", "backend", "fleet"},
+    "fleet": {"protocol", "testing", "runtime", "training", "sdk", "backend", "fleet"},
     "bench": {"protocol", "runtime", "training", "sdk", "backend", "fleet", "testing", "bench"},
 }
-"""Which packages a package may import. `sdk` and `backend` never see each other; production code never sees `testing`."""
+"""Which packages a package may import. `sdk` and `backend` never see each other; only what simulates fleets sees `testing`."""
 
 FROM_PROTOCOL = ("blindsum.protocol.errors", "blindsum.protocol.codec")
 """All that training takes from the protocol: error codes, and the refusal of CBOR tags."""
@@ -39,7 +39,7 @@ LIBRARIES = {
         "uvicorn",
         "psycopg",
     },
-    "fleet": {"numpy", "msgspec", "sklearn", "matplotlib", "typer", "rich"},
+    "fleet": {"numpy", "cryptography", "msgspec", "sklearn", "pandas", "matplotlib", "typer", "rich"},
 }
 """Which packages from outside a package may import (`bench` measures whatever it likes)."""
 

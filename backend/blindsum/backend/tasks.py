@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -25,10 +25,14 @@ from blindsum.protocol.messages import (
 from blindsum.protocol.messages.common import CHUNK_SIZE
 from blindsum.protocol.params import Derived, ThreatModel, derive
 from blindsum.protocol.quantize import rotated_range
+from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import TaskView, open_task
 from blindsum.runtime.kit import load_key, load_trust, read_file
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.training import decode
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = [
     "FoundTask",
@@ -43,6 +47,7 @@ __all__ = [
     "read_task",
     "save_task",
     "scaled",
+    "sign_task",
     "task_names",
     "task_place",
     "transcript_path",
@@ -111,6 +116,17 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
     if not is_name(plan.name):
         raise BlindsumError("name-unusable", repr(plan.name))
     trust, key = load_trust(operator), load_key(operator / "operator.pem")
+    parsed = decode(artifact)
+    if parsed.manifest.optimiser == "gradient":
+        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
+    return sign_task(trust, key, artifact, parsed.parameters.astype("<f4").tobytes(), plan)
+
+
+def sign_task(
+    trust: Trust, key: Ed25519PrivateKey, artifact: bytes, model: bytes, plan: Plan
+) -> tuple[TaskFiles, Derived]:
+    """Sign a task with the operator's key: what devices run (`artifact`, to the protocol just bytes) and the flat little-endian
+    float32 parameters that round 1 starts from. Raises BlindsumError "parameters-unsafe" (with the numbers)."""
     derived = derive(
         plan.threat,
         n_max=plan.devices_max,
@@ -118,10 +134,6 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
         weight_max=plan.weight_max,
         width=plan.width,
     )
-    parsed = decode(artifact)
-    if parsed.manifest.optimiser == "gradient":
-        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
-    model = parsed.parameters.astype("<f4").tobytes()
     length = len(model) // 4
     span = rotated_range(plan.clip_norm, length) if plan.rotate else plan.clip_norm
     committee = derived.committee

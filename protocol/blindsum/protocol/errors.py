@@ -108,6 +108,18 @@ CATALOGUE: dict[str, Entry] = {
     "fleet-package-missing": Entry(
         "a package needed to simulate fleets or draw reports is not installed", 'run pip install "blindsum[fleet]"'
     ),
+    "simulation-impossible": Entry(
+        "the settings of a simulation cannot give a round that finishes, or that keeps its promise",
+        "use numbers that fit together, as the message says: fewer dropouts, more devices, a wider threat model",
+    ),
+    "simulation-unreadable": Entry(
+        "a file of a simulation is not whole, or not of the run that it is used for",
+        "use a folder that a run of the same settings wrote; else start the run anew in another folder",
+    ),
+    "simulation-worker-died": Entry(
+        "a process that played devices ended in the middle of a round",
+        "look at the memory that is left and at what the update function does; fewer workers take less memory",
+    ),
     "partition-impossible": Entry(
         "the examples cannot be split over owners as asked",
         "ask for fewer owners or a smaller minimum, or take more examples; alpha must be positive",

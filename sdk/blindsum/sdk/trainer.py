@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blindsum.protocol.messages import Training
+
+if TYPE_CHECKING:
+    from blindsum.training import TrainingSession
 
 __all__ = ["STATISTICS", "Aborted", "Trained", "train"]
 
@@ -44,14 +48,16 @@ def train(
     batches: Callable[[int], Iterable[Batch]],
     *,
     obstacle: Callable[[], str],
+    session: TrainingSession | None = None,
 ) -> Trained:
     """Train `settings.epochs` epochs over `batches(epoch)`. `obstacle()` is asked before every epoch and every step: where it names
-    one, `Aborted` is raised with it. Raises BlindsumError "no-examples", "training-batch-invalid", or what the training session
-    raises (a loss that is not finite never becomes an update)."""
+    one, `Aborted` is raised with it. `session`: one of this plan to use again. Raises BlindsumError "no-examples",
+    "training-batch-invalid", or what the training session raises (a loss that is not finite never becomes an update)."""
     from blindsum.training import TrainingSession
 
     # what Dropout drops differs from round to round, and is the same where a round is trained again after a crash
-    session = TrainingSession(plan, seed=int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1)
+    session = session or TrainingSession(plan)
+    session.seed = int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1
     start = np.frombuffer(model, dtype="<f4").astype(np.float32)
     session.parameters = start
     if "lr" in session.hyperparameters:

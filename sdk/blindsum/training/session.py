@@ -57,10 +57,9 @@ class TrainingSession:
         """
         if not 1 <= threads <= THREADS_MAX:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
-        if not 0 <= seed <= SEED_MAX:
-            raise BlindsumError("training-request-invalid", f"seed={seed} is not in 0..{SEED_MAX}")
         decoded = decode(artifact)
-        self._engine = Engine(decoded, threads, seed, Budget(decoded, memory_max, work_max))
+        self._engine = Engine(decoded, threads, 0, Budget(decoded, memory_max, work_max))
+        self.seed = seed
         self._digest = artifact[len(MAGIC) : len(MAGIC) + DIGEST_SIZE].hex()
         self._fit: Fit | None = None
         self._progress: Progress | None = None  # of a fit that has not ended
@@ -70,6 +69,17 @@ class TrainingSession:
     def manifest(self) -> Manifest:
         """What the artifact trains and how."""
         return self._engine.manifest
+
+    @property
+    def seed(self) -> int:
+        """Of what Dropout drops. Assigning begins its sequence afresh."""
+        return self._engine.noise[0]
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        if not 0 <= seed <= SEED_MAX:
+            raise BlindsumError("training-request-invalid", f"seed={seed} is not in 0..{SEED_MAX}")
+        self._engine.noise = (seed, 0)
 
     @property
     def layout(self) -> list[tuple[str, tuple[int, ...]]]:

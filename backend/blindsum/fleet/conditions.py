@@ -1,0 +1,154 @@
+"""What devices of a simulated fleet are like, and what happens to them: speeds, links, hours, dropouts, stragglers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindsum.protocol.errors import BlindsumError
+
+__all__ = ["FATES", "Availability", "Conditions", "DeviceClass", "Dropout", "Population", "chance"]
+
+FATES: Final = ("", "away", "before join", "after roster", "mid upload", "corrupted", "slow")
+"""What may happen to a device in a round, by number: nothing, its hour is not come, or one of the dropouts."""
+DAY_S: Final = 86_400.0
+SLOW_FACTOR: Final = 1_000_000.0
+"""How much longer than an upload may take a straggler trains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropout:
+    """The share of devices that each phase of a round loses; drawn anew for every device and round.
+
+    `before_join`: it does not answer the announcement. `after_roster`: it dies with its name in the roster. `mid_upload`: its
+    header arrives and its vector does not. `corrupted`: what arrives of its vector has a flipped bit, and is refused. `slow`: it
+    trains until the round has long been closed. Raises "simulation-impossible" where they are no shares or exceed one together.
+    """
+
+    before_join: float = 0.0
+    after_roster: float = 0.0
+    mid_upload: float = 0.0
+    corrupted: float = 0.0
+    slow: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = [getattr(self, each.name) for each in fields(self)]
+        if not all(0.0 <= share <= 1.0 for share in shares) or sum(shares) > 1.0:
+            raise BlindsumError("simulation-impossible", f"dropouts of {shares}: not shares of one fleet")
+
+    @classmethod
+    def spread(cls, share: float) -> Dropout:
+        """`share` of the devices in all, a quarter each: before joining, after the roster, in the upload, too slow."""
+        quarter = share / 4
+        return cls(before_join=quarter, after_roster=quarter, mid_upload=quarter, slow=quarter)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In the order of `FATES` from "before join" on."""
+        return (self.before_join, self.after_roster, self.mid_upload, self.corrupted, self.slow)
+
+    @property
+    def after_joining(self) -> float:
+        """The share that a roster loses: what the threat model's `dropped_permille` has to allow."""
+        return sum(self.shares[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceClass:
+    """One kind of device. `share`: its part of the fleet, relative to the others'. `train_s`: how long a training takes, in
+    virtual seconds (the median; devices differ by `spread`, the standard deviation of its logarithm). Bandwidths in bytes a
+    second, `latency_ms` one way."""
+
+    name: str = "phone"
+    share: float = 1.0
+    train_s: float = 4.0
+    spread: float = 0.5
+    latency_ms: float = 40.0
+    up: float = 1.25e6
+    down: float = 5e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """When devices can be reached: with probability `day` by day and `night` by night, in the local time of `zones` time zones
+    that the fleet is spread over evenly. Night is from 22 to 6."""
+
+    day: float = 1.0
+    night: float = 1.0
+    zones: int = 1
+
+    def at(self, now_ms: int, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The probability for each of `places` (device numbers) at virtual time `now_ms`."""
+        hour = (now_ms / 3_600_000 + 24.0 * (places % self.zones) / self.zones) % 24.0
+        return np.where((hour < 6.0) | (hour >= 22.0), self.night, self.day)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Everything about the world but the dropouts. `loss` and `duplicate`: shares of messages between devices and the rest.
+    `pause_s`: virtual seconds from the end of one round to the beginning of the next."""
+
+    classes: tuple[DeviceClass, ...] = (DeviceClass(),)
+    availability: Availability = field(default_factory=Availability)
+    loss: float = 0.0
+    duplicate: float = 0.0
+    pause_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        hours = self.availability
+        chances = (self.loss, self.duplicate, hours.day, hours.night)
+        numbers = [
+            (each.share, each.train_s, each.latency_ms, each.up, each.down, 1 + each.spread) for each in self.classes
+        ]
+        if (
+            not self.classes
+            or not all(0.0 <= chance <= 1.0 for chance in chances)
+            or self.loss > 0.5
+            or hours.zones < 1
+            or not 1.0 <= self.pause_s < math.inf
+            or not all(0.0 < number < math.inf for row in numbers for number in row)
+        ):
+            raise BlindsumError(
+                "simulation-impossible", "conditions: chances are in 0..1 (loss up to 0.5), all else is above zero"
+            )
+
+
+class Population:
+    """The devices of one fleet by number, as arrays: what `Conditions` and a seed make of each of them."""
+
+    def __init__(self, devices: int, conditions: Conditions, dropout: Dropout, seed: int) -> None:
+        dice = np.random.default_rng([seed, 1])
+        kinds = conditions.classes
+        shares = np.asarray([kind.share for kind in kinds])
+        self.size = devices
+        self.kind = dice.choice(len(kinds), size=devices, p=shares / shares.sum())
+
+        def of(name: str) -> NDArray[np.float64]:
+            return np.asarray([getattr(kind, name) for kind in kinds], np.float64)[self.kind]
+
+        self.train_ms = 1000 * of("train_s") * np.exp(of("spread") * dice.standard_normal(devices))
+        self.latency_ms = of("latency_ms")
+        self.up, self.down = of("up") / 1000, of("down") / 1000
+        self.conditions, self._dropout, self._seed = conditions, dropout, seed
+        self._places = np.arange(devices)
+
+    def fates(self, number: int, now: int) -> NDArray[np.uint8]:
+        """What happens to every device in round `number`, which begins at virtual time `now`: indices into `FATES`."""
+        dice = np.random.default_rng([self._seed, 2, number])
+        drawn, hour = dice.random(self.size), dice.random(self.size)
+        limits = np.cumsum(self._dropout.shares)
+        fates = np.searchsorted(limits, drawn, side="right").astype(np.uint8)
+        fates = np.where(fates == len(limits), 0, fates + 2).astype(np.uint8)
+        fates[hour >= self.conditions.availability.at(now, self._places)] = 1
+        return fates
+
+
+def chance(seed: int, *what: int) -> float:
+    """A number in [0, 1) that only the arguments determine: cheap, and the same wherever in the fleet's processes it is asked."""
+    data = b"".join(part.to_bytes(8, "little") for part in (seed, *what))
+    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "little") / (1 << 48)

@@ -1,0 +1,358 @@
+"""Some roles of a simulated fleet in one process: production machines, the messages between them, and virtual time.
+
+A fleet is cut into islands. Whatever goes from one island to another takes at least `HOP_MS`, so each may play `HOP_MS` of virtual
+time without hearing from the others. Everything that a role sees comes in an order that depends on times, senders and counters
+only: the same seed gives the same history however the fleet is cut.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from blindsum.fleet.conditions import FATES, Population, chance
+from blindsum.fleet.identities import Identities, device_number
+from blindsum.fleet.ledger import Ledger, Notes
+from blindsum.fleet.roles import DEVICE, DeviceRole, Role
+from blindsum.protocol.codec import encode_chunk
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.machines.coordinator import CoordinatorMachine
+from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step
+from blindsum.protocol.messages import chunk_key
+from blindsum.testing.behaviours import Behaviour
+
+__all__ = ["HOP_MS", "Island", "Post"]
+
+HOP_MS: Final = 20
+"""The least time of a message between islands, in virtual ms."""
+NEAR_MS: Final = 2
+"""The least time of a message between coordinator and parties."""
+JITTER: Final = 0.5
+"""A message takes up to so much longer than its link's latency."""
+AHEAD_MAX: Final = 128
+"""Uploads made before their time: what an island may hold of them."""
+BROKER: Final = -1
+_MESSAGE, _JOB, _WAKE = 0, 1, 2
+
+
+class Post(NamedTuple):
+    """`body` reaches role `target` at `at` ms; `BROKER`: whoever listens in the whole fleet. The first five order the history.
+    Chunks for everybody are retained by `blob` and `place`; an empty body takes one away."""
+
+    at: int
+    target: int
+    kind: int
+    source: int
+    counter: int
+    body: bytes
+    blob: bytes = b""
+    place: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """A device's upload of round `number`: made when the island has time, sent `at` that virtual time."""
+
+    at: int
+    device: DeviceRole
+    number: int
+    step: Step | None = None
+
+
+class _World:
+    """What byzantine behaviours may look at."""
+
+    def __init__(self, fleet: Identities, island: Island) -> None:
+        self.fleet = fleet
+        self._island = island
+
+    @property
+    def roster(self) -> Any:
+        coordinator = self._island.roles[0].machine
+        assert isinstance(coordinator, CoordinatorMachine)
+        round_ = coordinator.round(self._island.task)
+        return None if round_ is None else round_.roster
+
+
+class Island:
+    """Roles by id: the coordinator is 0, party p is p, device number d is `DEVICE` + d. `events`: what the coordinator and the
+    parties told, with the time; whoever reads them clears them."""
+
+    def __init__(
+        self, roles: Iterable[Role], population: Population, ledger: Ledger, identities: Identities, *, task: str
+    ) -> None:
+        self.roles = {role.id: role for role in roles}
+        self.events: list[tuple[int, int, Event]] = []
+        self.task = task
+        self.now = 0
+        self._ledger = ledger
+        self._number = 0
+        self._population = population
+        self._identities = identities
+        self._seed = identities.seed
+        self._backends = range(identities.parties + 1)
+        self._loss, self._duplicate = population.conditions.loss, population.conditions.duplicate
+        self._world = _World(identities, self)
+        self._heap: list[Post] = []
+        self._jobs: list[tuple[int, int, _Job]] = []
+        self._ahead = 0
+        self._retained: dict[bytes, dict[int, bytes]] = {}
+        self._out: list[Post] = []
+
+    # -- time -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def next_at(self) -> int | None:
+        """When something happens here next."""
+        return self._heap[0].at if self._heap else None
+
+    def begin(self, number: int, now: int) -> None:
+        """A round begins at `now`: who was down is up again, every device meets its new fate, and nothing of the last round is on
+        its way any more."""
+        self._number, self.now = number, now
+        self._heap = [post for post in self._heap if post.kind == _WAKE]
+        heapq.heapify(self._heap)
+        self._jobs, self._ahead = [], 0
+        fates = self._population.fates(number, now)
+        self._ledger.begin(now, fates)
+        for role in self.roles.values():
+            role.begin(number)
+            if isinstance(role, DeviceRole):
+                role.fate = FATES[fates[role.number]]
+                if role.fate == "away":
+                    role.stop()
+                    continue
+            if not role.alive:
+                role.restart()
+                self._wake_at(role, now)
+
+    def close(self, survivors: Sequence[int]) -> Notes:
+        """What this island noted of the round that is over."""
+        return self._ledger.close(survivors)
+
+    def take(self, posts: Iterable[Post]) -> None:
+        """What other islands sent here."""
+        for post in posts:
+            heapq.heappush(self._heap, post)
+
+    def advance(self, until: int) -> list[Post]:
+        """Play everything before `until`. Returns what goes to other islands."""
+        while self._heap and self._heap[0].at < until:
+            post = heapq.heappop(self._heap)
+            self.now = max(self.now, post.at)
+            if post.target == BROKER:
+                self._spread(post)
+                continue
+            role = self.roles[post.target]
+            if not role.alive:
+                continue
+            if post.kind == _JOB:
+                self._upload(role, post.counter)
+            elif post.kind == _MESSAGE:
+                if isinstance(role, DeviceRole):
+                    self._ledger.down[role.number] += len(post.body)
+                self.apply(role, role.machine.receive(post.body, self.now))
+            elif role.wake_at == post.at:
+                role.wake_at = None
+                self.apply(role, role.machine.wake(self.now))
+        out, self._out = self._out, []
+        return out
+
+    def apply(self, role: Role, step: Step) -> None:
+        """What a driver does with a step."""
+        if step.refused is not None:
+            self._ledger.refusals[step.refused.code] += 1
+        if step.writes:
+            role.store.commit(step.writes)
+        self._give_out(role, step)
+
+    def work(self) -> bool:
+        """Make one upload before its time. False where there is none to make, or enough are made."""
+        while self._jobs and self._ahead < AHEAD_MAX:
+            _, _, job = heapq.heappop(self._jobs)
+            if job.step is None and job.device.job is job:
+                self._make(job)
+                return True
+        return False
+
+    # -- what happens -----------------------------------------------------------------------------------------------------
+
+    def _give_out(self, role: Role, step: Step) -> None:
+        for out in step.messages:
+            if not role.alive:
+                return
+            if isinstance(out, Listen):
+                self._listen(role, out)
+            else:
+                self._send(role, out)
+        deadline = role.machine.deadline
+        if deadline is None:
+            role.wake_at = None
+        elif deadline != role.wake_at:
+            self._wake_at(role, max(deadline, self.now))
+        for event in step.events:
+            if isinstance(role, DeviceRole):
+                self._hear(role, event)
+            else:
+                self.events.append((self.now, role.id, event))
+
+    def _wake_at(self, role: Role, at: int) -> None:
+        role.wake_at = at
+        heapq.heappush(self._heap, Post(at, role.id, _WAKE, 0, 0, b""))
+
+    def _hear(self, device: DeviceRole, event: Event) -> None:
+        if event.name == "uploaded":
+            self._ledger.uploaded(device.number, self.now)
+        elif event.name == "train":
+            machine = device.machine
+            assert isinstance(machine, DeviceMachine)
+            view = machine.view(self.task)
+            if view is None or view.number != self._number:
+                return  # it died in an earlier round, and has only now come back
+            if device.fate == "after roster":
+                device.stop()
+                return
+            at = self.now + int(self._population.train_ms[device.number])
+            if device.fate == "slow" or at >= view.manifest.upload_until:
+                self._ledger.late += device.fate != "slow"
+                return
+            device.job = job = _Job(at, device, view.number)
+            heapq.heappush(self._jobs, (at, device.id, job))
+            heapq.heappush(self._heap, Post(at, device.id, _JOB, 0, view.number, b""))
+
+    def _make(self, job: _Job) -> None:
+        """Train, mask and store; what is to be sent waits for its time. The machine is told that time, and until then nothing but
+        copies and the end of the round can reach it, so nobody sees that it was early."""
+        device = job.device
+        machine = device.machine
+        assert isinstance(machine, DeviceMachine)
+        view = machine.view(self.task)
+        self._ahead += 1
+        job.step = Step()
+        if view is None or view.number != job.number or machine.phase(self.task) != "training":
+            return
+        try:
+            lanes = device.lanes(view)
+        except BlindsumError as error:
+            self._ledger.failed[error.code] += 1
+            return
+        self._ledger.made(device.number, lanes)
+        began = time.thread_time()
+        job.step = machine.upload(self.task, job.number, lanes, job.at)
+        self._ledger.mask_ms[device.number] = 1000 * (time.thread_time() - began)
+        device.store.commit(job.step.writes)
+
+    def _upload(self, device: Role, number: int) -> None:
+        assert isinstance(device, DeviceRole)
+        job, device.job = device.job, None
+        if not isinstance(job, _Job) or job.number != number:
+            return
+        if job.step is None:
+            self._make(job)
+        assert job.step is not None
+        self._ahead -= 1
+        machine = device.machine
+        assert isinstance(machine, DeviceMachine)
+        if machine.phase(self.task) == "uploading":
+            self._give_out(device, job.step)
+
+    # -- messages ---------------------------------------------------------------------------------------------------------
+
+    def _send(self, role: Role, out: Message | ChunkOut) -> None:
+        if isinstance(out, ChunkOut):
+            data = role.store.get(chunk_key(out.blob, out.index))
+            kind, body = "chunk", b"" if data is None else encode_chunk(out.blob, out.index, data)
+            if isinstance(role, DeviceRole):
+                if role.fate == "mid upload":
+                    role.stop()
+                    return
+                if role.fate == "corrupted":
+                    body = body[:-1] + bytes([body[-1] ^ 1])
+        else:
+            kind, body = out.kind, out.body
+        role.counter += 1
+        if out.to.startswith("all/"):
+            blob, index = (out.blob, out.index) if isinstance(out, ChunkOut) else (b"", 0)
+            post = Post(self.now + HOP_MS, BROKER, _MESSAGE, role.id, role.counter, body, blob, index)
+            heapq.heappush(self._heap, post)
+            self._out.append(post)
+            return
+        if not body:
+            return
+        if isinstance(role, DeviceRole):
+            self._ledger.up[role.number] += len(body)
+        luck = chance(self._seed, self._number, role.id, role.counter)
+        for target in self._targets(role, kind, out.to):
+            sent: bytes | None = body
+            if type(role.behaviour) is not Behaviour:
+                name = "coordinator" if target == 0 else f"party/{target}"
+                sent = role.behaviour.send(self._world, name, kind, body)  # type: ignore[arg-type]
+            if sent is not None:
+                self._deliver(role, target, sent, luck)
+
+    def _targets(self, role: Role, kind: str, to: str) -> Sequence[int]:
+        if kind == "header" and role.id >= DEVICE:
+            return self._backends
+        name, _, rest = to.partition("/")
+        if name == "coordinator":
+            return (0,)
+        return (int(rest),) if name == "party" else (DEVICE + device_number(rest),)
+
+    def _deliver(self, role: Role, target: int, body: bytes, luck: float) -> None:
+        """From one role to another, with what its way takes and does to it."""
+        device = max(role.id, target) - DEVICE
+        took = NEAR_MS + 8 * luck if device < 0 else self._way_ms(device, len(body), luck, up=role.id >= DEVICE)
+        at = self.now + int(took)
+        for copy in range(1 if device < 0 else self._copies(role.id, role.counter, target)):
+            post = Post(at + 7 * copy, target, _MESSAGE, role.id, role.counter, body)
+            if target in self.roles:
+                heapq.heappush(self._heap, post)
+            else:
+                self._out.append(post)
+
+    def _way_ms(self, device: int, size: int, luck: float, *, up: bool) -> float:
+        people = self._population
+        rate = people.up[device] if up else people.down[device]
+        return float(HOP_MS + people.latency_ms[device] * (1 + JITTER * luck) + size / rate)
+
+    def _copies(self, *what: int) -> int:
+        if not (self._loss or self._duplicate):
+            return 1
+        fortune = chance(self._seed, self._number, *what)
+        return 0 if fortune < self._loss else 2 if fortune < self._loss + self._duplicate else 1
+
+    def _spread(self, post: Post) -> None:
+        """Something for everybody has reached the broker."""
+        if post.blob and not post.body:
+            self._retained.pop(post.blob, None)
+            return
+        if post.blob:
+            self._retained.setdefault(post.blob, {})[post.place] = post.body
+        for role in self.roles.values():
+            if role.alive and role.id != post.source and (not post.blob or post.blob in role.listening):
+                self._hand(role, post.body, post.source, post.counter)
+
+    def _listen(self, role: Role, out: Listen) -> None:
+        if not out.on:
+            role.listening.discard(out.blob)
+        elif out.blob not in role.listening:
+            role.listening.add(out.blob)
+            for index, body in sorted(self._retained.get(out.blob, {}).items()):
+                role.counter += 1
+                self._hand(role, body, BROKER, role.counter + index)
+
+    def _hand(self, role: Role, body: bytes, source: int, counter: int) -> None:
+        """From the broker to a role."""
+        luck = chance(self._seed, self._number, role.id, source + 1, counter)
+        if isinstance(role, DeviceRole):
+            took = self._way_ms(role.number, len(body), luck, up=False) - HOP_MS
+            copies = self._copies(role.id, source + 1, counter, 1)
+        else:
+            took, copies = NEAR_MS + 8 * luck, 1
+        for copy in range(copies):
+            at = self.now + 1 + int(took) + 7 * copy
+            heapq.heappush(self._heap, Post(at, role.id, _MESSAGE, source, counter, body))

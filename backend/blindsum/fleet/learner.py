@@ -1,0 +1,88 @@
+"""What a simulated device adds to a round: an update that it trains on its own examples, or that a function gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindsum.fleet.data import Dataset
+from blindsum.protocol.view import RoundView
+from blindsum.sdk.trainer import train
+
+if TYPE_CHECKING:
+    from blindsum.training import TrainingSession
+
+__all__ = ["FunctionLearner", "Learned", "Learner", "Local", "TrainingLearner"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What the function of a `FunctionLearner` is told: device (from 0), round (from 1) and the model's parameters of the round."""
+
+    device: int
+    round: int
+    parameters: Floats = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A device's part of the sum: `update` is new minus old parameters, `weight` how much it counts (in 1..weight_max), `examples`
+    and the mean `loss` over them go into the exact sums."""
+
+    update: Floats = field(repr=False)
+    weight: int = 1
+    examples: int = 1
+    loss: float = 0.0
+
+
+class Learner(Protocol):
+    """Called in the process that plays the device. The same arguments must give the same answer, in whatever order devices come."""
+
+    def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned: ...
+
+
+class FunctionLearner:
+    """A `Learner` from a function of `Local` that gives an update, or a `Learned`."""
+
+    def __init__(self, function: Callable[[Local], Floats | Learned]) -> None:
+        self._function = function
+
+    def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
+        learned = self._function(Local(device, view.number, np.frombuffer(model, "<f4").astype(np.float32)))
+        return learned if isinstance(learned, Learned) else Learned(learned)
+
+
+class TrainingLearner:
+    """A `Learner` that trains as the SDK does, on the examples of each device in an order that follows from the seed."""
+
+    def __init__(self, parts: Sequence[Dataset], seed: int) -> None:
+        self._parts = parts
+        self._seed = seed
+        self._session: tuple[bytes, TrainingSession] | None = None
+
+    def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
+        part = self._parts[device]
+
+        def batches(epoch: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+            order = np.random.default_rng([self._seed, 3, device, view.number, epoch]).permutation(len(part))
+            yield part.features[order], part.targets[order]
+
+        trained = train(plan, model, view.task.training, batches, obstacle=lambda: "", session=self._opened(plan))
+        weight = min(trained.examples, view.task.codec.weight_max)
+        return Learned(trained.update, weight, trained.examples, trained.loss)
+
+    def _opened(self, plan: bytes) -> TrainingSession:
+        """One session serves all devices of a process: loading its graphs takes longer than a small model's epoch."""
+        from blindsum.training import TrainingSession
+
+        digest = hashlib.sha256(plan).digest()
+        if self._session is None or self._session[0] != digest:
+            self._session = (digest, TrainingSession(plan))
+        return self._session[1]

@@ -1,0 +1,187 @@
+"""The roles of a simulated fleet: production machines, each with a store, randomness that repeats, and a behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from blindsum.fleet.identities import Identities, device_name
+from blindsum.fleet.learner import Learner
+from blindsum.fleet.shelf import Shelf, ShelfStore
+from blindsum.protocol.machines.coordinator import CoordinatorMachine
+from blindsum.protocol.machines.device import DeviceMachine, Floor
+from blindsum.protocol.machines.party import PartyFloor, PartyMachine
+from blindsum.protocol.machines.step import Machine
+from blindsum.protocol.ring import Lane
+from blindsum.protocol.update import encode_update, statistic_max
+from blindsum.protocol.view import RoundView
+from blindsum.testing.behaviours import Behaviour
+from blindsum.testing.entropy import Entropy
+
+__all__ = ["DEVICE", "CoordinatorRole", "DeviceRole", "PartyRole", "Role", "RoundEntropy"]
+
+DEVICE: Final = 16
+"""The id of device number 0: above the coordinator's 0 and every party's number."""
+LOSS_SCALE: Final = 1e6
+
+
+class RoundEntropy:
+    """A role's randomness, begun afresh with every round: what happened before a round has no part in its bytes."""
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._seed, self._name = seed, name
+        self._stream: Entropy | None = None
+        self._number = 0
+
+    def begin(self, number: int) -> None:
+        self._number, self._stream = number, None
+
+    def __call__(self, size: int) -> bytes:
+        if self._stream is None:
+            self._stream = Entropy(self._seed, f"{self._name}/{self._number}")
+        return self._stream(size)
+
+
+class World(Protocol):
+    """What byzantine behaviours may look at."""
+
+    fleet: Identities
+
+    @property
+    def roster(self) -> Any: ...
+
+
+class Role:
+    """One role. `counter` numbers its messages within a round; `wake_at` is when its machine wants to be woken."""
+
+    __slots__ = ("_machine", "alive", "behaviour", "counter", "entropy", "id", "listening", "store", "wake_at")
+
+    def __init__(self, number: int, name: str, *, seed: int, shelf: Shelf, behaviour: Behaviour) -> None:
+        self.id = number
+        self.behaviour = behaviour
+        self.store = ShelfStore(shelf)
+        self.entropy = RoundEntropy(seed, name)
+        self.alive = True
+        self.counter = 0
+        self.wake_at: int | None = None
+        self.listening: set[bytes] = set()
+        self._machine: Machine | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """Made when it is first needed, from what is stored."""
+        if self._machine is None:
+            self._machine = self._make()
+        return self._machine
+
+    def begin(self, number: int) -> None:
+        """A round begins."""
+        self.counter = 0
+        self.entropy.begin(number)
+
+    def stop(self) -> None:
+        """The role is down: what is sent to it is lost."""
+        self.alive = False
+        self.wake_at = None
+
+    def restart(self) -> None:
+        """Begin a new life from what is stored."""
+        self.alive = True
+        self._machine = None
+        self.listening.clear()
+
+    def _make(self) -> Machine:
+        raise NotImplementedError
+
+
+class CoordinatorRole(Role):
+    """The coordinator, always honest here: a dishonest one has the tests' world."""
+
+    __slots__ = ("_identities", "_threads")
+
+    def __init__(self, identities: Identities, *, shelf: Shelf, threads: int) -> None:
+        super().__init__(0, "coordinator", seed=identities.seed, shelf=shelf, behaviour=Behaviour())
+        self._identities, self._threads = identities, threads
+
+    def _make(self) -> CoordinatorMachine:
+        return CoordinatorMachine(
+            key=self._identities.coordinator,
+            box_private=self._identities.coordinator_box[0],
+            trust=self._identities.trust,
+            store=self.store,
+            random=self.entropy,
+            threads=self._threads,
+        )
+
+
+class PartyRole(Role):
+    """Party `number`, from 1."""
+
+    __slots__ = ("_identities", "_threads")
+
+    def __init__(
+        self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, threads: int
+    ) -> None:
+        super().__init__(number, f"party/{number}", seed=identities.seed, shelf=shelf, behaviour=behaviour)
+        self._identities, self._threads = identities, threads
+
+    def _make(self) -> PartyMachine:
+        return PartyMachine(
+            number=self.id,
+            key=self._identities.party_keys[self.id - 1],
+            trust=self._identities.trust,
+            store=self.store,
+            random=self.entropy,
+            seal=self.behaviour.seal,
+            floor=PartyFloor(),
+            threads=self._threads,
+        )
+
+
+class DeviceRole(Role):
+    """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time."""
+
+    __slots__ = ("_identities", "_learner", "_tasks", "fate", "job", "number", "task")
+
+    def __init__(
+        self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
+    ) -> None:
+        name = f"device/{device_name(number)}"
+        super().__init__(DEVICE + number, name, seed=identities.seed, shelf=shelf, behaviour=behaviour)
+        self._identities, self._learner = identities, learner
+        self.number, self.task, self.fate = number, task, ""
+        self.job: object = None
+
+    def begin(self, number: int) -> None:
+        super().begin(number)
+        self.job = None
+
+    def lanes(self, view: RoundView) -> list[Lane]:
+        """What the device means to add to the sum. Raises BlindsumError where its training fails."""
+        machine = self.machine
+        assert isinstance(machine, DeviceMachine)
+        plan, model = machine.blob(view.task.plan), machine.blob(view.manifest.model)
+        assert plan is not None and model is not None
+        learned = self._learner.learn(view, self.number, plan, model)
+        loss = round(learned.loss * learned.examples * LOSS_SCALE)
+        return encode_update(
+            view.base,
+            learned.update,
+            weight=learned.weight,
+            statistics=[learned.examples, min(max(loss, 0), statistic_max(view.task.devices_max))],
+            rotation=view.manifest.rotation,
+            key=self.entropy(32),
+        )
+
+    def _make(self) -> DeviceMachine:
+        willing: Callable[[RoundView], str] = lambda _view: "away" if self.fate == "before join" else ""  # noqa: E731
+        return DeviceMachine(
+            identity=self._identities.device(self.number),
+            trust=self._identities.trust,
+            tasks=frozenset({self.task}),
+            store=self.store,
+            random=self.entropy,
+            seal=self.behaviour.seal,
+            floor=Floor(),
+            willing=willing,
+        )

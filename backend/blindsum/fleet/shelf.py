@@ -1,0 +1,163 @@
+"""Stores of many roles in one process: small rows in memory, large ones in a file without a name, equal blobs once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from blindsum.protocol.machines.step import Write
+
+__all__ = ["Kept", "Shelf", "ShelfStore"]
+
+LARGE_SIZE: Final = 2_048
+"""Values from this size on go to the file."""
+RECENT_MAX: Final = 8
+"""Blob chunks kept in memory beside the file: those that every device reads (model, plan, roster)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the file keeps a value."""
+
+    offset: int
+    size: int
+
+
+Kept = bytes | Place
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A blob's chunk and how many stores hold it. A blob's name commits to its content, so one copy serves all."""
+
+    held: int
+    value: Kept
+
+
+class Shelf:
+    """What the stores of one process share. Freed places are used again for values of the same size."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (lives as long as the process does)
+        self._end = 0
+        self._free: dict[int, list[int]] = {}
+        self._chunks: dict[str, _Chunk] = {}
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
+
+    def keep(self, value: bytes) -> Kept:
+        """The value itself, or where it was written to."""
+        size = len(value)
+        if size < LARGE_SIZE:
+            return value
+        free = self._free.get(size)
+        offset = free.pop() if free else self._end
+        if offset == self._end:
+            self._end += size
+        os.pwrite(self._file.fileno(), value, offset)
+        return Place(offset, size)
+
+    def read(self, value: Kept) -> bytes:
+        return os.pread(self._file.fileno(), value.size, value.offset) if isinstance(value, Place) else value
+
+    def free(self, value: Kept) -> None:
+        if isinstance(value, Place):
+            self._free.setdefault(value.size, []).append(value.offset)
+
+    def hold(self, key: str, value: bytes) -> None:
+        """One more store holds this chunk."""
+        chunk = self._chunks.get(key)
+        if chunk is None:
+            self._chunks[key] = _Chunk(1, self.keep(value))
+        else:
+            chunk.held += 1
+
+    def chunk(self, key: str) -> bytes:
+        value = self._recent.get(key)
+        if value is None:
+            chunk = self._chunks[key]
+            value = self.read(chunk.value)
+            if chunk.held > 1:
+                self._recent[key] = value
+                if len(self._recent) > RECENT_MAX:
+                    self._recent.popitem(last=False)
+        return value
+
+    def release(self, key: str) -> None:
+        """One store less holds this chunk."""
+        chunk = self._chunks[key]
+        chunk.held -= 1
+        if chunk.held == 0:
+            self.free(chunk.value)
+            del self._chunks[key]
+            self._recent.pop(key, None)
+
+
+class ShelfStore:
+    """A role's `Store` on a shelf. Rows lie by folder, so that no reading walks over those of others."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._folders: dict[str, dict[str, Kept]] = {}
+        self._blobs: dict[str, set[str]] = {}
+
+    def get(self, key: str) -> bytes | None:
+        folder, _, _ = key.rpartition("/")
+        if key.startswith("blob/"):
+            return self._shelf.chunk(key) if key in self._blobs.get(folder, ()) else None
+        value = self._folders.get(folder, {}).get(key)
+        return None if value is None else self._shelf.read(value)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return iter(sorted(self._found(prefix)))
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        for key in self.keys(prefix):
+            value = self.get(key)
+            assert value is not None
+            yield key, value
+
+    def commit(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            key, value = write.key, write.value
+            folder, _, _ = key.rpartition("/")
+            if key.startswith("blob/"):
+                self._commit_chunk(folder, key, value)
+                continue
+            rows = self._folders.setdefault(folder, {})
+            before = rows.pop(key, None)
+            if before is not None:
+                self._shelf.free(before)
+            if value is not None:
+                rows[key] = self._shelf.keep(value)
+            elif not rows:
+                del self._folders[folder]
+
+    def rows(self) -> Iterator[tuple[str, bytes]]:
+        """Everything in this store."""
+        return self.scan("")
+
+    def _commit_chunk(self, folder: str, key: str, value: bytes | None) -> None:
+        held = self._blobs.setdefault(folder, set())
+        if value is not None and key not in held:
+            held.add(key)
+            self._shelf.hold(key, value)
+        elif value is None and key in held:
+            held.remove(key)
+            self._shelf.release(key)
+        if not held:
+            del self._blobs[folder]
+
+    def _found(self, prefix: str) -> Iterator[str]:
+        folder = prefix.rstrip("/")
+        if prefix.startswith("blob/") and prefix.count("/") >= 2:
+            yield from (key for key in self._blobs.get(prefix.rpartition("/")[0], ()) if key.startswith(prefix))
+            return
+        if prefix.startswith("blob/") or not prefix:
+            yield from (key for keys in self._blobs.values() for key in keys)
+        for name, rows in self._folders.items():
+            if name == folder or name.startswith(prefix) or prefix.startswith(name):
+                yield from (key for key in rows if key.startswith(prefix))

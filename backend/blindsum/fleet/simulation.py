@@ -1,0 +1,298 @@
+"""`Fleet`: a device fleet from a script: production machines and messages, in virtual time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindsum.backend.tasks import Plan, sign_task
+from blindsum.fleet.conditions import Conditions, Dropout, Population
+from blindsum.fleet.data import Dataset
+from blindsum.fleet.engine import Engine, Outcome, Setup
+from blindsum.fleet.identities import Identities
+from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner
+from blindsum.fleet.results import FleetReport, RoundReport, Spread
+from blindsum.fleet.unmasked import unmasked
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.params import Derived, ThreatModel
+from blindsum.protocol.view import TaskView, open_task
+from blindsum.testing.behaviours import Behaviour
+from blindsum.training import decode
+
+if TYPE_CHECKING:
+    from blindsum.training import TrainingSession
+
+__all__ = ["Fleet", "plan_for"]
+
+TASK: Final = "simulation"
+DEVICES_MAX: Final = 100_000
+SIGMAS: Final = 4.0
+"""How far above its mean the share of dropouts may come by chance before a round fails for it."""
+WORKERS_FROM: Final = 64
+"""Smaller fleets are played by one process: starting others takes longer."""
+
+Update = Callable[[Local], NDArray[np.float32] | Learned]
+Progress = Callable[[float, str], None]
+"""on_progress(rounds done, what is going on)."""
+
+
+def plan_for(devices: int, dropout: Dropout | None = None, *, rounds: int = 1000, **changes: object) -> Plan:
+    """A task for so many devices whose threat model allows for `dropout`; `changes` are fields of `Plan`."""
+    share = (dropout or Dropout()).after_joining
+    margin = SIGMAS * math.sqrt(max(share * (1 - share), 0.01) / devices)
+    lost = min(400, max(100, math.ceil(1000 * (share + margin))))
+    plan = Plan(
+        name=TASK,
+        threat=ThreatModel(corrupt_permille=50, dropped_permille=lost, cohort_min=max(2, devices // 10)),
+        devices_min=max(3, devices // 4),
+        devices_max=devices,
+        rounds=rounds,
+        join_s=8.0,
+        upload_s=40.0 + devices / 100,
+        decide_s=30.0,
+    )
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+class Fleet:
+    """A fleet of simulated devices, its parties and its coordinator.
+
+    `model`: a training artifact, which each device trains on its part of `data` (one `Dataset` a device); or the parameters
+    that round 1 starts from (float32), where `update(local)` gives each device's update instead. `update` may also stand beside an
+    artifact. `test`: examples that the model is evaluated on after each round. `plan`: the task (see `plan_for`).
+    `byzantine`: behaviours by "party/<number from 1>" or "device/<number from 0>". `workers`: processes for the devices; the
+    result does not depend on it. `masks="off"` leaves out keystreams and key agreement, to see what they cost, and protects
+    nothing. Raises BlindsumError "simulation-impossible" or "parameters-unsafe", with the numbers, before anything runs.
+    """
+
+    def __init__(
+        self,
+        model: bytes | NDArray[np.float32],
+        *,
+        devices: int | None = None,
+        data: Sequence[Dataset] | None = None,
+        update: Update | None = None,
+        test: Dataset | None = None,
+        plan: Plan | None = None,
+        dropout: Dropout | None = None,
+        conditions: Conditions | None = None,
+        byzantine: Mapping[str, Behaviour] | None = None,
+        seed: int = 7,
+        workers: int | None = None,
+        masks: Literal["on", "off"] = "on",
+        name: str = "fleet",
+    ) -> None:
+        count = devices if devices is not None else len(data or ())
+        if not 3 <= count <= DEVICES_MAX:
+            raise BlindsumError("simulation-impossible", f"{count} devices are not in 3..{DEVICES_MAX}")
+        if data is None and update is None:
+            raise BlindsumError("simulation-impossible", "neither data to train on nor a function that gives updates")
+        if data is not None and len(data) != count:
+            raise BlindsumError("simulation-impossible", f"{len(data)} parts of data for {count} devices")
+        if isinstance(model, np.ndarray) and update is None:
+            raise BlindsumError("simulation-impossible", "bare parameters train nothing: give an artifact or update")
+        self.name, self.seed, self.devices = name, seed, count
+        self.dropout, self.conditions = dropout or Dropout(), conditions or Conditions()
+        self.plan = plan or plan_for(count, self.dropout)
+        self.masks = masks
+        self._byzantine = dict(byzantine or {})
+        self._test = test
+        self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
+        parameters = decode(model).parameters if isinstance(model, bytes) else model
+        self._identities = Identities(seed, self._parties())
+        files, self.derived = sign_task(
+            self._identities.trust,
+            self._identities.operator,
+            self._artifact,
+            parameters.astype("<f4").tobytes(),
+            self.plan,
+        )
+        base = open_task(self._identities.trust, files.record)
+        assert isinstance(base, TaskView), base
+        self._base, self._model = base, files.model
+        self._refuse_the_impossible(self.derived)
+        self._learner: Learner = (
+            FunctionLearner(update) if update is not None else TrainingLearner(list(data or ()), seed)
+        )
+        default = 0 if count < WORKERS_FROM else min(8, os.cpu_count() or 1)
+        self._workers = default if workers is None else workers
+        self._session: TrainingSession | None = None
+
+    def run(self, rounds: int, *, on_progress: Progress | None = None) -> FleetReport:
+        """Play `rounds` rounds. Where it is interrupted (Ctrl-C), the report has the rounds that were finished."""
+        if not 1 <= rounds <= self.plan.rounds:
+            raise BlindsumError("simulation-impossible", f"{rounds} rounds are not in 1..{self.plan.rounds}")
+        began = time.monotonic()
+        tell = on_progress or (lambda _done, _text: None)
+        setup = Setup(
+            self._identities,
+            self._base,
+            self._artifact,
+            self._model,
+            Population(self.devices, self.conditions, self.dropout, self.seed),
+            self._learner,
+            self._byzantine,
+        )
+        found: list[RoundReport] = []
+        model, interrupted = self._model, False
+        watch = _Watch(self.devices, tell)
+        tell(0.0, f"{self.devices} devices, {self._parties()} parties")
+        try:
+            with (
+                nullcontext() if self.masks == "on" else unmasked(),
+                Engine(setup, workers=self._workers, on_event=watch.event) as engine,
+            ):
+                for number in range(1, rounds + 1):
+                    watch.begin(number)
+                    at = time.monotonic()
+                    outcome = engine.run_round()
+                    found.append(self._report(outcome, time.monotonic() - at))
+                    model = outcome.model
+                    tell(float(number), f"round {number}: " + (outcome.code or f"sum of {len(outcome.survivors)}"))
+        except KeyboardInterrupt:
+            interrupted = True
+        return FleetReport(
+            name=self.name,
+            seed=self.seed,
+            devices=self.devices,
+            masks=self.masks == "on",
+            derived=self.derived.describe(),
+            settings=self._settings(),
+            rounds=tuple(found),
+            parameters=np.frombuffer(model, "<f4").astype(np.float32),
+            interrupted=interrupted,
+            wall_s=time.monotonic() - began,
+        )
+
+    # -- before the run ---------------------------------------------------------------------------------------------------
+
+    def _parties(self) -> int:
+        return 3 * self.plan.threat.malicious_parties + 1
+
+    def _refuse_the_impossible(self, derived: Derived) -> None:
+        """What can be known before the run to end in nothing but failed rounds, or to promise what cannot be kept."""
+        threat, lost = self.plan.threat, self.dropout.after_joining
+        if 1000 * lost > threat.dropped_permille:
+            raise BlindsumError(
+                "simulation-impossible",
+                f"{1000 * lost:.0f} permille of a roster drop out, the threat model allows {threat.dropped_permille}: "
+                "rounds would fail with survivors-too-few",
+            )
+        joining = self.devices * (1 - self.dropout.before_join)
+        hours = self.conditions.availability
+        joining *= max(hours.day, hours.night)
+        if joining < derived.n_min:
+            raise BlindsumError(
+                "simulation-impossible",
+                f"{joining:.0f} devices join at best, a round takes {derived.n_min}: rounds would fail with cohort-too-small",
+            )
+        parties = [name for name in self._byzantine if name.startswith("party/")]
+        if len(parties) > threat.malicious_parties:
+            raise BlindsumError(
+                "simulation-impossible",
+                f"{len(parties)} byzantine parties, the threat model allows {threat.malicious_parties}",
+            )
+        bad = len(self._byzantine) - len(parties)
+        if bad > threat.corrupt(self.devices):
+            raise BlindsumError(
+                "simulation-impossible",
+                f"{bad} byzantine devices, the threat model allows {threat.corrupt(self.devices)} of {self.devices}",
+            )
+
+    def _settings(self) -> dict[str, object]:
+        plan, drops = self.plan, self.dropout
+        return {
+            "devices": self.devices,
+            "parameters": len(self._model) // 4,
+            "parties": self._parties(),
+            "width": plan.width,
+            "epochs": plan.epochs,
+            "batch_size": plan.batch_size,
+            "rate": plan.rate,
+            "clip_norm": plan.clip_norm,
+            "before_join": drops.before_join,
+            "after_joining": drops.after_joining,
+            "byzantine": sorted(self._byzantine),
+        }
+
+    # -- after a round ----------------------------------------------------------------------------------------------------
+
+    def _report(self, outcome: Outcome, wall_s: float) -> RoundReport:
+        notes, statistics = outcome.notes, outcome.statistics or (0, 0, 0)
+        weight, examples, loss = statistics[0], statistics[1], statistics[2]
+        measured: dict[str, float] = {}
+        if self._test is not None and not outcome.code:
+            measured = self._evaluate(np.frombuffer(outcome.model, "<f4").astype(np.float32))
+        dropped = Counter(notes.fates)
+        if notes.late:
+            dropped["late"] += notes.late
+        return RoundReport(
+            round=outcome.number,
+            code=outcome.code,
+            devices=self.devices,
+            joined=outcome.joined,
+            rostered=outcome.rostered,
+            survivors=len(outcome.survivors),
+            dropped=dict(sorted(dropped.items())),
+            excluded=dict(sorted(Counter(outcome.excluded.values()).items())),
+            refusals=dict(sorted(notes.refusals.items())),
+            faults=dict(outcome.faults),
+            exact=outcome.exact,
+            weight=weight,
+            examples=examples,
+            loss=loss / 1e6 / examples if examples else 0.0,
+            accuracy=measured.get("accuracy"),
+            test_loss=measured.get("loss"),
+            degree=outcome.degree,
+            survivors_min=outcome.survivors_min,
+            seconds=(outcome.ended - outcome.began) / 1000,
+            phases={phase: (at - outcome.began) / 1000 for phase, at in outcome.phases.items()},
+            bytes_up=Spread.of(notes.up),
+            bytes_down=Spread.of(notes.down),
+            upload_s=Spread.of(notes.seconds),
+            mask_ms=Spread.of(notes.mask_ms),
+            model=hashlib.sha256(outcome.model).hexdigest(),
+            wall_s=wall_s,
+        )
+
+    def _evaluate(self, parameters: NDArray[np.float32]) -> dict[str, float]:
+        from blindsum.training import TrainingSession
+
+        assert self._test is not None
+        if self._session is None:
+            self._session = TrainingSession(self._artifact)
+        self._session.parameters = parameters
+        return self._session.evaluate(self._test.features, self._test.targets)
+
+
+class _Watch:
+    """Turns the coordinator's events into progress."""
+
+    def __init__(self, devices: int, tell: Progress) -> None:
+        self._devices, self._tell = devices, tell
+        self._number, self._seen = 0, Counter[str]()
+
+    def begin(self, number: int) -> None:
+        self._number, self._seen = number, Counter()
+
+    def event(self, _at: int, name: str, _data: Mapping[str, object]) -> None:
+        if name not in ("join", "upload"):
+            return
+        self._seen[name] += 1
+        if self._seen[name] % max(1, self._devices // 50) == 0:
+            share = (self._seen["join"] * 0.3 + self._seen["upload"] * 0.6) / self._devices
+            words = {"join": "joined", "upload": "uploaded"}[name]
+            self._tell(
+                self._number - 1 + min(share, 0.9),
+                f"round {self._number}: {self._seen[name]} of {self._devices} {words}",
+            )
