@@ -135,7 +135,8 @@ class Engine:
         round_ = self._coordinator.round(name)
         assert round_ is not None
         ended = phases["done" if "done" in phases else "failed"]
-        self._now = ended + int(1000 * self._setup.population.conditions.pause_s)
+        # to the next full ten seconds: how long an opening takes depends on the graph (see Island), what comes after must not
+        self._now = ended - (ended - began) % -10_000 + int(1000 * self._setup.population.conditions.pause_s)
         self._play(self._now, phases, faults)
         return self._outcome(round_, began, ended, phases, faults)
 

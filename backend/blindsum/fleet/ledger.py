@@ -86,7 +86,7 @@ class Ledger:
         self._add(device)
 
     def close(self, survivors: Collection[int]) -> Notes:
-        """The round is over, and the opened sum is over exactly `survivors`, some of them of this island (nobody: none was opened)."""
+        """The round is over, and the opened sum is over exactly `survivors`, some of them of this island (nobody: no sum)."""
         mine = set(self._mine.tolist()) & set(survivors)
         for device in sorted(mine - self._summed):
             self._add(device)

@@ -139,9 +139,10 @@ class PartyRole(Role):
 
 
 class DeviceRole(Role):
-    """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time."""
+    """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time, `extra` by how
+    many bytes its header is longer than one of a device with as many neighbours as the graph's degree."""
 
-    __slots__ = ("_identities", "_learner", "_tasks", "fate", "job", "number", "task")
+    __slots__ = ("_identities", "_learner", "extra", "fate", "job", "number", "task")
 
     def __init__(
         self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
@@ -151,6 +152,7 @@ class DeviceRole(Role):
         self._identities, self._learner = identities, learner
         self.number, self.task, self.fate = number, task, ""
         self.job: object = None
+        self.extra = 0
 
     def begin(self, number: int) -> None:
         super().begin(number)

@@ -138,7 +138,8 @@ class DeviceMachine:
         body = upload.header.body
         if roster.size <= PUSH_DEVICES_MAX:
             self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
-        self._journal.event("uploading", task=task, round=number, bytes=body.size + len(raw))
+        facts = {"bytes": body.size + len(raw), "devices": roster.size, "neighbours": len(roster.neighbours(index))}
+        self._journal.event("uploading", task=task, round=number, **facts)
         return self._journal.take()
 
     def abandon(self, code: str) -> Step:
