@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.graph import degree_for
 from blindsum.protocol.keys import SEED_SIZE, derive, edge_keypair
 from blindsum.protocol.masks import Seeds, Upload, dropped_edges, edge_secret, mask_upload, open_box, self_sum
 from blindsum.protocol.messages import (
-    Algorithm,
     CodecSpec,
     Header,
     Manifest,
@@ -144,8 +144,8 @@ class Case:
             devices_min=2,
             devices_max=100,
             suite=self.suite,  # type: ignore[arg-type]
-            training=Training(epochs=1, batch_size=1, rate_micros=0),
-            algorithm=Algorithm(name="fedavg", rate_micros=0),
+            training=Training(epochs=1, batch_size=1, rate_micros=0, proximal_micros=0, control_micros=0),
+            algorithm=algorithm_of("fedavg"),
             join_ms=1000,
             upload_ms=1000,
             decide_ms=1000,
@@ -158,6 +158,7 @@ class Case:
             task=ZERO,
             previous=ZERO,
             model=self.base.task.model,
+            state=self.base.first_state,
             offers=[],
             rotation=b"",
             issued_at=0,

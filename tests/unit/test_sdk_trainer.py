@@ -23,7 +23,9 @@ Batches = Callable[[int], Any]
 
 
 def settings(epochs: int = 1, batch_size: int = 8, rate: float = 0.2) -> Training:
-    return Training(epochs=epochs, batch_size=batch_size, rate_micros=round(rate * 1e6))
+    return Training(
+        epochs=epochs, batch_size=batch_size, rate_micros=round(rate * 1e6), proximal_micros=0, control_micros=0
+    )
 
 
 def run(batches: Batches, how: Training | None = None, *, plan: bytes = PLAN, model: bytes = MODEL) -> Trained:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.eligibility import KINDS
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import (
-    Algorithm,
     CodecSpec,
     Criterion,
     SegmentSpec,
@@ -168,8 +168,14 @@ def sign_task(
         devices_min=plan.devices_min,
         devices_max=plan.devices_max,
         suite="aes128-ctr",
-        training=Training(epochs=plan.epochs, batch_size=plan.batch_size, rate_micros=scaled("rate", plan.rate, 1e6)),
-        algorithm=Algorithm(name="fedavg", rate_micros=scaled("server_rate", plan.server_rate, 1e6)),
+        training=Training(
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            rate_micros=scaled("rate", plan.rate, 1e6),
+            proximal_micros=0,
+            control_micros=0,
+        ),
+        algorithm=algorithm_of("fedavg", rate_micros=scaled("server_rate", plan.server_rate, 1e6)),
         join_ms=scaled("join_s", plan.join_s, 1e3),
         upload_ms=scaled("upload_s", plan.upload_s, 1e3),
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),

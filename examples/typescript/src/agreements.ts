@@ -1,6 +1,6 @@
 /** Tasks, manifests, joins, rosters and headers: what a receiver checks beyond the schema (SPEC.md sections 5.1 to 5.4). */
 
-import { BLOB_CHUNKS_MAX, blobRef, blobSound, sameBlob, type BlobRef } from "./blobs.js";
+import { BLOB_CHUNKS_MAX, blobId, blobRef, blobSound, sameBlob, type BlobRef } from "./blobs.js";
 import { compare, decode, encode, equal, type Bytes, type Value } from "./cbor.js";
 import { agreesOnSomething, boxUsable, digest, verified } from "./crypto.js";
 import { openInner, openMessage, partyOf, type Signed, type Trust } from "./envelope.js";
@@ -36,6 +36,11 @@ export class Task {
     numbers.committee(parties, threshold, quorum, malicious_parties);
     this.selfSets = subsets(parties, threshold - 1);
     this.capSets = subsets(parties, quorum - 1);
+  }
+
+  /** The id of the state before the first round. */
+  get firstState(): Bytes {
+    return blobId(blobRef(new Uint8Array(0), this.body.plan.chunk_size));
   }
 
   get quorum(): number {
@@ -89,15 +94,29 @@ function checkParameters(task: Task): void {
   for (const { width } of quantised) require(codec.bits <= numbers.bits(width, most, codec.weight_max), UNSAFE);
   require(numbers.levelMax(codec) * codec.weight_max < 2 ** numbers.PRODUCT_BITS_MAX, UNSAFE);
   require(new Set(segments.map(({ name }) => name)).size === segments.length, UNSAFE);
-  require(quantised.length <= 1 && exact.length === 1 && exact[0].width === 64, UNSAFE);
+  require(exact.length === 1 && exact[0].width === 64, UNSAFE);
   require(threat.parties === task.trust.parties.length && threat.corrupt_permille + threat.dropped_permille <= 900, UNSAFE);
   require(threat.cohort_min <= body.devices_min && body.devices_min <= most, UNSAFE);
   require(blobSound(body.plan) && blobSound(body.model), UNSAFE);
-  require(body.model.size === 4 * (quantised[0]?.length ?? 0), UNSAFE);
+  checkAlgorithm(body, quantised.map(({ length }: Body) => length));
   const edges = Math.floor((numbers.dropped(most, threat.dropped_permille) * task.degree(most) * 5) / 4);
   const [sums, pads] = [held(1, task.selfSets).length, held(1, task.capSets).length];
   const opening = sums * (packedSize(segments) + 64) + pads * edges * 32 + 4096;
-  require(opening <= BLOB_CHUNKS_MAX * body.plan.chunk_size, UNSAFE);
+  const state = numbers.ALGORITHMS[body.algorithm.name].vectors * body.model.size;
+  require(Math.max(opening, state) <= BLOB_CHUNKS_MAX * body.plan.chunk_size, UNSAFE);
+}
+
+/** Numbers without a place are 0, and the quantised segments (of these lengths) are what the algorithm sums. */
+function checkAlgorithm({ algorithm, training, model }: Body, lengths: number[]): void {
+  const { name, ...given } = algorithm;
+  const { places } = numbers.ALGORITHMS[name];
+  require(Object.entries(given).every(([key, number]) => number === 0 || places.includes(key)), UNSAFE);
+  require(!places.includes("tau_micros") || given.tau_micros > 0, UNSAFE);
+  require((name === "scaffold") === training.control_micros > 0, UNSAFE);
+  if (name === "scaffold") require(lengths.length === 2 && lengths[0] === lengths[1] && given.share_micros > 0, UNSAFE);
+  else require(lengths.length <= (name === "evaluate" ? 0 : 1), UNSAFE);
+  const values = lengths.reduce((total, length) => total + length, 0);
+  require(name === "evaluate" ? model.size % 4 === 0 : model.size === 4 * values, UNSAFE);
 }
 
 export function openManifest(task: Task, raw: Bytes): Round {
@@ -119,7 +138,7 @@ export function openManifest(task: Task, raw: Bytes): Round {
   require(
     equal(body.task, task.digest) && blobSound(body.model) && body.model.size === task.body.model.size &&
       spans.every((span, i) => span > 0 && span <= longest[i]) && body.rotation.length === (task.body.codec.rotate ? 16 : 0) &&
-      (!equal(body.previous, NOTHING) || sameBlob(body.model, task.body.model)),
+      (!equal(body.previous, NOTHING) || (sameBlob(body.model, task.body.model) && equal(body.state, task.firstState))),
     "manifest-differs", KEEPER,
   );
   return { task, number, body, digest: signed.digest, members };

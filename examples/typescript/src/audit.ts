@@ -1,7 +1,7 @@
 /** Who lied in a round, from its transcript (SPEC.md section 10). */
 
 import { checkHeader, entriesFollow, openJoins, openManifest, openProposal, openRoster, openTask, placeOf, quorumOfVotes, as, type Roster, type Round } from "./agreements.js";
-import { blobRef, sameBlob, type BlobRef } from "./blobs.js";
+import { blobId, blobRef, sameBlob, type BlobRef } from "./blobs.js";
 import { decode, equal, type Bytes } from "./cbor.js";
 import { digest, sha256, verified } from "./crypto.js";
 import { isAt, openInner, openMessage, partyOf, sameMessage, trustOpen, type Signed, type Trust } from "./envelope.js";
@@ -12,7 +12,7 @@ import { bodyOf, OPENING_CONTENT, plain, type Body } from "./schema.js";
 
 const KEEPER = "coordinator";
 const MALFORMED = "transcript-malformed";
-const ONCE = ["trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next"];
+const ONCE = ["trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "state", "next"];
 const MANY = ["header", "body", "opening", "content", "check", "evidence"];
 const TWICE: Record<string, [string, string[]]> = {
   offer: ["second-offer", []], vote: ["second-vote", ["decides"]], manifest: ["second-manifest", []],
@@ -298,8 +298,11 @@ class Audit {
     const [model, next] = [this.blob("model", manifest.model), this.blob("next", body.model)];
     const { task } = this.round;
     const codecs = task.body.segments.map((segment: Body) => segment.codec);
-    const made = advance(model, total, task.segments, codecs, task.body.codec, task.body.algorithm.rate_micros, manifest.rotation);
-    if (!equal(made, next)) this.blame(KEEPER, "model-differs");
+    const idOf = (data: Bytes) => blobId(blobRef(data, task.body.plan.chunk_size));
+    const state = this.one("state");
+    require(equal(idOf(state), manifest.state), "blob-altered", KEEPER);
+    const made = advance(model, state, total, task.segments, codecs, task.body.codec, task.body.algorithm, manifest.rotation);
+    if (!equal(made.model, next) || !equal(idOf(made.state), body.state)) this.blame(KEEPER, "model-differs");
   }
 
   private at(type: string) {

@@ -145,8 +145,9 @@ export class Device {
     require(round.task.body.threat.cohort_min >= this.cohortMin, "policy-floor");
     const { last, rest_until: rest } = this.world.memory;
     const wanted = eligible(round.task.body.eligibility, this.task, this.kit.name, number, round.body.issued_at, last, this.world.examples());
-    if (!wanted || now < rest) {
-      this.world.tell("declined", { round: number, reason: wanted ? "resting" : "not eligible" });
+    const able = !["scaffold", "evaluate"].includes(round.task.body.algorithm.name); // this one only trains one vector
+    if (!able || !wanted || now < rest) {
+      this.world.tell("declined", { round: number, reason: !able ? "algorithm unknown here" : wanted ? "resting" : "not eligible" });
       return;
     }
     if (this.current) this.leave("round-abandoned", { code: "superseded" }, now);

@@ -133,17 +133,71 @@ function hadamard(values: Float32Array): Float32Array {
   return values;
 }
 
-/** The next model of section 9.3. */
+// -- the next model ---------------------------------------------------------------------------------------------------
+
+export interface Algorithm {
+  name: string;
+  rate_micros: number;
+  beta1_micros: number;
+  beta2_micros: number;
+  tau_micros: number;
+  share_micros: number;
+}
+
+const ADAPTIVE = ["rate_micros", "beta1_micros", "beta2_micros", "tau_micros"];
+
+/** Vectors of state, and the numbers that the formula has a place for. */
+export const ALGORITHMS: Record<string, { vectors: number; places: string[] }> = {
+  fedavg: { vectors: 0, places: ["rate_micros"] },
+  fedavgm: { vectors: 1, places: ["rate_micros", "beta1_micros"] },
+  fedadam: { vectors: 2, places: ADAPTIVE },
+  fedyogi: { vectors: 2, places: ADAPTIVE },
+  scaffold: { vectors: 0, places: ["rate_micros", "share_micros"] },
+  evaluate: { vectors: 0, places: [] },
+};
+
+/** The next model and state of section 9.3. */
 export function advance(
-  model: Bytes, total: Bytes, segments: Segment[], codecs: string[], codec: Codec, rateMicros: number, rotation: Bytes,
-): Bytes {
+  model: Bytes, state: Bytes, total: Bytes, segments: Segment[], codecs: string[], codec: Codec, algorithm: Algorithm, rotation: Bytes,
+): { model: Bytes; state: Bytes } {
   const lanes = unpack(segments, total);
-  const [exact, quantised] = [codecs.indexOf("exact"), codecs.indexOf("quantised")];
-  const weight = Number(toSigned(64, lanes[exact])[0]);
+  const weight = Number(toSigned(64, lanes[codecs.indexOf("exact")])[0]);
   require(weight >= 1, "sum-malformed");
+  require([0, ALGORITHMS[algorithm.name].vectors * model.length].includes(state.length), "sum-malformed");
+  if (algorithm.name === "evaluate") return { model, state };
   const scale = codec.range_micros / 1e6 / (levelMax(codec) * weight);
-  let mean: Float32Array = Float32Array.from(toSigned(segments[quantised].width, lanes[quantised]), (value) => Number(value) * scale);
-  if (rotation.length) mean = unrotate(mean, rotation);
-  const rate = rateMicros / 1e6;
-  return packedSingles(singles(model).map((x, i) => x + rate * mean[i]));
+  const means = lanes.flatMap((lane, number) => {
+    if (codecs[number] !== "quantised") return [];
+    const mean = Float32Array.from(toSigned(segments[number].width, lane), (value) => Number(value) * scale);
+    return [...(rotation.length ? unrotate(mean, rotation) : mean)];
+  });
+  const [old, kept] = [singles(model), singles(state)];
+  require(old.length === means.length, "sum-malformed");
+  const { steps, after } = step(algorithm, means, state.length ? kept : undefined);
+  const [next, left] = [old.map((x, i) => x + steps[i]), Float32Array.from(after)];
+  require(next.every(Number.isFinite) && left.every(Number.isFinite), "sum-malformed");
+  return { model: packedSingles(next), state: packedSingles(left) };
+}
+
+/** What is added to the model, in float64, and the vectors that are kept. */
+function step(algorithm: Algorithm, d: number[], kept: Float32Array | undefined): { steps: number[]; after: number[] } {
+  const { name, beta1_micros, beta2_micros } = algorithm;
+  const [rate, beta1, beta2, tau] = [algorithm.rate_micros / 1e6, beta1_micros / 1e6, beta2_micros / 1e6, algorithm.tau_micros / 1e6];
+  if (name === "fedavg") return { steps: d.map((x) => rate * x), after: [] };
+  if (name === "scaffold") {
+    const share = algorithm.share_micros / 1e6;
+    return { steps: d.map((x, i) => (i < d.length / 2 ? rate : share) * x), after: [] };
+  }
+  const last = d.map((_, i) => kept?.[i] ?? 0);
+  if (name === "fedavgm") {
+    const m = d.map((x, i) => beta1 * last[i] + x);
+    return { steps: m.map((x) => rate * x), after: m };
+  }
+  const [fresh1, fresh2] = [(1_000_000 - beta1_micros) / 1e6, (1_000_000 - beta2_micros) / 1e6];
+  const m = d.map((x, i) => beta1 * last[i] + fresh1 * x);
+  const v = d.map((x, i) => {
+    const before = kept?.[d.length + i] ?? tau * tau;
+    return name === "fedadam" ? beta2 * before + fresh2 * (x * x) : before - fresh2 * (x * x) * Math.sign(before - x * x);
+  });
+  return { steps: m.map((x, i) => rate * (x / (Math.sqrt(v[i]) + tau))), after: [...m, ...v] };
 }

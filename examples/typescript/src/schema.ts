@@ -50,15 +50,18 @@ export const BODIES: Record<string, [Check, string, number]> = {
       dropped_permille: PERMILLE, cohort_min: DEVICES,
     }),
     devices_min: DEVICES, devices_max: DEVICES, suite: oneOf("aes128-ctr", "chacha20"),
-    training: fields({ epochs: whole(1, 1000), batch_size: whole(1, 65_536), rate_micros: MICROS }),
-    algorithm: fields({ name: oneOf("fedavg"), rate_micros: MICROS }),
+    training: fields({ epochs: whole(1, 1000), batch_size: whole(1, 65_536), rate_micros: MICROS, proximal_micros: MICROS, control_micros: MICROS }),
+    algorithm: fields({
+      name: oneOf("fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold", "evaluate"), rate_micros: MICROS,
+      beta1_micros: whole(0, 999_999), beta2_micros: whole(0, 999_999), tau_micros: MICROS, share_micros: whole(0, 1_000_000),
+    }),
     join_ms: DURATION, upload_ms: DURATION, decide_ms: DURATION, rounds_max: whole(0, 2 ** 31 - 1),
     eligibility: many(fields({ kind: name, version: whole(1, 255), values: many(MICROS, 0, 4) }), 0, 8),
   }), "operator", 65_536],
   "offer-request": [fields({ task: octets(1, 65_536) }), "coordinator", 131_072],
   offer: [fields({ box_key: octets(1216, 1216), beacon_commitment: HASH, chain: HASH }), "party", 4_096],
   manifest: [fields({
-    task: HASH, previous: HASH, model: BLOB, offers: RAWS, rotation: octets(0, 16), issued_at: MICROS, join_until: MICROS,
+    task: HASH, previous: HASH, model: BLOB, state: HASH, offers: RAWS, rotation: octets(0, 16), issued_at: MICROS, join_until: MICROS,
     upload_until: MICROS, expires_at: MICROS,
   }), "coordinator", 65_536],
   vote: [fields({ decides: oneOf("manifest", "roster", "set"), digest: HASH, beacon: octets(0, 32) }), "party", 1_024],
@@ -80,7 +83,7 @@ export const BODIES: Record<string, [Check, string, number]> = {
   want: [fields({ proposal: HASH, part: whole(1, 63), subsets: many(SUBSET, 1, 512) }), "coordinator", 8_192],
   result: [fields({
     previous: HASH, rotation: octets(0, 16), manifest: HASH, roster: HASH, proposal: HASH, count: whole(1, 100_000), sum: BLOB,
-    model: BLOB, openings: many(row(TENTH, HASH), 0, 640),
+    model: BLOB, state: HASH, openings: many(row(TENTH, HASH), 0, 640),
   }), "coordinator", 131_072],
   failure: [fields({ manifest: HASH, code: CODE }), "coordinator", 1_024],
 };

@@ -43,7 +43,8 @@ export function train(examples: Example[], model: Uint8Array, training: Body): U
           gradient[width * classes + j] += error / batch.length;
         });
       }
-      gradient.forEach((slope, i) => (parameters[i] -= (training.rate_micros / 1e6) * slope));
+      const [rate, pull] = [training.rate_micros / 1e6, training.proximal_micros / 1e6];
+      gradient.forEach((slope, i) => (parameters[i] -= rate * (slope + pull * (parameters[i] - start[i]))));
     }
   }
   const update = start.map((before, i) => parameters[i] - before);

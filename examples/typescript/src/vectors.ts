@@ -172,8 +172,9 @@ const KINDS: Record<string, (given: Body) => Record<string, unknown>> = {
   },
   advance: (given) => {
     const codecs = given.segments.map((segment: Body) => segment.codec);
-    const made = [given.model, given.total, segmentsOf(given), codecs, given, given.rate_micros, given.rotation] as const;
-    return { model: numbers.advance(...(made as unknown as Parameters<typeof numbers.advance>)) };
+    const algorithm = { ...given, name: given.algorithm };
+    const made = [given.model, given.state, given.total, segmentsOf(given), codecs, given, algorithm, given.rotation] as const;
+    return { ...numbers.advance(...(made as unknown as Parameters<typeof numbers.advance>)) };
   },
   eligibility: ({ criteria, task, device, round, issued_at: issuedAt, last, examples }) => ({
     eligible: eligible(criteria, task, device, round, issuedAt, last, examples), place: shareOf(task, device),

@@ -16,7 +16,7 @@ from blindsum.protocol.keys import chunk_open
 from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, Ask, BlobRef, chunk_key
 
-__all__ = ["RESEND_MS", "WINDOW", "Fetch", "Fetches", "bits", "bits_set", "read_blob", "write_blob"]
+__all__ = ["RESEND_MS", "WINDOW", "Fetch", "Fetches", "bits", "bits_set", "read_blob", "read_own", "write_blob"]
 
 WINDOW: Final = 4
 """Chunks a receiver lets be in flight to it per blob."""
@@ -126,6 +126,14 @@ def read_blob(store: Store, ref: BlobRef) -> bytes | None:
         part = store.get(chunk_key(blob, index))
         if part is None:
             return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_own(store: Store, blob: bytes) -> bytes:
+    """The bytes of a blob that was written whole here, known by its id alone; b"" where it has none."""
+    parts: list[bytes] = []
+    while (part := store.get(chunk_key(blob, len(parts)))) is not None:
         parts.append(part)
     return b"".join(parts)
 

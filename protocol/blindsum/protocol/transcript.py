@@ -58,6 +58,7 @@ _ONCE: Final = (
     "result",
     "sum",
     "model",
+    "state",
     "next",
 )
 _MANY: Final = ("header", "body", "opening", "content", "check", "evidence")
@@ -311,10 +312,13 @@ class _Verifier:
         if sorted(result.openings) != opened:
             self._report.blame(KEEPER, "result-differs", "it does not name these openings")
         total = self._blob("sum", result.sum)
-        model = self._blob("model", manifest.model)
+        model, state = self._blob("model", manifest.model), self._records["state"][0]
         following = self._blob("next", result.model)
+        if chunks_of(state, view.base.chunk_size)[0].id != manifest.state:
+            self._stop(KEEPER, "blob-altered", "state")
         try:
-            if advance(view.base, model, total, manifest.rotation) != following:
+            made, kept = advance(view.base, model, state, total, manifest.rotation)
+            if (made, chunks_of(kept, view.base.chunk_size)[0].id) != (following, result.state):
                 self._report.blame(KEEPER, "model-differs")
         except BlindsumError as error:
             self._report.blame(KEEPER, error.code, error.detail)

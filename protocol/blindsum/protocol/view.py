@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from blindsum.protocol.algorithm import algorithm_fault, state_size
 from blindsum.protocol.codec import DecodeError, convert
 from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -25,6 +26,7 @@ from blindsum.protocol.messages import (
     Payload,
     Task,
     Vote,
+    chunks_of,
 )
 from blindsum.protocol.messages.common import BLOB_CHUNKS_MAX
 from blindsum.protocol.params import Committee, ThreatModel
@@ -141,6 +143,11 @@ class TaskView:
         return self.task.plan.chunk_size
 
     @cached_property
+    def first_state(self) -> bytes:
+        """The id of the state before the first round, which is empty."""
+        return chunks_of(b"", self.chunk_size)[0].id
+
+    @cached_property
     def threat(self) -> ThreatModel:
         spec = self.task.threat
         return ThreatModel(
@@ -208,7 +215,6 @@ def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
 def _task_fault(base: TaskView) -> str:
     task = base.task
     exact = [segment for segment in task.segments if segment.codec == "exact"]
-    quantised = [segment for segment in task.segments if segment.codec == "quantised"]
     if task.threat.parties != len(base.trust.parties):
         return f"the task names {task.threat.parties} parties, the trust bundle {len(base.trust.parties)}"
     if not task.threat.cohort_min <= task.devices_min <= task.devices_max:
@@ -221,12 +227,14 @@ def _task_fault(base: TaskView) -> str:
         return "a blob reference has the wrong number of digests"
     if len({segment.name for segment in task.segments}) != len(task.segments):
         return "two segments share a name"
-    if len(quantised) > 1 or len(exact) != 1 or exact[0].width != 64:
-        return "the segments are not one exact of 64 bits and at most one quantised"
-    if task.model.size != 4 * sum(segment.length for segment in quantised):
-        return "the model is not one float32 a quantised value"
-    opening, room = _opening_size(base), BLOB_CHUNKS_MAX * base.chunk_size
-    return f"an opening may have {opening} bytes, {BLOB_CHUNKS_MAX} chunks only {room}" if opening > room else ""
+    if len(exact) != 1 or exact[0].width != 64:
+        return "the segments are not one exact of 64 bits and some quantised"
+    if fault := algorithm_fault(task):
+        return fault
+    opening, state, room = _opening_size(base), state_size(task), BLOB_CHUNKS_MAX * base.chunk_size
+    if max(opening, state) > room:
+        return f"an opening may have {opening} bytes, the state {state}, {BLOB_CHUNKS_MAX} chunks only {room}"
+    return ""
 
 
 def _opening_size(base: TaskView) -> int:
@@ -318,9 +326,11 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
         or manifest.model.size != base.task.model.size
         or not (ordered and durations)
         or len(manifest.rotation) != (ROTATION_SIZE if base.task.codec.rotate else 0)
-        or (manifest.previous == bytes(32) and manifest.model != base.task.model)
+        or (manifest.previous == bytes(32) and (manifest.model, manifest.state) != (base.task.model, base.first_state))
     ):
-        return Refused("manifest-differs", "coordinator", "task, model, times or rotation are not what the task states")
+        return Refused(
+            "manifest-differs", "coordinator", "task, model, state, times or rotation are not what the task states"
+        )
     return RoundView(base, number, manifest, opened.digest, tuple(members), raw)
 
 

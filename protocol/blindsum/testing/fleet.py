@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.envelope import Head, open_envelope, seal_envelope
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, certificate_issue, public_of
 from blindsum.protocol.machines.device import DeviceIdentity
@@ -111,6 +112,7 @@ def make_task(
     rotate: bool = False,
     rounds_max: int = 1000,
     statistics: int = 1,
+    algorithm: Algorithm | None = None,
     join_ms: int = 5_000,
     upload_ms: int = 30_000,
     decide_ms: int = 20_000,
@@ -145,8 +147,8 @@ def make_task(
         devices_min=devices_min,
         devices_max=devices_max,
         suite=suite,  # type: ignore[arg-type]
-        training=Training(epochs=1, batch_size=8, rate_micros=100_000),
-        algorithm=Algorithm(name="fedavg", rate_micros=1_000_000),
+        training=Training(epochs=1, batch_size=8, rate_micros=100_000, proximal_micros=0, control_micros=0),
+        algorithm=algorithm or algorithm_of("fedavg", rate_micros=1_000_000),
         join_ms=join_ms,
         upload_ms=upload_ms,
         decide_ms=decide_ms,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import chain, combinations
 from typing import TypeAlias
 
-from oracle.cbor import Value, blob_ref, decode, digest
+from oracle.cbor import Value, blob_id, blob_ref, decode, digest
 from oracle.curves import ed25519_verify
 from oracle.envelope import Signed, Trust, open_inner, open_message, trust_open
 from oracle.fault import Fault, require
@@ -28,7 +28,19 @@ from oracle.views import (
     quorum_of_votes,
 )
 
-_ONCE = ("trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "next")
+_ONCE = (
+    "trust",
+    "announcement",
+    "roster",
+    "joins",
+    "certificate",
+    "survivors",
+    "result",
+    "sum",
+    "model",
+    "state",
+    "next",
+)
 _MANY = ("header", "body", "opening", "content", "check", "evidence")
 _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "offer": ("second-offer", ()),
@@ -295,9 +307,11 @@ class Judge:
         total = self._blob("sum", result["sum"])
         model, following = self._blob("model", manifest["model"]), self._blob("next", result["model"])
         codecs = [segment["codec"] for segment in self.task.body["segments"]]
-        rate = self.task.body["algorithm"]["rate_micros"]
-        made = advance(model, total, self.segments, codecs, self.task.codec, rate, manifest["rotation"])
-        if made != following:
+        state, size = self.records["state"][0], self.task.body["plan"]["chunk_size"]
+        require(blob_id(blob_ref(state, size)) == manifest["state"], "blob-altered", KEEPER)
+        how = self.task.codec, self.task.body["algorithm"], manifest["rotation"]
+        made, kept = advance(model, state, total, self.segments, codecs, *how)
+        if (made, blob_id(blob_ref(kept, size))) != (following, result["state"]):
             self.blame(KEEPER, "model-differs")
 
     # -- helpers --------------------------------------------------------------------------------------------------

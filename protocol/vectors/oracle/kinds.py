@@ -316,9 +316,10 @@ def _rotate(given: Values) -> Values:
 
 def _advance(given: Values) -> Values:
     codecs = [segment["codec"] for segment in given["segments"]]
-    rate, rotation = given["rate_micros"], given["rotation"]
-    model = numbers.advance(given["model"], given["total"], _segments(given), codecs, _codec(given), rate, rotation)
-    return {"model": model}
+    algorithm = {"name": given["algorithm"], **given}
+    before, total, rotation = (given["model"], given["state"]), given["total"], given["rotation"]
+    model, state = numbers.advance(*before, total, _segments(given), codecs, _codec(given), algorithm, rotation)
+    return {"model": model, "state": state}
 
 
 def _eligibility(given: Values) -> Values:

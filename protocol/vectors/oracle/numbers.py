@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from oracle.fault import require
+from oracle.fault import Fault, require
 from oracle.masks import Segment, derive, keystream, signed, unpack
 
 PRODUCT_BITS_MAX = 36
@@ -132,23 +132,80 @@ def unrotate(vector: Sequence[float], seed: bytes) -> list[float]:
     return out
 
 
+# -- the optimiser ----------------------------------------------------------------------------------------------------
+
+# name: (vectors of state, numbers that its formula has a place for)
+ALGORITHMS: dict[str, tuple[int, set[str]]] = {
+    "fedavg": (0, {"rate_micros"}),
+    "fedavgm": (1, {"rate_micros", "beta1_micros"}),
+    "fedadam": (2, {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"}),
+    "fedyogi": (2, {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"}),
+    "scaffold": (0, {"rate_micros", "share_micros"}),
+    "evaluate": (0, set()),
+}
+
+
 def advance(
     model: bytes,
+    state: bytes,
     total: bytes,
     segments: Sequence[Segment],
     codecs: Sequence[str],
     codec: Codec,
-    rate_micros: int,
+    algorithm: Mapping[str, Any],
     rotation: bytes,
-) -> bytes:
-    """The next model of SPEC.md section 9.3."""
-    parts = dict(zip(codecs, zip(segments, unpack(segments, total), strict=True), strict=True))
-    weight = signed(*parts["exact"])[0]
+) -> tuple[bytes, bytes]:
+    """The next model and state of SPEC.md section 9.3."""
+    parts = list(zip(segments, unpack(segments, total), strict=True))
+    weight = signed(*next(part for part, kind in zip(parts, codecs, strict=True) if kind == "exact"))[0]
     require(weight >= 1, "sum-malformed")
-    segment, values = parts["quantised"]
+    name, (vectors, _) = algorithm["name"], ALGORITHMS[algorithm["name"]]
+    require(len(state) in (0, vectors * len(model)), "sum-malformed")
+    if name == "evaluate":
+        return model, state
     scale = codec.range_micros / 1e6 / (codec.level_max * weight)
-    mean = [single(v * scale) for v in signed(segment, values)]
-    if rotation:
-        mean = unrotate(mean, rotation)
-    rate, old = rate_micros / 1e6, singles(model)
-    return packed_singles([single(x + rate * m) for x, m in zip(old, mean, strict=True)])
+    means: list[list[float]] = []
+    for (segment, values), kind in zip(parts, codecs, strict=True):
+        if kind == "quantised":
+            mean = [single(v * scale) for v in signed(segment, values)]
+            means.append(unrotate(mean, rotation) if rotation else mean)
+    old, change = singles(model), [m for mean in means for m in mean]
+    require(len(old) == len(change), "sum-malformed")
+    kept = singles(state) if state else []
+    first, second = kept[: len(old)], kept[len(old) :]
+    rate = algorithm["rate_micros"] / 1e6
+    if name == "fedavg":
+        steps = [rate * d for d in change]
+    elif name == "scaffold":
+        share, half = algorithm["share_micros"] / 1e6, len(change) // 2
+        steps = [(rate if i < half else share) * d for i, d in enumerate(change)]
+    elif name == "fedavgm":
+        first = [
+            algorithm["beta1_micros"] / 1e6 * m + d for m, d in zip(first or [0.0] * len(old), change, strict=True)
+        ]
+        steps = [rate * m for m in first]
+    else:
+        first, second, steps = _adaptive(name, algorithm, first, second, change)
+    require(all(map(math.isfinite, (*old, *steps, *first, *second))), "sum-malformed")
+    try:
+        made = [packed_singles([single(x + step) for x, step in zip(old, steps, strict=True)])]
+        made.append(packed_singles([single(x) for x in (*first, *second)]))
+    except OverflowError:
+        raise Fault("sum-malformed") from None
+    return made[0], made[1]
+
+
+def _adaptive(
+    name: str, algorithm: Mapping[str, Any], first: list[float], second: list[float], change: list[float]
+) -> tuple[list[float], list[float], list[float]]:
+    """(m, v, steps) of FedAdam and FedYogi."""
+    rate, tau = algorithm["rate_micros"] / 1e6, algorithm["tau_micros"] / 1e6
+    beta1, fresh1 = algorithm["beta1_micros"] / 1e6, (1_000_000 - algorithm["beta1_micros"]) / 1e6
+    beta2, fresh2 = algorithm["beta2_micros"] / 1e6, (1_000_000 - algorithm["beta2_micros"]) / 1e6
+    first = [beta1 * m + fresh1 * d for m, d in zip(first or [0.0] * len(change), change, strict=True)]
+    before = second or [tau * tau] * len(change)
+    if name == "fedadam":
+        second = [beta2 * v + fresh2 * (d * d) for v, d in zip(before, change, strict=True)]
+    else:
+        second = [v - fresh2 * (d * d) * ((v > d * d) - (v < d * d)) for v, d in zip(before, change, strict=True)]
+    return first, second, [rate * (m / (math.sqrt(v) + tau)) for m, v in zip(first, second, strict=True)]

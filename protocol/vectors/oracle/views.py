@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from oracle import numbers, x509
-from oracle.cbor import BLOB_CHUNKS_MAX, Value, blob_ref, blob_sound, decode, digest, encode
+from oracle.cbor import BLOB_CHUNKS_MAX, Value, blob_id, blob_ref, blob_sound, decode, digest, encode
 from oracle.curves import ed25519_verify, x25519
 from oracle.envelope import Signed, Trust, open_inner, open_message
 from oracle.fault import Fault, require
@@ -46,6 +46,10 @@ class Task:
     def codec(self) -> numbers.Codec:
         spec = self.body["codec"]
         return numbers.Codec(spec["clip_micros"], spec["range_micros"], spec["bits"], spec["weight_max"])
+
+    @property
+    def first_state(self) -> bytes:
+        return blob_id(blob_ref(b"", self.body["plan"]["chunk_size"]))
 
     @property
     def self_sets(self) -> list[tuple[int, ...]]:
@@ -100,16 +104,31 @@ def _check_parameters(task: Task) -> None:
         require(codec.bits <= numbers.bits(segment["width"], body["devices_max"], codec.weight_max), _UNSAFE)
     require(codec.level_max * codec.weight_max < 2**numbers.PRODUCT_BITS_MAX, _UNSAFE)
     require(len({s["name"] for s in body["segments"]}) == len(body["segments"]), _UNSAFE)
-    require(len(quantised) <= 1 and [s["width"] for s in exact] == [64], _UNSAFE)
+    require([s["width"] for s in exact] == [64], _UNSAFE)
     require(task.committee[0] == len(task.trust.parties) and corrupt + dropped <= 900, _UNSAFE)
     require(body["threat"]["cohort_min"] <= body["devices_min"] <= body["devices_max"], _UNSAFE)
     require(blob_sound(body["plan"]) and blob_sound(body["model"]), _UNSAFE)
-    require(body["model"]["size"] == 4 * sum(s["length"] for s in quantised), _UNSAFE)
+    _check_algorithm(body, [s["length"] for s in quantised])
     n = body["devices_max"]
     edges = n * dropped // 1000 * numbers.degree(n, corrupt, dropped) * 5 // 4
     sums, pads = len(held(1, task.self_sets)), len(held(1, task.cap_sets))
     opening = sums * (packed_size(task.segments) + 64) + pads * edges * 32 + 4096
-    require(opening <= BLOB_CHUNKS_MAX * body["plan"]["chunk_size"], _UNSAFE)
+    state = numbers.ALGORITHMS[body["algorithm"]["name"]][0] * body["model"]["size"]
+    require(max(opening, state) <= BLOB_CHUNKS_MAX * body["plan"]["chunk_size"], _UNSAFE)
+
+
+def _check_algorithm(body: dict[str, Value], lengths: list[int]) -> None:
+    """Numbers without a place are 0, and the quantised segments (of these lengths) are what the algorithm sums."""
+    algorithm, name, size = body["algorithm"], body["algorithm"]["name"], body["model"]["size"]
+    places = numbers.ALGORITHMS[name][1]
+    require(not any(number for key, number in algorithm.items() if key not in {"name", *places}), _UNSAFE)
+    require("tau_micros" not in places or algorithm["tau_micros"] > 0, _UNSAFE)
+    require((name == "scaffold") == (body["training"]["control_micros"] > 0), _UNSAFE)
+    if name == "scaffold":
+        require(len(lengths) == 2 and len(set(lengths)) == 1 and algorithm["share_micros"] > 0, _UNSAFE)
+    else:
+        require(len(lengths) <= (0 if name == "evaluate" else 1), _UNSAFE)
+    require(size % 4 == 0 if name == "evaluate" else size == 4 * sum(lengths), _UNSAFE)
 
 
 def open_manifest(task: Task, raw: bytes) -> Round:
@@ -138,7 +157,7 @@ def open_manifest(task: Task, raw: bytes) -> Round:
         and body["model"]["size"] == task.body["model"]["size"]
         and all(0 < span <= most for span, most in zip(spans, longest, strict=True))
         and len(body["rotation"]) == (16 if task.body["codec"]["rotate"] else 0)
-        and not (first and body["model"] != task.body["model"]),
+        and not (first and (body["model"], body["state"]) != (task.body["model"], task.first_state)),
         "manifest-differs",
         KEEPER,
     )

@@ -54,6 +54,21 @@ def _task(scene: Scene) -> File:
     empty = chunks_of(b"", 16_384)[0]
     file.ok("statistics alone", bytes=raw(segments=[exact], model=empty))
     long = chunks_of(bytes(1_600_000), _BLOB_MAX)[0]
+    adam = {"algorithm.name": "fedadam", "algorithm.beta1_micros": 900_000, "algorithm.tau_micros": 1}
+    halves = [{**quantised, "length": 4}, {**quantised, "length": 4, "name": "controls"}, exact]
+    scaffold = {
+        "algorithm.name": "scaffold",
+        "algorithm.share_micros": 1_000_000,
+        "training.control_micros": 1,
+        "segments": halves,
+    }
+    evaluate = {"algorithm.name": "evaluate", "algorithm.rate_micros": 0, "segments": [exact]}
+    file.ok("FedAvgM", bytes=raw(**{"algorithm.name": "fedavgm", "algorithm.beta1_micros": 900_000}))
+    file.ok("FedAdam", bytes=raw(**adam))
+    file.ok("FedYogi", bytes=raw(**{**adam, "algorithm.name": "fedyogi"}))
+    file.ok("FedProx", bytes=raw(**{"training.proximal_micros": 10_000}))
+    file.ok("SCAFFOLD", bytes=raw(**scaffold))
+    file.ok("an evaluation", bytes=raw(**evaluate))
     file.bad("trust-differs", "for another trust bundle", bytes=raw(trust=secret("trust")))
     file.bad("message-misplaced", "a vote", bytes=scene.sent["vote"][0].raw)
     file.bad("sender-wrong-role", "of the coordinator", bytes=raw("coordinator"))
@@ -75,6 +90,29 @@ def _task(scene: Scene) -> File:
         ("a model of another length", {"model": chunks_of(bytes(28), 16_384)[0]}),
         ("a plan with a digest too few", {"plan.digests": b""}),
         ("a model with a digest too many", {"model.digests": secret("digest", 64)}),
+        ("FedAvg with a decay", {"algorithm.beta1_micros": 900_000}),
+        ("FedAdam without tau", {**adam, "algorithm.tau_micros": 0}),
+        ("FedAdam with a share", {**adam, "algorithm.share_micros": 1}),
+        ("a scale of controls without SCAFFOLD", {"training.control_micros": 1}),
+        ("SCAFFOLD without a scale of controls", {**scaffold, "training.control_micros": 0}),
+        ("SCAFFOLD without a share", {**scaffold, "algorithm.share_micros": 0}),
+        ("SCAFFOLD without controls", {**scaffold, "segments": [quantised, exact]}),
+        (
+            "SCAFFOLD with fewer controls",
+            {**scaffold, "segments": [{**halves[0], "length": 5}, {**halves[1], "length": 3}, exact]},
+        ),
+        ("an evaluation that sums updates", {**evaluate, "segments": [quantised, exact]}),
+        ("an evaluation of half a value", {**evaluate, "model": chunks_of(bytes(6), 16_384)[0]}),
+        (
+            "a state that fits no blob",
+            {
+                **adam,
+                "plan": chunks_of(scene.plan, 1024)[0],
+                "model": chunks_of(bytes(560_000), _BLOB_MAX)[0],
+                "segments": [{**quantised, "length": 140_000, "width": 16}, exact],
+                "codec.bits": 6,
+            },
+        ),
         (
             "a vector whose openings fit no blob",
             {
@@ -113,6 +151,7 @@ def _manifest(scene: Scene) -> File:
         ("message-misplaced", "round 0", raw(0)),
         (_DIFFERS, "of another task", raw(task=secret("task"))),
         (_DIFFERS, "another first model", raw(model=scene.blob(scene.next))),
+        (_DIFFERS, "a first state", raw(state=secret("state"))),
         (_DIFFERS, "a model of another size", raw(previous=secret("result"), model=scene.blob(scene.next[:-4]))),
         (_DIFFERS, "a model without digests", raw(**{"model.digests": b""})),
         (_DIFFERS, "no rotation", raw(rotation=b"")),

@@ -129,16 +129,40 @@ def _advance(scene: Scene) -> File:
         "range_micros": spec.range_micros,
         "bits": spec.bits,
         "weight_max": spec.weight_max,
+        "algorithm": "fedavg",
         "rate_micros": 500_000,
         "rotation": b"",
         "model": scene.model,
+        "state": b"",
         "total": scene.total,
     }
-    file = File("advance.json", "the next model from the last one and a sum", "9.3", "advance", given)
+    file = File("advance.json", "the next model and state from the last ones and a sum", "9.3", "advance", given)
     file.ok("of the round in `messages`", rotation=scene.view.manifest.rotation)
     file.ok("without rotation")
     file.ok("rate 0 leaves the model", rate_micros=0)
     file.ok("rate 1.25", rate_micros=1_250_000)
+    one = _floats(*(0.25 * (-1) ** i * (i % 3) for i in range(len(scene.model) // 4)))
+    # Yogi's sign has three values: below, at and above the square
+    squares = _floats(*(10.0 ** (i % 5 - 4) for i in range(len(scene.model) // 4)))
+    adaptive = {"rate_micros": 20_000, "beta1_micros": 900_000, "beta2_micros": 990_000, "tau_micros": 1_000}
+    file.ok("FedAvgM, first round", algorithm="fedavgm", beta1_micros=900_000)
+    file.ok("FedAvgM", algorithm="fedavgm", beta1_micros=900_000, state=one)
+    for name, algorithm in (("FedAdam", "fedadam"), ("FedYogi", "fedyogi")):
+        file.ok(f"{name}, first round", algorithm=algorithm, **adaptive)
+        file.ok(name, algorithm=algorithm, state=one + squares, **adaptive)
+        file.ok(f"{name} of a sum of nothing", algorithm=algorithm, total=bytes(24) + scene.total[24:], **adaptive)
+    half, rest = {**segments[0], "length": 4}, {**segments[0], "length": 4, "name": "controls"}
+    file.ok(
+        "SCAFFOLD",
+        algorithm="scaffold",
+        share_micros=250_000,
+        segments=[half, rest, *segments[1:]],
+        total=scene.total[:8] + scene.total[16:20] + scene.total[8:16] + scene.total[20:],
+    )
+    file.ok("an evaluation leaves the model", algorithm="evaluate", segments=segments[1:], total=scene.total[24:])
+    file.bad("sum-malformed", "a state of another length", algorithm="fedavgm", beta1_micros=900_000, state=one[:-4])
+    infinite = _floats(float("inf")) + scene.model[4:]
+    file.bad("sum-malformed", "an infinite model", model=infinite)
     weightless = scene.total[:24] + bytes(8) + scene.total[32:]
     negative = scene.total[:24] + b"\xff" * 8 + scene.total[32:]
     file.bad("sum-malformed", "weights that sum to zero", total=weightless)

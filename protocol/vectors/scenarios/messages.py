@@ -36,6 +36,7 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "a deadline of 99 ms": {"join_ms": 99},
         "a criterion of version 0": {"eligibility": [{"kind": "share", "version": 0, "values": []}]},
         "a criterion of five values": {"eligibility": [{"kind": "share", "version": 1, "values": [1] * 5}]},
+        "an algorithm without its numbers": {"algorithm": {"name": "fedavg", "rate_micros": 1}},
     },
     "offer-request": {"no task": {"task": b""}, "a task in text": {"task": "task"}},
     "offer": {
@@ -45,6 +46,7 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "manifest": {
         "eleven offers": {"offers": [b"o"] * 11},
         "a rotation of 17 bytes": {"rotation": bytes(17)},
+        "a state of 31 bytes": {"state": bytes(31)},
         "a time before 1970": {"issued_at": -1},
         "a time beyond 2^53": {"expires_at": 2**53 + 1},
         "model chunks of 1023 bytes": {"model": {**_BLOB, "chunk_size": 1023}},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.messages import (
-    Algorithm,
     CodecSpec,
     Manifest,
     SegmentSpec,
@@ -23,6 +23,7 @@ from blindsum.protocol.view import Member, RoundView, TaskView
 
 __all__ = ["codec_of", "plain_view", "segments_of"]
 
+_NUMBERS = ("rate_micros", "beta1_micros", "beta2_micros", "tau_micros", "share_micros")
 _CODEC = {"clip_micros": 1_000_000, "range_micros": 1_000_000, "bits": 8, "weight_max": 1}
 
 
@@ -49,7 +50,7 @@ def plain_view(given: dict[str, Any]) -> tuple[RoundView, RosterView]:
     task = Task(
         trust=none,
         plan=empty,
-        model=empty,
+        model=chunks_of(given.get("model", b""), 16_384)[0],
         segments=[SegmentSpec(**{"codec": "exact", **segment}) for segment in given["segments"]],
         codec=codec,
         threat=ThreatSpec(
@@ -64,8 +65,10 @@ def plain_view(given: dict[str, Any]) -> tuple[RoundView, RosterView]:
         devices_min=2,
         devices_max=100,
         suite=given.get("suite", "aes128-ctr"),
-        training=Training(epochs=1, batch_size=1, rate_micros=0),
-        algorithm=Algorithm(name="fedavg", rate_micros=given.get("rate_micros", 0)),
+        training=Training(epochs=1, batch_size=1, rate_micros=0, proximal_micros=0, control_micros=0),
+        algorithm=algorithm_of(
+            given.get("algorithm", "fedavg"), **{name: given[name] for name in _NUMBERS if name in given}
+        ),
         join_ms=1000,
         upload_ms=1000,
         decide_ms=1000,
@@ -78,6 +81,7 @@ def plain_view(given: dict[str, Any]) -> tuple[RoundView, RosterView]:
         task=none,
         previous=none,
         model=empty,
+        state=none,
         offers=[],
         rotation=b"",
         issued_at=0,

@@ -376,7 +376,8 @@ def _rotate(given: Values) -> Values:
 
 def _advance(given: Values) -> Values:
     base = plain_view(given)[0].base
-    return {"model": advance(base, given["model"], given["total"], given["rotation"])}
+    model, state = advance(base, given["model"], given["state"], given["total"], given["rotation"])
+    return {"model": model, "state": state}
 
 
 def _eligibility(given: Values) -> Values:

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.envelope import Head, open_envelope, seal_envelope
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_open, certificate_issue, edge_keypair, public_of
 from blindsum.protocol.masks import Seeds, mask_upload, open_box
 from blindsum.protocol.messages import (
-    Algorithm,
     Announcement,
     Ask,
     BlobRef,
@@ -167,8 +167,8 @@ class Scene:
             devices_min=4,
             devices_max=8,
             suite="aes128-ctr",
-            training=Training(epochs=1, batch_size=8, rate_micros=100_000),
-            algorithm=Algorithm(name="fedavg", rate_micros=500_000),
+            training=Training(epochs=1, batch_size=8, rate_micros=100_000, proximal_micros=0, control_micros=0),
+            algorithm=algorithm_of("fedavg", rate_micros=500_000),
             join_ms=5_000,
             upload_ms=30_000,
             decide_ms=20_000,
@@ -193,6 +193,7 @@ class Scene:
             task=self.base.digest,
             previous=bytes(32),
             model=self.base.task.model,
+            state=self.base.first_state,
             offers=offers,
             rotation=secret("rotation", 16),
             issued_at=START,
@@ -355,7 +356,7 @@ class Scene:
         assert combined.complete and not combined.faults, combined
         self.total = pack(segments, lanes)
         assert self.total == pack(segments, truth), "masks do not cancel"
-        self.next = advance(self.base, self.model, self.total, self.view.manifest.rotation)
+        self.next, _ = advance(self.base, self.model, b"", self.total, self.view.manifest.rotation)
         self.result = self.send("result", "coordinator", "all", self.make_result())
         self.send("failure", "coordinator", "all", Failure(manifest=bytes(32), code="offers-too-few"), 2)
 
@@ -369,6 +370,7 @@ class Scene:
             "count": len(self.indices),
             "sum": self.blob(self.total),
             "model": self.blob(self.next),
+            "state": self.base.first_state,
             "openings": sorted(
                 (int(sent.sender.split("/")[1]), hashlib.sha256(plain).digest()) for sent, plain in self.openings
             ),
@@ -390,7 +392,8 @@ class Scene:
             records += [("header", self.headers[index].raw), ("body", self.bodies[index])]
         for sent, plain in self.openings:
             records += [("opening", sent.raw), ("content", plain)]
-        return [*records, ("result", self.result.raw), ("sum", self.total), ("model", self.model), ("next", self.next)]
+        models = [("model", self.model), ("state", b""), ("next", self.next)]
+        return [*records, ("result", self.result.raw), ("sum", self.total), *models]
 
     def blob(self, data: bytes) -> BlobRef:
         return chunks_of(data, CHUNK_SIZE)[0]

@@ -115,6 +115,8 @@ def _lies(scene: Scene) -> list[tuple[str, list[tuple[str, int, bytes]]]]:
             ],
         ),
         ("another first model", [("model", 0, scene.next)]),
+        ("a state where there was none", [("state", 0, secret("state"))]),
+        ("a result of another state", [("result", 0, again("result", scene.make_result(state=secret("state"))))]),
         (
             "another trust bundle",
             [("trust", 0, encode([*_trust(scene)[:1], scene.certificates["d-0"], *_trust(scene)[2:]]))],

@@ -1,15 +1,15 @@
 """The model chain as a party follows it: no manifest gets a vote whose model this party has not recomputed (SPEC.md section 5.6).
 
-Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave]; "followed/<task>" is [its round, it];
-"pending/<task>/<digest>" the result that follows the one of that digest and waits for its sum, or for results before it. The
-model's chunks stay in the store as long as it is the last.
+Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave, id of the state]; "followed/<task>"
+is [its round, it]; "pending/<task>/<digest>" the result that follows the one of that digest and waits for its sum, or for results
+before it. The model's and the state's chunks stay in the store as long as they are the last.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from blindsum.protocol.blobs import read_blob, write_blob
+from blindsum.protocol.blobs import read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -36,24 +36,26 @@ class Chain:
 
     def start(self, base: TaskView, now: int) -> None:
         """Begin (or go on after a restart) with what the store holds of this task."""
-        self._inbox.want(base.name, self.head(base)[1], now)
-        pending = self._pending(base, self.head(base)[0])
+        digest, model, _ = self.head(base)
+        self._inbox.want(base.name, model, now)
+        pending = self._pending(base, digest)
         if pending is not None:
             self._inbox.want(base.name, convert(pending.payload, Result).sum, now)
 
-    def head(self, base: TaskView) -> tuple[bytes, BlobRef]:
-        """(digest of the last result followed, the model it gave); zeros and the task's own model before the first."""
+    def head(self, base: TaskView) -> tuple[bytes, BlobRef, bytes]:
+        """(digest of the last result followed, the model it gave, id of the state); zeros, the task's own model and the empty
+        state before the first."""
         value = self._journal.get(f"chain/{base.name}")
         if value is None:
-            return bytes(32), base.task.model
-        digest, ref = decode(value)
-        return digest, convert(ref, BlobRef)
+            return bytes(32), base.task.model, base.first_state
+        digest, ref, state = decode(value)
+        return digest, convert(ref, BlobRef), state
 
     def keeps(self, base: TaskView) -> set[bytes]:
         """The blobs that outlive a round."""
-        digest, model = self.head(base)
+        digest, model, state = self.head(base)
         pending = self._pending(base, digest)
-        blobs = {model.id}
+        blobs = {model.id, state}
         return blobs if pending is None else blobs | {convert(pending.payload, Result).sum.id}
 
     def offer(self, base: TaskView, signed: Signed, now: int) -> Refused | None:
@@ -61,7 +63,7 @@ class Chain:
         result = payload_of(signed, Result)
         if isinstance(result, Refused):
             return result
-        digest, _ = self.head(base)
+        digest, _, _ = self.head(base)
         if digest == signed.digest or signed.head.round < self.followed(base.name):
             return None
         if signed.head.round == self.followed(base.name):
@@ -80,7 +82,7 @@ class Chain:
     def resume(self, base: TaskView, now: int) -> Refused | None:
         """A result or a blob has arrived: follow as many results as all is here for."""
         for _ in range(PENDING_MAX):
-            digest, model = self.head(base)
+            digest, model, _ = self.head(base)
             pending = self._pending(base, digest)
             if pending is None:
                 break
@@ -94,23 +96,27 @@ class Chain:
         return None
 
     def _follow(self, base: TaskView, result: Result, signed: Signed) -> Refused | None:
-        _, model = self.head(base)
+        _, model, state = self.head(base)
         old, total = read_blob(self._journal, model), read_blob(self._journal, result.sum)
         assert old is not None and total is not None
         self._journal.delete(f"pending/{base.name}/{result.previous.hex()}")
         self._inbox.release(result.sum)
         try:
-            new = advance(base, old, total, result.rotation)
+            new, kept = advance(base, old, read_own(self._journal, state), total, result.rotation)
         except BlindsumError as error:
             return Refused("sum-malformed", "coordinator", error.detail)
         ref, chunks = chunks_of(new, base.chunk_size)
-        if ref != result.model:
+        kept_ref, kept_chunks = chunks_of(kept, base.chunk_size)
+        if (ref, kept_ref.id) != (result.model, result.state):
             return Refused("model-differs", "coordinator", "the published model does not follow from the published sum")
         if ref != model:
             self._inbox.release(model)
             self._journal.write(write_blob(ref, chunks))
             self._inbox.want(base.name, ref, 0)
-        self._journal.put(f"chain/{base.name}", encode([signed.digest, ref]))
+        if kept_ref.id != state:
+            self._journal.delete_all(f"blob/{state.hex()}/")
+            self._journal.write(write_blob(kept_ref, kept_chunks))
+        self._journal.put(f"chain/{base.name}", encode([signed.digest, ref, kept_ref.id]))
         self._journal.put(f"followed/{base.name}", encode([signed.head.round, signed.raw]))
         for key, raw in list(self._journal.scan(f"pending/{base.name}/")):
             if self._open(raw).head.round <= signed.head.round:

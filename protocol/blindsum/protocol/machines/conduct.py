@@ -161,13 +161,14 @@ class Conduct:
 
     def _propose_manifest(self, round_: CoordinatorRound, now: int) -> None:
         base, task = round_.base, round_.base.task
-        previous, model = self._desk.chain(base)
+        previous, model, state = self._desk.chain(base)
         join_until = now + task.join_ms
         upload_until = join_until + task.upload_ms
         manifest = Manifest(
             task=base.digest,
             previous=previous,
             model=model,
+            state=state,
             offers=[round_.state.offers[party] for party in sorted(round_.state.offers)],
             rotation=self._desk.random(16) if task.codec.rotate else b"",
             issued_at=now,
@@ -286,9 +287,9 @@ class Conduct:
         view, bodies, base = round_.view, round_.bodies, round_.base
         assert view is not None and bodies is not None and round_.roster is not None
         total = pack(base.segments, lanes)
-        _, model = self._desk.chain(base)
+        _, model, state = self._desk.chain(base)
         try:
-            new = advance(base, self._desk.blob(model), total, view.manifest.rotation)
+            new, kept = advance(base, self._desk.blob(model), self._desk.state(state), total, view.manifest.rotation)
         except BlindsumError as error:
             self.fail(round_, error.code, now)
             return
@@ -296,6 +297,8 @@ class Conduct:
         model_ref, model_chunks = chunks_of(new, base.chunk_size)
         self._desk.journal.write(write_blob(sum_ref, sum_chunks))
         self._desk.journal.write(write_blob(model_ref, model_chunks))
+        state_ref, state_chunks = chunks_of(kept, base.chunk_size)
+        self._desk.journal.write(write_blob(state_ref, state_chunks))
         openings = []
         for raw in round_.state.openings:
             opened = self._desk.signed(raw)
@@ -311,10 +314,11 @@ class Conduct:
             count=len(bodies.complete),
             sum=sum_ref,
             model=model_ref,
+            state=state_ref.id,
             openings=sorted(openings),
         )
         raw = self._desk.sign(round_, "result", "all", result)
-        self._desk.journal.put(f"chain/{base.name}", encode([self._desk.digest(raw), model_ref]))
+        self._desk.journal.put(f"chain/{base.name}", encode([self._desk.digest(raw), model_ref, state_ref.id]))
         self._desk.journal.put(f"result/{base.name}/{view.number:08d}", raw)
         self._desk.forget_results(base)
         self._desk.broadcast(round_, sum_ref, model_ref)

@@ -152,6 +152,7 @@ class CoordinatorMachine:
         yield "result", state.result
         yield "sum", self._desk.blob(result.sum)
         yield "model", self._desk.blob(view.manifest.model)
+        yield "state", self._desk.state(view.manifest.state)
         yield "next", self._desk.blob(result.model)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
@@ -214,9 +215,11 @@ class CoordinatorMachine:
     def _clear(self, round_: CoordinatorRound) -> None:
         """Delete what a finished round left: joins, headers, bodies, openings, rosters."""
         name = round_.base.name
-        _, current = self._desk.chain(round_.base)
+        _, current, state = self._desk.chain(round_.base)
         if round_.view is not None and round_.view.manifest.model not in (round_.base.task.model, current):
             self._desk.unserve(name, round_.view.manifest.model)
+        if round_.view is not None and round_.view.manifest.state != state:
+            self._journal.delete_all(f"blob/{round_.view.manifest.state.hex()}/")
         if round_.bodies is not None:
             for _, header in round_.bodies.headers.values():
                 self._journal.delete_all(f"blob/{header.body.id.hex()}/")

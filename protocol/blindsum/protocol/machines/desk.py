@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from blindsum.protocol.blobs import Fetches, read_blob, write_blob
+from blindsum.protocol.blobs import Fetches, read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, seal_envelope
 from blindsum.protocol.errors import Refused
@@ -117,12 +117,17 @@ class Desk:
 
     # -- what lasts -----------------------------------------------------------------------------------------------
 
-    def chain(self, base: TaskView) -> tuple[bytes, BlobRef]:
+    def chain(self, base: TaskView) -> tuple[bytes, BlobRef, bytes]:
+        """(digest of the last result, the model it gave, id of the state)"""
         value = self.journal.get(f"chain/{base.name}")
         if value is None:
-            return bytes(32), base.task.model
-        digest, ref = decode(value)
-        return digest, convert(ref, BlobRef)
+            return bytes(32), base.task.model, base.first_state
+        digest, ref, state = decode(value)
+        return digest, convert(ref, BlobRef), state
+
+    def state(self, state: bytes) -> bytes:
+        """What the algorithm keeps, by its id."""
+        return read_own(self.journal, state)
 
     def last(self, task: str) -> int:
         value = self.journal.get(f"last/{task}")

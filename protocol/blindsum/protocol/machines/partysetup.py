@@ -51,13 +51,13 @@ class PartySetup:
             return Refused(
                 "clock-skew", detail=f"the manifest is {(view.manifest.issued_at - now) // 1000} s off this clock"
             )
-        chain, model = self._desk.chain.head(view.base)
+        chain, model, state = self._desk.chain.head(view.base)
         if view.manifest.previous != chain:
             # no proof against anybody: this party may have missed a result, which the coordinator sends again
             return Refused("chain-differs", detail="the manifest follows another result than the last one seen here")
-        if view.manifest.model.id != model.id:
+        if (view.manifest.model.id, view.manifest.state) != (model.id, state):
             return Refused(
-                "chain-differs", "coordinator", "the model is not what the last result made of the one before"
+                "chain-differs", "coordinator", "model or state is not what the last result made of the one before"
             )
         raw = self._desk.vote(view, "manifest", view.digest)
         round_.set_manifest(signed.raw, view)

@@ -28,11 +28,13 @@ class Offer(Payload, frozen=True):
 
 
 class Manifest(Payload, frozen=True):
-    """What a round is. Its digest enters every key of the round. `previous` is the digest of the last result (zeros: none)."""
+    """What a round is. Its digest enters every key of the round. `previous` is the digest of the last result (zeros: none),
+    `state` the id of the blob of what the task's algorithm keeps beside the model."""
 
     task: Bytes32
     previous: Bytes32
     model: BlobRef
+    state: Bytes32
     offers: Annotated[list[Raw], Meta(max_length=PARTIES_MAX)]
     rotation: Annotated[bytes, Meta(max_length=16)]
     issued_at: Millis

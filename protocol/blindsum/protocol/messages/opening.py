@@ -72,8 +72,8 @@ class Want(Payload, frozen=True):
 
 
 class Result(Payload, frozen=True):
-    """The published outcome: the sum, the next model, and the digests of all that it was made from. `previous` and `rotation` are
-    the manifest's, so that a party that was away can follow the chain of results."""
+    """The published outcome: the sum, the next model and state, and the digests of all that it was made from. `previous` and
+    `rotation` are the manifest's, so that a party that was away can follow the chain of results."""
 
     previous: Bytes32
     rotation: Annotated[bytes, Meta(max_length=16)]
@@ -83,6 +83,7 @@ class Result(Payload, frozen=True):
     count: Annotated[int, Meta(ge=1, le=DEVICES_MAX)]
     sum: BlobRef
     model: BlobRef
+    state: Bytes32
     openings: Annotated[list[tuple[Annotated[int, Meta(ge=1, le=PARTIES_MAX)], Bytes32]], Meta(max_length=640)]
 
 

@@ -20,6 +20,7 @@ from blindsum.protocol.messages.common import (
 __all__ = ["Algorithm", "CodecSpec", "Criterion", "SegmentSpec", "Task", "ThreatSpec", "Training"]
 
 Micros = Annotated[int, Meta(ge=0, le=2**53)]
+Decay = Annotated[int, Meta(ge=0, le=999_999)]
 Duration = Annotated[int, Meta(ge=100, le=7 * 86_400_000)]
 
 
@@ -60,13 +61,21 @@ class Training(Payload, frozen=True):
     epochs: Annotated[int, Meta(ge=1, le=1000)]
     batch_size: Annotated[int, Meta(ge=1, le=65_536)]
     rate_micros: Micros
+    proximal_micros: Micros
+    """FedProx: the pull of a step towards the model of the round, in 10^-6; 0: none."""
+    control_micros: Micros
+    """SCAFFOLD: a control variate travels as this many 10^-6 times itself; 0 for any other algorithm."""
 
 
 class Algorithm(Payload, frozen=True):
-    """The server optimiser that turns a sum into the next model."""
+    """What turns a sum into the next model. Numbers that its formula has no place for are 0 (SPEC.md section 9.3)."""
 
-    name: Literal["fedavg"]
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold", "evaluate"]
     rate_micros: Micros
+    beta1_micros: Decay
+    beta2_micros: Decay
+    tau_micros: Micros
+    share_micros: Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class Criterion(Payload, frozen=True):
