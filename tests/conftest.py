@@ -30,6 +30,7 @@ PROMTOOL = shutil.which("promtool", path=SEARCH_PATH)
 INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None) or shutil.which(
     "initdb"
 )
+IP = shutil.which("ip", path=SEARCH_PATH)
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
 CLIENT = Path(__file__).resolve().parents[1] / "examples" / "typescript"
 COMPILER = CLIENT / "node_modules" / "typescript" / "bin" / "tsc"
@@ -38,6 +39,7 @@ NEEDS = {
     "local_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
     "module_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
     "production_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
+    "hosts": (IP if os.geteuid() == 0 else None, "apt-get install iproute2 (as root)"),
     "browser": (CHROMEDRIVER, "apt-get install chromium-driver"),
     "postgres": (INITDB, "apt-get install postgresql"),
     "promtool": (PROMTOOL, "apt-get install prometheus"),

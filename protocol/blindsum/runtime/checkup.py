@@ -34,7 +34,8 @@ __all__ = ["Finding", "Patient", "examine", "examine_file"]
 DISK_FREE_MIN: Final = 1 << 30
 DAYS_LEFT_MIN: Final = 30
 CONNECT_TIMEOUT_S: Final = 10.0
-LISTEN_S: Final = 2.0
+LISTEN_S: Final = 5.0
+"""How long the others have to be heard; it ends when all are."""
 PACKET_SIZE_MIN: Final = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
 
 _DAY_S: Final = 86_400
@@ -218,22 +219,27 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         remedy = "" if enough else "raise the broker's packet limit, or make tasks with smaller chunks"
         yield Finding("message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are needed at most", remedy)
         if presence:  # only the coordinator may hear who is there
-            time.sleep(LISTEN_S)
+            wanted = _wanted(patient)
+            until = time.monotonic() + LISTEN_S
+            while time.monotonic() < until and not all(map(online.get, wanted)):
+                time.sleep(LISTEN_S / 100)
             with heard:
-                yield _others(patient, dict(online))
+                yield _others(wanted, dict(online))
     except BlindsumError as error:
         yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
     finally:
         link.close()
 
 
-def _others(patient: Patient, online: dict[str, bool]) -> Finding:
+def _wanted(patient: Patient) -> set[str]:
+    """All roles of the fleet but the patient's own and the devices."""
     trust = load_trust(patient.kit)
-    wanted = {"coordinator", *(f"party-{number}" for number in range(1, len(trust.parties) + 1))} - {
-        patient.principal.user
-    }
-    here = {who for who, up in online.items() if up} & wanted
-    away = sorted(wanted - here)
+    roles = {"coordinator", *(f"party-{number}" for number in range(1, len(trust.parties) + 1))}
+    return roles - {patient.principal.user}
+
+
+def _others(wanted: set[str], online: dict[str, bool]) -> Finding:
+    away = sorted(who for who in wanted if not online.get(who))
     if away:
         return Finding(
             "other roles", False, f"away: {', '.join(away)}", "start them, or ask the organisations that run them"
