@@ -38,6 +38,17 @@ def _convolutional(make_model):
     return make_model(text + "y = Conv<pads=[1,1,1,1]>(s, k5) }", weights)
 
 
+def _recurrent(make_model):
+    """Two LSTM layers over ten steps."""
+    generator = np.random.default_rng(2)
+    shapes = {"w0": (1, 12, 2), "r0": (1, 12, 3), "w1": (1, 8, 3), "r1": (1, 8, 2)}
+    weights = {name: generator.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    text = """(float[batch, 10, 2] x) => (float[batch, 2] y) {
+        t = Transpose <perm=[1, 0, 2]> (x) a = LSTM <hidden_size=3> (t, w0, r0) b = Squeeze (a, one)
+        c, d = LSTM <hidden_size=2> (b, w1, r1) y = Squeeze (d, zero) }"""
+    return make_model(text, {**weights, "one": np.array([1]), "zero": np.array([0])})
+
+
 def _gradient(artifact, size, seed=0):
     session = TrainingSession(artifact)
     generator = np.random.default_rng(seed)
@@ -60,7 +71,9 @@ def _work(artifact, *operators):
 SILU = "g# = Sigmoid(z#) h# = Mul(z#, g#)"
 
 
-@pytest.mark.parametrize("make", [_convolutional, lambda m: _deep(m, SILU), lambda m: _deep(m, "h# = Tanh(z#)")])
+@pytest.mark.parametrize(
+    "make", [_convolutional, _recurrent, lambda m: _deep(m, SILU), lambda m: _deep(m, "h# = Tanh(z#)")]
+)
 def test_gradients_are_the_same_at_every_batch_size(make, make_model):
     model = make(make_model)
     plain = build_artifact(model, loss="mse", optimizer="gradient")

@@ -97,11 +97,15 @@ def test_wrong_url_is_told_without_its_password(postgres: Any) -> None:
         assert "geheim" not in str(error.value)
 
 
-def test_backup_by_the_documented_commands_holds_all_of_it(postgres: Any, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_backup_by_the_documented_commands_holds_all_of_it(
+    postgres: Any, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
     url, copy = postgres.database(), postgres.database()
     store = PostgresStore(url)
     store.commit([Write(f"k/{number}", os.urandom(5000)) for number in range(20)], [ChunkOut("x", bytes(32), 1)])
-    block = re.search(r"```bash\n(pg_dump.*?)```", (pytestconfig.rootpath / "docs" / "OPERATING.md").read_text(), re.DOTALL)
+    block = re.search(
+        r"```bash\n(pg_dump.*?)```", (pytestconfig.rootpath / "docs" / "OPERATING.md").read_text(), re.DOTALL
+    )
     assert block
     programs = f"{postgres.programs}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs, "DATABASE": url, "NEW_DATABASE": copy}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import build_artifact
+from blindsum.training import build_artifact, decode
 from tests.training.cases import Case, case, check, model_of
 
 STEPS, FEATURES, HIDDEN = 4, 3, 2
@@ -132,6 +132,20 @@ CASES = {
             )
         )
     },
+    **{
+        f"{name.lower()}_{direction}_step_{last}_gathered": case(
+            f't = Transpose <perm=[1, 0, 2]> (x) Y = {name} <hidden_size={HIDDEN}, direction="{direction}"> (t, w, r)'
+            " s = Squeeze (Y, one) u = Transpose <perm=[1, 0, 2]> (s) y = Gather <axis=1> (u, last)",
+            (STEPS, FEATURES),
+            one=[1],
+            differences=direction == "forward",
+            w=(1, gates * HIDDEN, FEATURES),
+            r=(1, gates * HIDDEN, HIDDEN),
+            constants={"last": np.array(last)},
+        )
+        for name, gates in GATES.items()
+        for direction, last in (("forward", -1), ("reverse", 0), ("forward", 1))
+    },
     "gru_activations": recurrent("GRU", ', activations=["HardSigmoid", "Relu"]', differences=False),
 }
 
@@ -158,3 +172,11 @@ def test_what_has_no_gradient_is_named(attributes: str, inputs: str, reason: str
     item = dataclasses.replace(item, body=body, constants={**item.constants, **extra})
     with pytest.raises(BlindsumError, match=rf"training-operator-unsupported: .*\(LSTM\): no gradient for {reason}"):
         build_artifact(model_of(item), loss="mse")
+
+
+@pytest.mark.parametrize(("last", "padded"), [(STEPS - 1, False), (0, True)])
+def test_the_last_step_alone_needs_no_gradient_for_the_others(last: int, padded: bool) -> None:
+    wanted = CASES["lstm_forward_step_-1_gathered"]
+    wanted = dataclasses.replace(wanted, constants={**wanted.constants, "last": np.array(last)})
+    artifact = build_artifact(model_of(wanted), loss="mse", trainable=["w", "r"])
+    assert ("Pad" in decode(artifact).manifest.operators) == padded

@@ -10,6 +10,7 @@ from . import (  # noqa: F401  (each registers its rules)
     einsum,
     elementwise,
     index,
+    lstm,
     matmul,
     normalisation,
     pool,

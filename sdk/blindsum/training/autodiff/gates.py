@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .graph import attribute
+from .graph import Graph, attribute
 from .registry import Backward
 
 _OPERATORS = {
@@ -33,19 +33,30 @@ class Activation:
     alpha: float
     beta: float
 
-    def value(self, b: Backward, x: str) -> str:
-        alpha, beta = self.alpha, self.beta
+    def value(self, b: Backward, x: str, graph: Graph | None = None) -> str:
+        """The function of `x`, emitted into `graph` where that is the body of a loop; constants stay outside."""
+        alpha, beta, op = self.alpha, self.beta, (graph or b.graph).op
         match self.name:
             case "affine":
-                return b.op("Add", b.op("Mul", x, b.scalar(alpha)), b.scalar(beta))
+                return op("Add", op("Mul", x, b.scalar(alpha)), b.scalar(beta))
             case "scaledtanh":
-                return b.op("Mul", b.op("Tanh", b.op("Mul", x, b.scalar(beta))), b.scalar(alpha))
+                return op("Mul", op("Tanh", op("Mul", x, b.scalar(beta))), b.scalar(alpha))
             case "hardsigmoid":
-                return b.op("HardSigmoid", x, alpha=alpha, beta=beta)
+                return op("HardSigmoid", x, alpha=alpha, beta=beta)
             case "leakyrelu" | "thresholdedrelu" | "elu":
-                return b.op(_OPERATORS[self.name], x, alpha=alpha)
+                return op(_OPERATORS[self.name], x, alpha=alpha)
             case _:
-                return b.op(_OPERATORS[self.name], x)
+                return op(_OPERATORS[self.name], x)
+
+    def slope_times(self, b: Backward, y: str, factor: str, product: str) -> str:
+        """`slope` times a factor whose product with `y` is there already."""
+        match self.name:
+            case "sigmoid":
+                return b.op("Sub", product, b.op("Mul", y, product))
+            case "tanh":
+                return b.op("Sub", factor, b.op("Mul", y, product))
+            case _:
+                return b.op("Mul", factor, self.slope(b, y))
 
     def slope(self, b: Backward, y: str) -> str:
         """The derivative, from the function's value."""

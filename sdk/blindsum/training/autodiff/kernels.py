@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
+from . import lstm
 from .graph import Graph, attribute
 
 SATURATED = 20.0
@@ -125,6 +126,7 @@ def _single(graph: Graph, name: str) -> bool:
 _FASTER = {
     "GlobalLpPool": _global_lp_pool,
     "GroupNormalization": _group_normalization,
+    "LSTM": lstm.write_out,
     "LogSoftmax": _softmax,
     "Mish": _mish,
     "Softmax": _softmax,

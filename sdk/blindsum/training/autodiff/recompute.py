@@ -127,6 +127,8 @@ class _Forward:
                 node.CopyFrom(self._nodes[at])
                 node.ClearField("name")  # onnxruntime wants each name once
                 outputs = {name: self._graph.fresh("again") for name in node.output if name}
+                shapes = self._graph.shapes
+                shapes.update((new, shapes[name]) for name, new in outputs.items() if name in shapes)
                 node.input[:] = [names.get(name, name) for name in node.input]
                 node.output[:] = [outputs.get(name, "") for name in node.output]
                 names |= outputs
@@ -150,6 +152,7 @@ class _Forward:
             static = [size if isinstance(size, int) else -1 for size in graph.shape(name)]
             target = graph.op("Add", graph.integers(static), nothing, output=graph.fresh("shape"))
             passed[name] = graph.op("Reshape", name, target, output=graph.fresh("kept"))
+            graph.shapes[passed[name]] = graph.shape(name)
         return passed
 
     def _without_cheap(self, kept: frozenset[str], group_max: int, budget: int) -> frozenset[str]:
@@ -243,8 +246,8 @@ class _Forward:
     def _size(self, name: str) -> int:
         """Bytes per example; 0 for what does not grow with the batch alone."""
         shape = self._graph.shapes.get(name, ())
-        rest = [size for size in shape[1:] if isinstance(size, int)]
-        if not shape or isinstance(shape[0], int) or len(rest) < len(shape) - 1 or name in self._graph.constants:
+        rest = [size for size in shape if isinstance(size, int)]
+        if len(rest) != len(shape) - 1 or name in self._graph.constants:
             return 0
         return ITEM_SIZE * math.prod(rest)
 

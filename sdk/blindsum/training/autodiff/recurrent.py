@@ -1,17 +1,9 @@
-"""Rules for LSTM, GRU and RNN.
+"""Rules for GRU and RNN, and what LSTM shares with them.
 
 The forward pass stays the fused operator. The backward pass computes the gates of all steps again, in one product each
 for inputs and states, as the states are known by then. Only the gradients of the states run from step to step, in a
-Scan; they leave the gates' gradients, from which one product each gives those of the weights and the inputs.
-
-Milliseconds of one LSTM layer, forward and backward, with the steps in a Scan and written out (onnxruntime 1.32 and
-PyTorch 2.13, one thread of a shared x86-64 server, least of 40 runs; steps x batch x inputs x hidden):
-
-                            PyTorch    Scan, to load    written out, to load
-    32 x 16 x 64 x 64           2.2     2.2        5         2.4          60
-    100 x 8 x 128 x 128         8.3    11.8        3        12.4          35
-    100 x 1 x 128 x 128         2.3     2.1        3         2.5          35
-    512 x 8 x 16 x 64          10.1    17.1        4        21.0         250
+Scan; they leave the gates' gradients, from which one product each gives those of the weights and the inputs. (Steps that
+are written out instead are no faster, and take ten to sixty times as long to load: docs/adr/0015.)
 """
 
 from __future__ import annotations
@@ -34,7 +26,7 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Direction:
+class Direction:
     """One direction of a node. A matrix has one row for each step and example, a sequence one matrix for each step."""
 
     backwards: bool
@@ -53,7 +45,7 @@ class _Direction:
     activations: list[Activation]
 
     def sequence(self, b: Backward, matrix: str, width: int) -> str:
-        sizes = b.op("Concat", *self.lead, b.integers([width * _hidden(b)]), axis=0)
+        sizes = b.op("Concat", *self.lead, b.integers([width * hidden_size(b)]), axis=0)
         return b.op("Reshape", matrix, sizes)
 
     def before(self, b: Backward, initial: str, sequence: str) -> str:
@@ -66,10 +58,11 @@ class _Direction:
     def last(self, b: Backward, sequence: str) -> str:
         return b.op("Gather", sequence, b.constant(np.array(0 if self.backwards else -1)), axis=0)
 
-    def along(self, b: Backward, states: list[str], sequences: list[str], body: Body) -> str:
-        """Run a body in the order of the steps, and return what it collects."""
-        _, (rows,) = scan(b.graph, states, sequences, body, results=1, backwards=self.backwards, dtype=b.dtype)
-        return rows
+    def along(
+        self, b: Backward, states: list[str], sequences: list[str], body: Body, results: int
+    ) -> tuple[list[str], list[str]]:
+        """Run a body in the order of the steps; returns the last states, and what it collects as sequences."""
+        return scan(b.graph, states, sequences, body, results=results, backwards=self.backwards, dtype=b.dtype)
 
     def against(
         self, b: Backward, states: list[str], sequences: list[str], body: Body, results: int
@@ -80,17 +73,17 @@ class _Direction:
         gradients of the first states, and what it collects as matrices.
         """
         parts = [part for part in (self.d_last_h, self.d_y and self.last(b, self.d_y)) if part]
-        dh = b.op("Add", *parts) if len(parts) == 2 else parts[0] if parts else _zeros(b, self.initial_h)
+        dh = b.op("Add", *parts) if len(parts) == 2 else parts[0] if parts else zeros(b, self.initial_h)
         if self.d_y:
-            sequences = [*sequences, self.before(b, _zeros(b, self.initial_h), self.d_y)]
+            sequences = [*sequences, self.before(b, zeros(b, self.initial_h), self.d_y)]
         states, rows = scan(
             b.graph, [dh, *states], sequences, body, results=results, backwards=not self.backwards, dtype=b.dtype
         )
-        return states, [_matrix(b, row) for row in rows]
+        return states, [matrix(b, row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Slopes:
+class Slopes:
     """Gradients of one direction."""
 
     gates_w: str  # matrices: of what the inputs and the states add to the gates
@@ -102,25 +95,16 @@ class _Slopes:
 
 @rule("RNN", since=7)
 def rnn(b: Backward) -> Gradients:
-    return _gradients(b, [(way, _rnn(b, way)) for way in _directions(b, ["Tanh"])])
+    return gradients(b, [(way, _rnn(b, way)) for way in directions(b, ["Tanh"])])
 
 
 @rule("GRU", since=7)
 def gru(b: Backward) -> Gradients:
     backward = _gru_reset_after if b.integer("linear_before_reset", 0) else _gru_reset_before
-    return _gradients(b, [(way, backward(b, way)) for way in _directions(b, ["Sigmoid", "Tanh"])])
+    return gradients(b, [(way, backward(b, way)) for way in directions(b, ["Sigmoid", "Tanh"])])
 
 
-@rule("LSTM", since=7)
-def lstm(b: Backward) -> Gradients:
-    if len(b.x) > 7 and b.x[7]:
-        raise b.refused("peephole weights (input P)")
-    if b.integer("input_forget", 0):
-        raise b.refused("input_forget=1")
-    return _gradients(b, [(way, _lstm(b, way)) for way in _directions(b, ["Sigmoid", "Tanh", "Tanh"])])
-
-
-def _rnn(b: Backward, way: _Direction) -> _Slopes:
+def _rnn(b: Backward, way: Direction) -> Slopes:
     (f,) = way.activations
 
     def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
@@ -128,52 +112,19 @@ def _rnn(b: Backward, way: _Direction) -> _Slopes:
         return [g.op("Gemm", gates, way.r, *rows[1:])], [gates]
 
     (dh,), (gates,) = way.against(b, [], [f.slope(b, way.y)], step, 1)
-    d_r = b.op("Gemm", gates, _matrix(b, way.before(b, way.initial_h, way.y)), transA=1)
-    return _Slopes(gates_w=gates, gates_r=gates, r=d_r, initial_h=dh)
+    d_r = b.op("Gemm", gates, matrix(b, way.before(b, way.initial_h, way.y)), transA=1)
+    return Slopes(gates_w=gates, gates_r=gates, r=d_r, initial_h=dh)
 
 
-def _lstm(b: Backward, way: _Direction) -> _Slopes:
-    """c' = f c + i g, h' = o act(c'); gates lie in the order i, o, f, g."""
-    f, g, h = way.activations
-    before = _matrix(b, way.before(b, way.initial_h, way.y))
-    bias = [b.op("Add", way.bias_w, way.bias_r)] if way.bias_w else []
-    raw = b.op("Gemm", before, way.r, b.op("Gemm", way.x, way.w, *bias, transB=1), transB=1)
-    raw_iof, raw_g = _split(b, raw, (3, 1))
-    iof, gate_g = f.value(b, raw_iof), g.value(b, raw_g)
-    gate_i, gate_o, gate_f = _split(b, iof, (1, 1, 1))
-    added = b.op("Mul", gate_i, gate_g)
-
-    def cell(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
-        return [g.op("Add", g.op("Mul", rows[0], states[0]), rows[1])], states
-
-    kept = way.sequence(b, gate_f, 1)
-    cells = _matrix(b, way.along(b, [way.initial_c], [kept, way.sequence(b, added, 1)], cell))
-    out = h.value(b, b.op("Add", b.op("Mul", gate_f, cells), added))
-    slopes_iof = b.op("Mul", f.slope(b, iof), b.op("Concat", gate_g, out, cells, axis=1))
-    slopes = b.op("Concat", slopes_iof, b.op("Mul", gate_i, g.slope(b, gate_g)), axis=1)
-    cell_slopes = b.op("Mul", gate_o, h.slope(b, out))
-
-    def step(g: Graph, states: list[str], rows: list[str]) -> tuple[list[str], list[str]]:
-        dh, dc = states
-        dc = g.op("Add", dc, g.op("Mul", dh, rows[1]))
-        gates = g.op("Mul", g.op("Concat", dc, dh, dc, dc, axis=1), rows[0])
-        return [g.op("Gemm", gates, way.r, *rows[3:]), g.op("Mul", dc, rows[2])], [gates]
-
-    sequences = [way.sequence(b, slopes, 4), way.sequence(b, cell_slopes, 1), kept]
-    (dh, dc), (gates,) = way.against(b, [way.d_last_c or _zeros(b, way.initial_c)], sequences, step, 1)
-    d_r = b.op("Gemm", gates, before, transA=1)
-    return _Slopes(gates_w=gates, gates_r=gates, r=d_r, initial_h=dh, initial_c=dc)
-
-
-def _gru_reset_after(b: Backward, way: _Direction) -> _Slopes:
+def _gru_reset_after(b: Backward, way: Direction) -> Slopes:
     """h' = (1 - z) n + z h with n = g(from x + r (from h)); gates lie in the order z, r, n."""
     f, g = way.activations
-    before = _matrix(b, way.before(b, way.initial_h, way.y))
+    before = matrix(b, way.before(b, way.initial_h, way.y))
     bias_w, bias_r = ([way.bias_w], [way.bias_r]) if way.bias_w else ([], [])
-    x_zr, x_n = _split(b, b.op("Gemm", way.x, way.w, *bias_w, transB=1), (2, 1))
-    h_zr, h_n = _split(b, b.op("Gemm", before, way.r, *bias_r, transB=1), (2, 1))
+    x_zr, x_n = split(b, b.op("Gemm", way.x, way.w, *bias_w, transB=1), (2, 1))
+    h_zr, h_n = split(b, b.op("Gemm", before, way.r, *bias_r, transB=1), (2, 1))
     zr = f.value(b, b.op("Add", x_zr, h_zr))
-    z, r = _split(b, zr, (1, 1))
+    z, r = split(b, zr, (1, 1))
     n = g.value(b, b.op("Add", x_n, b.op("Mul", r, h_n)))
     slope_n = b.op("Mul", b.op("Sub", b.scalar(1.0), z), g.slope(b, n))
     factors = b.op("Concat", b.op("Sub", before, n), b.op("Mul", slope_n, h_n), axis=1)
@@ -186,20 +137,20 @@ def _gru_reset_after(b: Backward, way: _Direction) -> _Slopes:
 
     sequences = [way.sequence(b, slopes, 3), way.sequence(b, z, 1)]
     (dh,), (gates_r, states) = way.against(b, [], sequences, step, 2)
-    d_zr, _ = _split(b, gates_r, (2, 1))
+    d_zr, _ = split(b, gates_r, (2, 1))
     gates_w = b.op("Concat", d_zr, b.op("Mul", states, slope_n), axis=1)
-    return _Slopes(gates_w=gates_w, gates_r=gates_r, r=b.op("Gemm", gates_r, before, transA=1), initial_h=dh)
+    return Slopes(gates_w=gates_w, gates_r=gates_r, r=b.op("Gemm", gates_r, before, transA=1), initial_h=dh)
 
 
-def _gru_reset_before(b: Backward, way: _Direction) -> _Slopes:
+def _gru_reset_before(b: Backward, way: Direction) -> Slopes:
     """h' = (1 - z) n + z h with n = g(from x + from (r h)); gates lie in the order z, r, n."""
     f, g = way.activations
-    before = _matrix(b, way.before(b, way.initial_h, way.y))
-    r_zr, r_n = _split(b, way.r, (2, 1), axis=0)
+    before = matrix(b, way.before(b, way.initial_h, way.y))
+    r_zr, r_n = split(b, way.r, (2, 1), axis=0)
     bias = [b.op("Add", way.bias_w, way.bias_r)] if way.bias_w else []
-    x_zr, x_n = _split(b, b.op("Gemm", way.x, way.w, *bias, transB=1), (2, 1))
+    x_zr, x_n = split(b, b.op("Gemm", way.x, way.w, *bias, transB=1), (2, 1))
     zr = f.value(b, b.op("Gemm", before, r_zr, x_zr, transB=1))
-    z, r = _split(b, zr, (1, 1))
+    z, r = split(b, zr, (1, 1))
     reset = b.op("Mul", r, before)
     n = g.value(b, b.op("Gemm", reset, r_n, x_n, transB=1))
     slopes_zr = b.op("Mul", f.slope(b, zr), b.op("Concat", b.op("Sub", before, n), before, axis=1))
@@ -218,12 +169,12 @@ def _gru_reset_before(b: Backward, way: _Direction) -> _Slopes:
     (dh,), (d_zr, d_n) = way.against(b, [], sequences, step, 2)
     gates = b.op("Concat", d_zr, d_n, axis=1)
     weights = b.op("Gemm", d_zr, before, transA=1), b.op("Gemm", d_n, reset, transA=1)
-    return _Slopes(gates_w=gates, gates_r=gates, r=b.op("Concat", *weights, axis=0), initial_h=dh)
+    return Slopes(gates_w=gates, gates_r=gates, r=b.op("Concat", *weights, axis=0), initial_h=dh)
 
 
-def _split(b: Backward, value: str, parts: Sequence[int], axis: int = 1) -> list[str]:
+def split(b: Backward, value: str, parts: Sequence[int], axis: int = 1) -> list[str]:
     """`value` cut into so many times the hidden size each."""
-    sizes = b.integers([part * _hidden(b) for part in parts])
+    sizes = b.integers([part * hidden_size(b) for part in parts])
     return b.ops("Split", value, sizes, outputs=len(parts), axis=axis)
 
 
@@ -231,18 +182,18 @@ def _total(graph: Graph, *terms: str) -> str:
     return graph.op("Sum", *terms) if len(terms) > 2 else graph.op("Add", *terms) if len(terms) == 2 else terms[0]
 
 
-def _matrix(b: Backward, sequence: str) -> str:
+def matrix(b: Backward, sequence: str) -> str:
     """A sequence as one matrix."""
     return b.op("Flatten", sequence, axis=2)
 
 
-def _zeros(b: Backward, like: str) -> str:
+def zeros(b: Backward, like: str) -> str:
     return b.op("ConstantOfShape", b.op("Shape", like), value=zero(b))
 
 
-def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
-    """The node taken apart. Raises where a rule does not hold for it."""
-    ways, hidden = _DIRECTIONS[b.text("direction", "forward")], _hidden(b)
+def directions(b: Backward, activations: Sequence[str], *, forward: bool = False) -> list[Direction]:
+    """The node taken apart; in the forward pass without its states. Raises where a rule does not hold for it."""
+    ways, hidden = _DIRECTIONS[b.text("direction", "forward")], hidden_size(b)
     steps, _, features = b.shape(b.x[0])
     bias, lengths, initial_h, initial_c = [*b.x[3:], "", "", "", ""][:4]
     if attribute(b.node, "clip") is not None:
@@ -256,9 +207,9 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
     d_y, d_last_h, d_last_c = [*b.dys, None, None][:3]
     x = b.op("Reshape", b.x[0], b.integers([-1, features]))
     empty = b.op("Concat", b.op("Shape", b.x[0], start=1, end=2), b.integers([hidden]), axis=0)
-    given = functions(b, activations * len(ways))
+    given = functions(b, [*activations] * len(ways))
 
-    def direction(at: int, backwards: bool) -> _Direction:
+    def direction(at: int, backwards: bool) -> Direction:
         def mine(value: str, axis: int = 0) -> str:
             """What this direction has of a value."""
             if len(ways) == 1:
@@ -267,7 +218,7 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
 
         biases = b.ops("Split", mine(bias), outputs=2, axis=0, num_outputs=2) if bias else ["", ""]
         blank = b.op("ConstantOfShape", empty, value=zero(b))
-        return _Direction(
+        return Direction(
             backwards=backwards,
             lead=[b.op("Shape", b.x[0], end=1), b.integers([-1])],
             x=x,
@@ -275,7 +226,7 @@ def _directions(b: Backward, activations: list[str]) -> list[_Direction]:
             r=mine(b.x[2]),
             bias_w=biases[0],
             bias_r=biases[1],
-            y=mine(b.y[0], 1),
+            y="" if forward else mine(b.y[0], 1),
             initial_h=mine(initial_h) if initial_h else blank,
             initial_c=mine(initial_c) if initial_c else blank,
             d_y=mine(d_y, 1) if d_y else "",
@@ -299,7 +250,7 @@ def _shortest(b: Backward, lengths: str) -> int:
     return 0 if known is None else min(map(int, known.ravel().tolist()))
 
 
-def _gradients(b: Backward, found: Sequence[tuple[_Direction, _Slopes]]) -> Gradients:
+def gradients(b: Backward, found: Sequence[tuple[Direction, Slopes]]) -> Gradients:
     """For X, W, R, B, the lengths, and the initial states."""
 
     def stacked(values: Iterable[str]) -> str:
@@ -319,5 +270,5 @@ def _gradients(b: Backward, found: Sequence[tuple[_Direction, _Slopes]]) -> Grad
     return [dx, d_w, d_r, d_bias, None, d_h, d_c]
 
 
-def _hidden(b: Backward) -> int:
+def hidden_size(b: Backward) -> int:
     return b.integer("hidden_size", 0)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from .graph import Graph, Shape, attribute
 from .registry import Backward
@@ -26,6 +28,7 @@ _RISING = frozenset({"Clip", "Relu", "Sigmoid", "Tanh"})
 def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
     """Rewrite `graph`, which ends in `output`. Values that it keeps keep their names."""
     _pool_first(graph, output)
+    _take_last_states(graph)
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
         window = _small_depthwise(graph, node) if node.op_type == "Conv" and node.input[1] in parameters else None
@@ -54,6 +57,49 @@ def _pool_first(graph: Graph, output: str) -> None:
         graph.nodes.remove(rising)
         graph.nodes.insert(at, rising)
         producers[pooled], producers[result] = pool, rising
+
+
+def _take_last_states(graph: Graph) -> None:
+    """Gather(Y, last step) becomes Y_h: a recurrent operator then gets one gradient instead of one for each step."""
+    makers = {name: node for node in graph.nodes for name in node.output}
+    for node in [node for node in graph.nodes if node.op_type == "Gather"]:
+        origin = _of_last_step(graph, makers, node)
+        if origin is None:
+            continue
+        batch, hidden = graph.shape(origin.output[0])[2:]
+        if graph.shapes.get(node.output[0]) != (batch, hidden) or isinstance(batch, int):
+            continue
+        origin.output.extend([""] * (2 - len(origin.output)))
+        origin.output[1] = origin.output[1] or graph.fresh("last")
+        graph.shapes[origin.output[1]] = (1, batch, hidden)
+        node.op_type, node.input[:] = "Squeeze", [origin.output[1], graph.integers([0])]
+        node.ClearField("attribute")
+
+
+def _of_last_step(graph: Graph, makers: Mapping[str, onnx.NodeProto], node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The recurrent node of one direction whose last state `node` gathers, if it does."""
+    index, name, axis = graph.constants.get(node.input[1]), node.input[0], attribute(node, "axis", 0)
+    while (maker := makers.get(name)) is not None and isinstance(axis, int) and name in graph.shapes:
+        axis, given = axis % len(graph.shape(name)), graph.shapes.get(maker.input[0], ())
+        if maker.op_type in ("GRU", "LSTM", "RNN"):
+            return maker if name == maker.output[0] and axis == 0 and _is_last(graph, maker, index) else None
+        if maker.op_type == "Transpose":
+            axis = attribute(maker, "perm", [])[axis]  # type: ignore[index]
+        elif maker.op_type == "Squeeze" and len(maker.input) > 1 and maker.input[1] in graph.constants:
+            gone = {int(each) % len(given) for each in graph.constants[maker.input[1]]}
+            axis = [each for each in range(len(given)) if each not in gone][axis]
+        elif maker.op_type != "Reshape" or axis or given[:1] != graph.shape(name)[:1] or not isinstance(given[0], int):
+            return None
+        name = maker.input[0]
+    return None
+
+
+def _is_last(graph: Graph, node: onnx.NodeProto, index: NDArray[np.generic] | None) -> bool:
+    """Whether a recurrent node of one direction comes to step `index` last."""
+    direction, steps = attribute(node, "direction", b"forward"), graph.shape(node.output[0])[0]
+    if index is None or index.shape or any(node.input[4:5]) or not isinstance(steps, int):
+        return False
+    return direction in (b"forward", b"reverse") and int(index) % steps == (steps - 1 if direction == b"forward" else 0)
 
 
 def _rises(node: onnx.NodeProto) -> bool:
