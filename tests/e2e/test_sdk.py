@@ -6,7 +6,11 @@ round of the fleet is judged, so no test may leave an inexact sum or a second up
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -534,6 +538,28 @@ def test_round_goes_on_after_a_pause_and_full_disks_are_waited_out(
     app.device.resume()
     app.next("uploaded")
     stop_in_time(app.device)
+
+
+@on_the_embedded_broker
+def test_process_killed_at_any_moment_goes_on_with_sealed_state_and_sends_nothing_twice(living: Living) -> None:
+    """What it must not do, a second upload or an inexact sum, is judged for the whole fleet at the end."""
+
+    def app(kit: Path, moment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(Path(__file__).with_name("mortal_app.py")), str(kit), TASK]
+        return subprocess.Popen([*command, str(living.root / "plain"), moment], stdout=subprocess.PIPE, text=True)
+
+    moments = ["joined", "train", "uploading", "uploaded"]
+    kits = enrol(living.folder, [f"mortal-{moment}" for moment in moments])
+    first = {moment: app(kit, moment) for moment, kit in zip(moments, kits, strict=True)}
+    heard = {moment: process.communicate(timeout=WAIT_S)[0] for moment, process in first.items()}
+    assert {moment: process.returncode for moment, process in first.items()} == dict.fromkeys(moments, -signal.SIGKILL)
+    second = {moment: app(kit, "") for moment, kit in zip(moments, kits, strict=True)}
+    for moment, process in second.items():
+        said = [json.loads(line) for line in (heard[moment] + process.communicate(timeout=2 * WAIT_S)[0]).splitlines()]
+        assert process.returncode == 0 and said[-1]["state"] == "stopped"
+        ended = next(event for event in said if event["event"] == "round-finished")
+        sent = [event["round"] for event in said if event["event"] == "uploading"]
+        assert ended["round"] in sent and len(sent) == len(set(sent)), moment
 
 
 # -- no fleet needed --------------------------------------------------------------------------------------------------

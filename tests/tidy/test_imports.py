@@ -27,7 +27,7 @@ LIBRARIES = {
     "testing": {"numpy", "cryptography", "pytest", "hypothesis"},
     "runtime": {"cryptography", "msgspec", "paho"},
     "training": {"numpy", "cbor2", "msgspec", "onnx", "onnxruntime"},
-    "sdk": {"numpy", "msgspec"},
+    "sdk": {"numpy", "msgspec", "keyring"},
     "backend": {
         "cryptography",
         "msgspec",

@@ -220,6 +220,17 @@ CATALOGUE: dict[str, Entry] = {
         "the file does not show two genuine messages of one principal that contradict each other",
         "take another copy of it",
     ),
+    "secret-missing": Entry(
+        "the device's keys are sealed under a secret of the app, which was not given", "open the device with its secret"
+    ),
+    "secret-wrong": Entry(
+        "what is sealed does not open with the secret that was given, or was altered",
+        "give the secret that sealed it; if it is lost, erase the device and enrol it again",
+    ),
+    "secret-unusable": Entry(
+        "the secret is too short, or the operating system's keyring did not give one",
+        "pass at least 16 random bytes, or a function that returns them; for the keyring install the package keyring",
+    ),
     "database-in-use": Entry(
         "another process has the database open",
         "stop the other process of this role; two must never share one identity",

@@ -28,6 +28,7 @@ from blindsum.runtime.mqtt import PACKET_OVERHEAD_SIZE
 from blindsum.runtime.ports import Inbound
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
+from blindsum.runtime.vault import Vault
 
 __all__ = ["Finding", "Patient", "examine", "examine_file"]
 
@@ -60,6 +61,7 @@ class Patient:
     broker: BrokerSettings
     database: Callable[[], tuple[bool, Finding]]
     """Whether the role holds its database now, and how it is."""
+    vault: Vault | None = None
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -114,8 +116,8 @@ def _software() -> str:
 
 
 def _keys(patient: Patient) -> str:
-    trust, public = load_trust(patient.kit), public_of(load_key(patient.kit / "key.pem"))
-    load_broadcast_key(patient.kit)
+    trust, public = load_trust(patient.kit), public_of(load_key(patient.kit / "key.pem", patient.vault))
+    load_broadcast_key(patient.kit, patient.vault)
     if patient.principal.role == "device":
         fault, name, certified = certificate_fault(
             read_file(patient.kit / "certificate.der"), ca=trust.ca, now=now_ms()
@@ -208,7 +210,7 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         return True
 
     presence = [pattern for pattern in topics.subscriptions if pattern.startswith(f"{topics.root}/st/")]
-    link = make_link(patient.kit, patient.broker, topics)
+    link = make_link(patient.kit, patient.broker, topics, patient.vault)
     try:
         link.open(presence, on_message=arrived, on_state=lambda _state: None)
         link.wait_connected(CONNECT_TIMEOUT_S)

@@ -24,6 +24,8 @@ class Tls:
     ca: Path | str | None
     certificate: Path | str | None = None
     key: Path | str | None = None
+    password: bytes = field(default=b"", repr=False)
+    """Of an encrypted key."""
 
     def context(self) -> ssl.SSLContext:
         """Raises BlindsumError "tls-files-unusable"."""
@@ -35,7 +37,7 @@ class Tls:
             else:
                 context.load_verify_locations(cafile=self.ca)
             if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key)
+                context.load_cert_chain(self.certificate, self.key, lambda: self.password)  # never asks
         except (OSError, ValueError) as error:
             raise BlindsumError("tls-files-unusable", f"{self.ca}, {self.certificate}: {error}") from error
         return context

@@ -18,6 +18,7 @@ from blindsum.runtime.mqtt import MqttLink
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import Topics
+from blindsum.runtime.vault import Vault, unseal
 
 __all__ = [
     "BrokerSettings",
@@ -26,6 +27,7 @@ __all__ = [
     "load_key",
     "load_trust",
     "make_link",
+    "protect_kit",
     "read_file",
     "save_key",
     "write_private",
@@ -83,10 +85,10 @@ def load_trust(kit: Path) -> Trust:
         raise BlindsumError("kit-incomplete", f"{kit / 'trust.cbor'}: {error}") from None
 
 
-def load_key(path: Path) -> Ed25519PrivateKey:
-    """An Ed25519 key in PKCS #8 PEM. Raises BlindsumError "kit-incomplete"."""
+def load_key(path: Path, vault: Vault | None = None) -> Ed25519PrivateKey:
+    """An Ed25519 key in PKCS #8 PEM. Raises BlindsumError "kit-incomplete", "secret-missing" or "secret-wrong"."""
     try:
-        key = serialization.load_pem_private_key(read_file(path), None)
+        key = serialization.load_pem_private_key(unseal(path, read_file(path), vault), None)
     except (ValueError, TypeError) as error:
         raise BlindsumError("kit-incomplete", f"{path}: {error}") from None
     if not isinstance(key, Ed25519PrivateKey):
@@ -100,17 +102,18 @@ def save_key(path: Path, key: Ed25519PrivateKey) -> None:
     write_private(path, pem)
 
 
-def load_broadcast_key(kit: Path) -> bytes:
+def load_broadcast_key(kit: Path, vault: Vault | None = None) -> bytes:
     """`broadcast.key` of a kit: what the coordinator seals models and sums with, so that the broker cannot read them."""
-    key = read_file(kit / "broadcast.key")
+    path = kit / "broadcast.key"
+    key = unseal(path, read_file(path), vault)
     if len(key) != BROADCAST_KEY_SIZE:
         raise BlindsumError("kit-incomplete", f"{kit / 'broadcast.key'} has {len(key)} bytes, not {BROADCAST_KEY_SIZE}")
     return key
 
 
-def load_identity(kit: Path, trust: Trust) -> DeviceIdentity:
+def load_identity(kit: Path, trust: Trust, vault: Vault | None = None) -> DeviceIdentity:
     """`certificate.der` and `key.pem` of a device kit, checked against each other and the fleet's CA."""
-    certificate, key = read_file(kit / "certificate.der"), load_key(kit / "key.pem")
+    certificate, key = read_file(kit / "certificate.der"), load_key(kit / "key.pem", vault)
     fault, name, public = certificate_fault(certificate, ca=trust.ca, now=now_ms())
     if fault:
         raise BlindsumError("kit-certificate", f"{kit / 'certificate.der'}: {fault}")
@@ -119,14 +122,29 @@ def load_identity(kit: Path, trust: Trust) -> DeviceIdentity:
     return DeviceIdentity(name, certificate, key)
 
 
-def make_link(kit: Path, broker: BrokerSettings, topics: Topics) -> MqttLink:
+def protect_kit(kit: Path, broker: BrokerSettings, vault: Vault) -> None:
+    """Seal the secrets of a kit, those that are not yet. Raises BlindsumError "kit-incomplete"."""
+    try:
+        for name in ("key.pem", "broadcast.key", broker.password_file):
+            if name:
+                vault.protect(kit / name)
+        if broker.key:
+            vault.protect_key(kit / broker.key)
+    except (OSError, ValueError) as error:
+        raise BlindsumError("kit-incomplete", f"{kit}: {error}") from None
+
+
+def make_link(kit: Path, broker: BrokerSettings, topics: Topics, vault: Vault | None = None) -> MqttLink:
     """The link of a role to its broker, with presence as last will."""
     tls = None
     if Endpoint.parse(broker.url).secure or broker.ca:
         certificate = kit / broker.certificate if broker.certificate else None
-        tls = Tls(kit / broker.ca if broker.ca else None, certificate, kit / broker.key if broker.key else None)
+        key = kit / broker.key if broker.key else None
+        password = vault.password(broker.key) if vault is not None and broker.key else b""
+        tls = Tls(kit / broker.ca if broker.ca else None, certificate, key, password)
     credentials = None
     if broker.user:
-        password = read_file(kit / broker.password_file).decode().strip() if broker.password_file else ""
-        credentials = Credentials(broker.user, password)
+        path = kit / broker.password_file
+        word = unseal(path, read_file(path), vault).decode().strip() if broker.password_file else ""
+        credentials = Credentials(broker.user, word)
     return MqttLink(broker.url, topics.principal.user, will=Will(topics.presence), credentials=credentials, tls=tls)

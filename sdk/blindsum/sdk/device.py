@@ -18,17 +18,19 @@ from blindsum.protocol.machines.device import DeviceMachine, Floor
 from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.checkup import Finding, Patient, examine, examine_file
-from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link
+from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link, protect_kit
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import STORE_CODES, SqliteStore
 from blindsum.runtime.system import random_bytes
 from blindsum.runtime.topics import Principal, Topics
+from blindsum.runtime.vault import open_store
 from blindsum.sdk.admission import Admission, Count
 from blindsum.sdk.events import DeviceEvent, Events, State
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
 from blindsum.sdk.policy import Policy
+from blindsum.sdk.secret import Secret, vault_of
 from blindsum.sdk.worker import Examples, Inspect
 
 __all__ = ["Device", "DeviceSettings"]
@@ -67,12 +69,16 @@ class Device:
         *,
         on_event: Callable[[DeviceEvent], None] | None = None,
         inspect: Inspect | None = None,
+        secret: Secret | None = None,
     ) -> None:
         self._kit, self._policy = kit, policy
         self._settings = load_settings(kit / "device.toml", DeviceSettings)
         self._trust = load_trust(kit)
-        self._identity = load_identity(kit, self._trust)
-        self._broadcast_key = load_broadcast_key(kit)
+        self._vault = vault_of(secret, fleet=self._settings.fleet, device=self._settings.device)
+        if self._vault is not None:
+            protect_kit(kit, self._settings.broker, self._vault)
+        self._identity = load_identity(kit, self._trust, self._vault)
+        self._broadcast_key = load_broadcast_key(kit, self._vault)
         if (self._settings.fleet, self._settings.device) != (self._trust.fleet, self._identity.name):
             raise BlindsumError(
                 "kit-incomplete", f"{kit}: device.toml, certificate and trust bundle name different ones"
@@ -98,10 +104,13 @@ class Device:
         policy: Policy | None = None,
         on_event: Callable[[DeviceEvent], None] | None = None,
         inspect: Inspect | None = None,
+        secret: Secret | None = None,
     ) -> Self:
         """The device whose kit is in folder `kit`. `on_event` is called on a thread of its own. `inspect` is shown, in this process
-        only, each update before it is masked; where it raises, nothing leaves. Raises BlindsumError."""
-        return cls(Path(kit), policy or Policy(), on_event=on_event, inspect=inspect)
+        only, each update before it is masked; where it raises, nothing leaves. `secret` seals the device's keys and database at
+        rest: at least 16 random bytes that the app keeps elsewhere, a function that gives them, or "keyring" for the operating
+        system's (package keyring). A kit and database that are not sealed yet are sealed now. Raises BlindsumError."""
+        return cls(Path(kit), policy or Policy(), on_event=on_event, inspect=inspect, secret=secret)
 
     @property
     def name(self) -> str:
@@ -252,7 +261,7 @@ class Device:
     def doctor(self) -> list[Finding]:
         """Whether the device can do its work, question by question, with what to do where it cannot; up to fifteen seconds."""
         principal, database = Principal("device", self.name), partial(examine_file, self._kit / DATABASE_FILE)
-        found = list(examine(Patient(self._kit, principal, self._settings.broker, database)))
+        found = list(examine(Patient(self._kit, principal, self._settings.broker, database, self._vault)))
         obstacle = self._policy.obstacle()
         found.append(Finding("conditions", not obstacle, obstacle or "all that the policy requires hold now"))
         answer = {None: "not asked yet", False: "the user has refused", True: "the user agrees"}[self.consent]
@@ -264,7 +273,7 @@ class Device:
     # -- for subclasses -------------------------------------------------------------------------------------------
 
     def _link(self, topics: Topics) -> Link:
-        return make_link(self._kit, self._settings.broker, topics)
+        return make_link(self._kit, self._settings.broker, topics, self._vault)
 
     def _willing(self, view: RoundView) -> str:
         """ "" to take part in the round, else why not."""
@@ -280,7 +289,7 @@ class Device:
             return self._ledger_
 
     def _open_store(self) -> SqliteStore:
-        return SqliteStore(self._kit / DATABASE_FILE)
+        return open_store(self._kit / DATABASE_FILE, self._vault)
 
     def _machine(self, store: Store, willing: Callable[[RoundView], str], tasks: frozenset[str]) -> DeviceMachine:
         return DeviceMachine(
