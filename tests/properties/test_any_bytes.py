@@ -36,9 +36,13 @@ class Recording:
     now: dict[str, int]
     messages: tuple[bytes, ...]
 
+    def store(self, role: str, phase: str) -> DictStore:
+        """A copy of the role's store in that phase."""
+        return DictStore(self.rows[role, phase])
+
     def machine(self, role: str, phase: str) -> Machine:
         """The role as it comes back from its store in that phase."""
-        return self.world.actors[role].make(DictStore(self.rows[role, phase]), 99)
+        return self.world.actors[role].make(self.store(role, phase), 99)
 
 
 @cache
