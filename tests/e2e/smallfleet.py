@@ -103,7 +103,17 @@ class SmallFleet:
             self.over = True
 
 
-def make_fleet(root: Path, *, rounds: int, url: str = "", chunk_size: int = 2048) -> SmallFleet:
+def make_fleet(
+    root: Path,
+    *,
+    rounds: int,
+    url: str = "",
+    chunk_size: int = 2048,
+    hidden: int = 32,
+    devices_min: int = 4,
+    join_s: float = 3.0,
+    upload_s: float = 8.0,
+) -> SmallFleet:
     """A fleet in the folder `root`, on the broker at `url` or on an embedded one of its own. Whoever makes it closes its stack."""
     events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
     stack = Stack(root / "logs", lambda name, event: events.put((name, event)))
@@ -113,16 +123,16 @@ def make_fleet(root: Path, *, rounds: int, url: str = "", chunk_size: int = 2048
     plan = Plan(
         name=TASK,
         threat=ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2),
-        devices_min=4,
+        devices_min=devices_min,
         devices_max=DEVICES,
         rounds=rounds,
         clip_norm=5.0,
-        join_s=3.0,
-        upload_s=8.0,
+        join_s=join_s,
+        upload_s=upload_s,
         decide_s=6.0,
         chunk_size=chunk_size,
     )
-    artifact = build_artifact(models.mlp([64, 32, 10], seed=1), loss="cross-entropy")
+    artifact = build_artifact(models.mlp([64, hidden, 10], seed=1), loss="cross-entropy")
     files, _ = create_task(folder.operator, artifact, plan)
     save_task(files, folder.coordinator)
     kits = enrol(folder, [f"device-{number}" for number in range(DEVICES)])

@@ -25,7 +25,7 @@ FROM_PROTOCOL = ("blindsum.protocol.errors", "blindsum.protocol.codec")
 LIBRARIES = {
     "protocol": {"numpy", "cryptography", "cbor2", "msgspec"},
     "testing": {"numpy", "cryptography", "pytest", "hypothesis"},
-    "runtime": {"cryptography", "msgspec", "paho"},
+    "runtime": {"cryptography", "msgspec", "paho", "socks"},
     "training": {"numpy", "cbor2", "msgspec", "onnx", "onnxruntime"},
     "sdk": {"numpy", "msgspec", "keyring"},
     "backend": {

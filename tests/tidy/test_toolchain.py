@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 BASE = {"numpy", "cryptography", "paho-mqtt", "cbor2", "msgspec"}
-EXTRAS = {"device", "author", "backend", "postgres", "fleet", "dev", "all"}
+EXTRAS = {"device", "proxy", "author", "backend", "postgres", "fleet", "dev", "all"}
 SOURCES = ["protocol", "sdk", "backend", "bench"]
 HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "pandas", "blindsum.backend"}
 ON_DEVICE = ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"]
 MODULES = {  # where a package is imported under another name
+    "PySocks": "socks",
     "paho-mqtt": "paho",
     "scikit-learn": "sklearn",
     "onnx-ad": "onnx_ad",

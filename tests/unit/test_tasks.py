@@ -16,6 +16,7 @@ from blindsum.backend.tasks import Plan, create_task, criterion, load_task, save
 from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import chunks_of
+from blindsum.protocol.messages.common import CHUNK_SIZE_MAX, SMALL_CHUNK_SIZE
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.quantize import rotated_range
 from blindsum.protocol.view import TaskView, open_task
@@ -82,12 +83,22 @@ def test_task_commits_to_the_artifact_and_to_its_first_model(fleet: FleetFolder)
     start = TrainingSession(ARTIFACT).parameters
     task = view_of(fleet).task
     assert files.plan == ARTIFACT and files.model == start.astype("<f4").tobytes()
-    assert task.plan == chunks_of(ARTIFACT, PLAN.chunk_size)[0]
-    assert task.model == chunks_of(files.model, PLAN.chunk_size)[0]
+    assert task.plan == chunks_of(ARTIFACT, SMALL_CHUNK_SIZE)[0]
+    assert task.model == chunks_of(files.model, SMALL_CHUNK_SIZE)[0]
     assert [(s.name, s.length, s.width, s.codec) for s in task.segments] == [
         ("parameters", start.size, 24, "quantised"),
         ("statistics", 3, 64, "exact"),
     ]
+
+
+def test_chunks_are_as_small_as_what_parties_open_allows(fleet: FleetFolder) -> None:
+    """The shares of all dropped edges of 100 000 devices do not fit into 1024 small chunks."""
+    assert view_of(fleet).task.plan.chunk_size == SMALL_CHUNK_SIZE
+    many = replace(
+        PLAN, devices_max=100_000, threat=ThreatModel(corrupt_permille=100, dropped_permille=300, cohort_min=5)
+    )
+    assert view_of(fleet, replace(many, width=32)).task.plan.chunk_size == CHUNK_SIZE_MAX
+    assert view_of(fleet, replace(PLAN, chunk_size=8192)).task.plan.chunk_size == 8192
 
 
 def test_cryptographic_numbers_are_derived_and_described(fleet: FleetFolder) -> None:

@@ -41,6 +41,9 @@ def task_create(
     join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
     upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
     decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    chunk_size: Annotated[
+        int, typer.Option(help="Bytes that travel at once; fewer for very bad lines. 0: 120 KiB where that is enough.")
+    ] = 0,
     eligible: Annotated[
         list[str] | None,
         typer.Option(help="KIND=VALUES, such as examples-min=100 or share=10,5 (docs/SDK.md); may be given again."),
@@ -74,6 +77,7 @@ def task_create(
         join_s=join_s,
         upload_s=upload_s,
         decide_s=decide_s,
+        chunk_size=chunk_size,
         eligibility=tuple(map(criterion, eligible or ())),
     )
     files, derived = create_task(made.operator, read_file(artifact), plan)

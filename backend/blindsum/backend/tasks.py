@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -22,7 +22,7 @@ from blindsum.protocol.messages import (
     Training,
     chunks_of,
 )
-from blindsum.protocol.messages.common import CHUNK_SIZE
+from blindsum.protocol.messages.common import CHUNK_SIZE_MAX, SMALL_CHUNK_SIZE
 from blindsum.protocol.params import Derived, ThreatModel, derive
 from blindsum.protocol.quantize import rotated_range
 from blindsum.protocol.trust import Trust
@@ -60,7 +60,8 @@ STATISTICS_LENGTH: Final = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What an operator decides about a task. Times in seconds; `clip_norm` is the largest L2 norm of an update; `weight_max` the
-    largest weight (in examples) of one device."""
+    largest weight (in examples) of one device. `chunk_size` 0: 120 KiB, which every broker takes, or 256 KiB where 1024 chunks of
+    120 KiB do not hold what a round needs."""
 
     name: str
     threat: ThreatModel
@@ -78,7 +79,7 @@ class Plan:
     join_s: float = 30.0
     upload_s: float = 300.0
     decide_s: float = 30.0
-    chunk_size: int = CHUNK_SIZE
+    chunk_size: int = 0
     eligibility: tuple[Criterion, ...] = ()
 
 
@@ -115,6 +116,13 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
     wrong with the artifact."""
     if not is_name(plan.name):
         raise BlindsumError("name-unusable", repr(plan.name))
+    if plan.chunk_size == 0:
+        try:
+            return create_task(operator, artifact, replace(plan, chunk_size=SMALL_CHUNK_SIZE))
+        except BlindsumError as error:
+            if error.code != "parameters-unsafe":
+                raise
+            return create_task(operator, artifact, replace(plan, chunk_size=CHUNK_SIZE_MAX))
     trust, key = load_trust(operator), load_key(operator / "operator.pem")
     parsed = decode(artifact)
     if parsed.manifest.optimiser == "gradient":

@@ -169,6 +169,10 @@ CATALOGUE: dict[str, Entry] = {
         "another process connected to the broker under the same client id",
         "run each device, party and coordinator once; give copies an identity of their own",
     ),
+    "proxy-url-invalid": Entry(
+        "the proxy's address is not http:// or socks5:// with a host", "correct 'proxy' in the settings"
+    ),
+    "proxy-package-missing": Entry("a proxy needs a package that is not installed", "pip install 'blindsum[proxy]'"),
     "packet-too-large": Entry(
         "the message is larger than the broker accepts; it was not sent",
         "raise the broker's maximum packet size to 525312 bytes, or give the task a smaller chunk size",

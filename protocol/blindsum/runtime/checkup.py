@@ -20,11 +20,9 @@ from cryptography import x509
 
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, box_open, box_seal, certificate_fault, public_of
-from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Endpoint
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
-from blindsum.runtime.mqtt import PACKET_OVERHEAD_SIZE
 from blindsum.runtime.ports import Inbound
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
@@ -37,7 +35,7 @@ DAYS_LEFT_MIN: Final = 30
 CONNECT_TIMEOUT_S: Final = 10.0
 LISTEN_S: Final = 5.0
 """How long the others have to be heard; it ends when all are."""
-PACKET_SIZE_MIN: Final = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
+PACKET_SIZE_MIN: Final = 131_072
 
 _DAY_S: Final = 86_400
 
@@ -219,7 +217,7 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         size = link.max_packet_size
         enough = size >= PACKET_SIZE_MIN
         remedy = "" if enough else "raise the broker's packet limit, or make tasks with smaller chunks"
-        yield Finding("message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are needed at most", remedy)
+        yield Finding("message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are enough for chunks of 120 KiB", remedy)
         if presence:  # only the coordinator may hear who is there
             wanted = _wanted(patient)
             until = time.monotonic() + LISTEN_S

@@ -15,6 +15,7 @@ from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will
 from blindsum.runtime.mqtt import MqttLink
+from blindsum.runtime.proxy import Proxy
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import Topics
@@ -47,6 +48,8 @@ class BrokerSettings(Settings, frozen=True):
     key: str = ""
     user: str = ""
     password_file: str = ""
+    proxy: str = ""
+    """http:// or socks5:// [user[:password]@]host[:port], where the way to the broker leads through one."""
 
 
 def read_file(path: Path) -> bytes:
@@ -147,4 +150,6 @@ def make_link(kit: Path, broker: BrokerSettings, topics: Topics, vault: Vault | 
         path = kit / broker.password_file
         word = unseal(path, read_file(path), vault).decode().strip() if broker.password_file else ""
         credentials = Credentials(broker.user, word)
-    return MqttLink(broker.url, topics.principal.user, will=Will(topics.presence), credentials=credentials, tls=tls)
+    proxy = Proxy.parse(broker.proxy) if broker.proxy else None
+    will = Will(topics.presence)
+    return MqttLink(broker.url, topics.principal.user, will=will, credentials=credentials, tls=tls, proxy=proxy)

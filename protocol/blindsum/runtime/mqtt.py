@@ -26,6 +26,7 @@ from blindsum.runtime.logs import fields
 from blindsum.runtime.packet_limit import PacketLimit
 from blindsum.runtime.paho_client import PACKET_OVERHEAD_SIZE, PACKET_SIZE_MAX, RECEIVE_MAX, PahoClient, error_logger
 from blindsum.runtime.ports import Inbound, LinkState, Outcome, Token
+from blindsum.runtime.proxy import Proxy
 from blindsum.runtime.subscriptions import Subscriptions, subscribe
 from blindsum.runtime.wake import Bell
 
@@ -73,6 +74,7 @@ class MqttLink:
         will: Will | None = None,
         credentials: Credentials | None = None,
         tls: Tls | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         self.url, self.client_id = url, client_id
         self._endpoint = Endpoint.parse(url)
@@ -80,7 +82,7 @@ class MqttLink:
             raise BlindsumError(
                 "broker-url-invalid", f"{url}: mqtts and wss take TLS files, mqtt and ws cannot use them"
             )
-        self._will, self._credentials = will, credentials
+        self._will, self._credentials, self._proxy = will, credentials, proxy
         self._context = tls.context() if tls else None
         self._changed = threading.Condition()  # guards what the next block names
         self._state = LinkState(connected=False)
@@ -96,6 +98,7 @@ class MqttLink:
         # what follows belongs to the network thread
         self._version = MQTTProtocolVersion.MQTTv5
         self._version_known = False
+        self._retains = True
         self._silent_closes = 0
         self._asked = False  # CONNECT is on its way
         self._held: deque[Inbound] = deque()  # at most one loop_read of paho: WINDOW_MAX packets
@@ -262,7 +265,7 @@ class MqttLink:
         for _ in range(len(self._commands)):
             command = self._commands.popleft()
             if isinstance(command, _Publish):
-                info = client.publish(command.topic, command.body, qos=1, retain=command.retain)
+                info = client.publish(command.topic, command.body, qos=1, retain=command.retain and self._retains)
                 if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
                     self._flying[info.mid] = (command.size, command.done)
                 else:
@@ -276,8 +279,10 @@ class MqttLink:
             client.tls_set_context(self._context)
         if self._credentials is not None:
             client.username_pw_set(self._credentials.user, self._credentials.password)
+        if self._proxy is not None:
+            client.proxy_set(**self._proxy.arguments())
         if self._will is not None:
-            client.will_set(self._will.topic, self._will.gone, qos=1, retain=True)
+            client.will_set(self._will.topic, self._will.gone, qos=1, retain=self._retains)
         client.max_inflight_messages_set(WINDOW_MAX)
         client.enable_logger(error_logger(self._explain))
         client.on_connect = self._on_connect
@@ -294,8 +299,11 @@ class MqttLink:
             self._reason = LinkState(connected=False, code="broker-refused", detail=str(reason))
             if reason == "Unsupported protocol version":
                 self._try_other_version()
+            self._retains = self._retains and reason != "Retain not supported"
             return
         self._version_known, self._silent_closes = True, 0
+        # nothing depends on what a broker keeps
+        self._retains = self._retains and bool(getattr(props, "RetainAvailable", 1))
         self._limit.announced = getattr(props, "MaximumPacketSize", PACKET_SIZE_MAX)
         with self._changed:
             self._window = min(WINDOW_MAX, getattr(props, "ReceiveMaximum", WINDOW_MAX))
@@ -319,7 +327,7 @@ class MqttLink:
         if self._will is not None:
             with self._changed:
                 self._reserved += 1
-            info = client.publish(self._will.topic, self._will.here, qos=1, retain=True)
+            info = client.publish(self._will.topic, self._will.here, qos=1, retain=self._retains)
             self._flying[info.mid] = (0, lambda _outcome: None)
         self._tell(LinkState(connected=True))
 
@@ -378,7 +386,7 @@ class MqttLink:
 
     def _goodbye(self, client: PahoClient) -> None:
         if self._will is not None:
-            client.publish(self._will.topic, self._will.gone, qos=1, retain=True)
+            client.publish(self._will.topic, self._will.gone, qos=1, retain=self._retains)
         client.leave(GOODBYE_TIMEOUT_S)
 
     def _tell(self, state: LinkState) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "CHUNK_SIZE_MAX",
     "DEVICES_MAX",
     "PARTIES_MAX",
+    "SMALL_CHUNK_SIZE",
     "BlobRef",
     "Bytes16",
     "Bytes32",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 CHUNK_SIZE: Final = 262_144
+SMALL_CHUNK_SIZE: Final = 122_880
+"""With its envelope below the 128 KB that AWS IoT Core takes as a payload."""
 CHUNK_SIZE_MAX: Final = 262_144
 BLOB_CHUNKS_MAX: Final = 1024
 """A blob has at most 256 MiB at the default chunk size."""

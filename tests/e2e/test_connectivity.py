@@ -1,0 +1,75 @@
+"""Ways to a broker that are not a clean line to a generous one: strict limits, bad lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from blindsum.runtime.mqtt import MqttLink
+from blindsum.runtime.ports import Inbound
+from blindsum.testing.line import BadLine
+
+AWS = {"payload": 131_072, "slashes": 7, "topic": 256}
+"""AWS IoT Core's documented limits."""
+AWS_BROKER = "max_packet_size 131584\nmax_inflight_messages 20\nmax_topic_alias 8\n"
+LOSS, LIFETIME_S = 0.3, 5.0
+ON_BAD_LINE = "device-3"
+
+
+class Census:
+    """A client that reads everything and remembers what was largest."""
+
+    def __init__(self, url: str) -> None:
+        self.payload = self.topic = self.slashes = self.seen = 0
+        self.link = MqttLink(url, "census")
+        self.link.open(["blindsum/#"], on_message=self._count, on_state=lambda _state: None)
+        self.link.wait_connected(30.0)
+
+    def _count(self, inbound: Inbound) -> bool:
+        self.seen += 1
+        self.payload = max(self.payload, len(inbound.body))
+        self.topic = max(self.topic, len(inbound.topic.encode()))
+        self.slashes = max(self.slashes, inbound.topic.count("/"))
+        self.link.ack(inbound.token)
+        return True
+
+
+def test_rounds_stay_within_the_limits_of_aws_iot_core(
+    small_fleet: Callable[..., Any], local_mosquitto: Callable[..., Any]
+) -> None:
+    """The model is larger than a payload may be; chunks of the size that tasks have by themselves are not."""
+    fleet = small_fleet(rounds=1, url=local_mosquitto(AWS_BROKER).url, chunk_size=0, hidden=512)
+    assert fleet.base.task.model.size > AWS["payload"]
+    census = Census(fleet.url)
+    try:
+        fleet.start()
+        fleet.watch(90.0)
+    finally:
+        census.link.close()
+    assert fleet.finished == [1] and not fleet.failed
+    fleet.judge()
+    assert AWS["payload"] >= census.payload > 0.9 * AWS["payload"]
+    assert census.slashes <= AWS["slashes"] and census.topic <= AWS["topic"]
+    assert census.seen > 50
+
+
+def test_device_on_a_bad_line_completes(small_fleet: Callable[..., Any]) -> None:
+    """30 % of its segments are lost, and it loses its connection every 5 s, in both directions, all the time."""
+    fleet = small_fleet(rounds=1, join_s=30.0, upload_s=40.0, devices_min=8)
+    host, port = re.fullmatch(r"mqtt://(.+):(\d+)", fleet.url).groups()  # type: ignore[union-attr]
+    with BadLine((host, int(port)), loss=LOSS, lifetime_s=LIFETIME_S, seed=1) as line:
+        settings = fleet.folder.device(ON_BAD_LINE) / "device.toml"
+        settings.write_text(settings.read_text("utf-8").replace(fleet.url, f"mqtt://127.0.0.1:{line.port}"), "utf-8")
+        uploaded: set[str] = set()
+
+        def hear(name: str, event: dict[str, Any]) -> None:
+            if name == "coordinator" and event["event"] == "upload":
+                uploaded.add(event["device"])
+
+        fleet.start()
+        fleet.watch(120.0, hear)
+        assert line.connections >= 2 and line.lost > 10
+    assert fleet.finished == [1], fleet.failed
+    assert ON_BAD_LINE in uploaded
+    fleet.judge()
