@@ -18,7 +18,9 @@ from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.batchnorm import Statistic
 from .autodiff.graph import Shape, attribute, every_node
 from .autodiff.loss import LossRule, rule_of
+from .autodiff.planar import as_images
 from .autodiff.prepare import prepare
+from .autodiff.reverse import reached
 from .autodiff.rewrite import rewrite
 from .autodiff.select import select
 from .autodiff.separable import separable
@@ -111,12 +113,14 @@ def build_artifact(
     batchnorm.guard(prepared.graph, moving)
     evaluate = prepared.graph.copy()
     evaluate.prune([logits])
+    as_images(evaluate, (), logits)
     metrics = {"loss": rule.mean, **rule.metrics()}
     for name, metric in metrics.items():
         pair = [evaluate.op("Reshape", part, evaluate.integers([1])) for part in metric(evaluate, logits, TARGETS)]
         evaluate.op("Concat", *pair, axis=0, output=f"@{name}")
     predict = prepared.graph.copy()
     predict.rename(prepared.output, PREDICTION)
+    as_images(predict, (), PREDICTION)
     for graph in (train, slopes, evaluate, predict):
         kernels.write_out(graph)
 
@@ -189,6 +193,7 @@ def _complete(
     loss does not depend smoothly are not among them.
     """
     rewrite(train, logits, wanted)
+    as_images(train, reached(train, wanted), logits)
     statistics = batchnorm.train(train) if moving else {}
     loss, weight = rule.mean(train, logits, TARGETS)
     rate = update.folded_rate(optimiser)
