@@ -21,6 +21,7 @@ from blindsum.backend.provision import create_fleet
 from blindsum.backend.service import Reporter
 from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.kit import load_trust
 from blindsum.testing.forgery import vote
 from blindsum.testing.world import World
@@ -318,3 +319,16 @@ def test_help_loads_neither_onnxruntime_nor_cryptography_heavy_parts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_verify_says_where_an_audit_log_was_altered(run: Run, answer: Callable[..., Any], tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit", "party/1")
+    for number in range(3):
+        log.add(number, "voted", {"round": number})
+    assert answer("verify", tmp_path / "audit")["head"] == log.head
+    path = tmp_path / "audit" / "audit-00000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"round": 1', b'"round": 7'))
+    status, out, _ = run("verify", tmp_path / "audit", "--json")
+    (fault,) = json.loads(out)["faults"]
+    assert (status, fault["role"], fault["id"], fault["code"]) == (1, "party", "1", "audit-altered")
+    assert "line 3" in fault["detail"]

@@ -198,27 +198,34 @@ def broker(
 
 @app.command(epilog="Example: blindsum verify blindsum-demo/transcript.blindsum --json")
 def verify(
-    transcript: Annotated[Path, typer.Argument(help="Transcript of a round, or evidence that a role has kept.")],
+    transcript: Annotated[
+        Path, typer.Argument(help="Transcript of a round, evidence that a role has kept, or its folder audit.")
+    ],
     trust: Annotated[
         Path | None, typer.Option(help="trust.cbor of a kit to hold it to; else only its own consistency is checked.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Recompute a round from its transcript: votes, roster, survivor set, openings, sum, model. Says who lied. Of evidence, the
-    two signed messages that contradict each other, it says who signed them."""
+    two signed messages that contradict each other, it says who signed them; of an audit log, where it was cut or altered."""
     from blindsum.protocol.codec import DecodeError
     from blindsum.protocol.evidence import MAGIC, verify_evidence
     from blindsum.protocol.refusals import REFUSALS
     from blindsum.protocol.transcript import verify as verify_transcript
     from blindsum.protocol.trust import Trust
+    from blindsum.runtime.audit import is_audit, verify_audit
     from blindsum.runtime.kit import read_file
 
     try:
         pinned = Trust.decode(read_file(trust)) if trust is not None else None
     except DecodeError as error:
         raise BlindsumError("kit-incomplete", f"{trust}: {error}") from None
-    data = read_file(transcript)
-    report = verify_evidence(data, trust=pinned) if data.startswith(MAGIC) else verify_transcript(data, trust=pinned)
+    if is_audit(transcript):
+        report = verify_audit(transcript)
+    elif (data := read_file(transcript)).startswith(MAGIC):
+        report = verify_evidence(data, trust=pinned)
+    else:
+        report = verify_transcript(data, trust=pinned)
     faults = [{"role": f.role, "id": f.id, "code": f.code, "detail": f.detail} for f in report.faults]
     if as_json:
         print(json.dumps({"valid": report.valid, "faults": faults, "trust_pinned": trust is not None, **report.facts}))
@@ -231,7 +238,7 @@ def verify(
             console.print(f"[bold red]fault[/] {escape(f'{fault.principal}: {fault.code} {fault.detail}')}")
             console.print(f"      {cause}")
         console.print("[bold green]valid[/]" if report.valid else "[bold red]NOT valid[/]")
-        if report.valid and trust is None:
+        if report.valid and trust is None and not is_audit(transcript):
             console.print("consistent with the keys inside it; give --trust to hold it to a fleet's own")
     if not report.valid:
         raise typer.Exit(EXIT_INVALID)

@@ -17,6 +17,7 @@ from blindsum.protocol.keys import public_of
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.step import Machine
 from blindsum.protocol.transcript import write_records
+from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
 from blindsum.runtime.settings import Settings, load_settings
@@ -54,7 +55,7 @@ def run_coordinator(kit: Path) -> int:
     broadcast_key = load_broadcast_key(kit)
     store = open_store(kit, settings)
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
-    reporter = Reporter("coordinator")
+    reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
 
     def machine() -> Machine:

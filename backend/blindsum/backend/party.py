@@ -11,6 +11,7 @@ from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
+from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link
 from blindsum.runtime.settings import Settings, load_settings
@@ -48,7 +49,7 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
     broadcast_key = load_broadcast_key(kit)
     store = SqliteStore(kit / "party.db", anchor=kit / settings.anchor, behind=forgotten)
     topics = Topics(trust.fleet, Principal("party", str(settings.party)))
-    reporter = Reporter(f"party/{settings.party}")
+    reporter = Reporter(f"party/{settings.party}", AuditLog(kit / "audit", f"party/{settings.party}"))
 
     def machine() -> PartyMachine:
         return PartyMachine(

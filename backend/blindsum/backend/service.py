@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Final
 
 from blindsum.backend.board import Board
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.step import Event
+from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
@@ -25,6 +28,13 @@ POLL_S: Final = 0.1
 END_WITH_STDIN: Final = "BLINDSUM_END_WITH_STDIN"
 """Set in the environment by whoever started this process and holds the other end of its stdin: no orphans."""
 PORT_MAX: Final = 65535
+AUDITED: Final = frozenset(
+    {
+        "started", "stopped", "offered", "voted", "opened", "followed", "round-over", "round-finished", "round-failed", "fault",
+        "evidence", "left-out", "memory-lost", "revocations", "revocations-refused", "task", "task-refused", "transcript",
+    }
+)  # fmt: skip
+"""What goes into the audit log: what a role answered for, and nothing that every device can cause at will."""
 
 
 class WebSettings(Settings, frozen=True):
@@ -44,9 +54,12 @@ class WebSettings(Settings, frozen=True):
 
 
 class Reporter:
-    """Writes events and refusals as JSON lines and on the role's board; safe from any thread."""
+    """Writes events and refusals as JSON lines, on the role's board and, those that are `AUDITED`, to its audit log; safe from any
+    thread."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, audit: AuditLog | None = None) -> None:
+        self._audit = audit
+        self._refusals: Counter[str] = Counter()
         self.board = Board(role, now_ms())
         self._role = role
         self._lock = threading.Lock()
@@ -54,12 +67,32 @@ class Reporter:
     def event(self, event: Event) -> None:
         self.line(event.name, **event.data)
 
+    def started(self) -> None:
+        """Say that the role runs, and how its audit log stands."""
+        self.line("started", version=version("blindsum"), audit=self._audit.head if self._audit is not None else "")
+
     def refused(self, refused: Refused) -> None:
         self.line("refused", code=refused.code, culprit=refused.culprit, detail=refused.detail)
+        self._refusals[refused.code] = count = self._refusals[refused.code] + 1
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th…: a peer must not be able to fill the log
+            self._keep(now_ms(), "refusals", {"code": refused.code, "count": count, "culprit": refused.culprit})
 
     def line(self, name: str, **data: object) -> None:
         at = now_ms()
         self.board.tell(at, name, data)
+        if name in AUDITED:
+            self._keep(at, name, data)
+        self._print(at, name, data)
+
+    def _keep(self, at: int, name: str, data: Mapping[str, object]) -> None:
+        if self._audit is None:
+            return
+        try:
+            self._audit.add(at, name, data)
+        except BlindsumError as error:  # rounds go on: what counts is in the database
+            self._print(at, "audit-failed", {"code": error.code, "detail": error.detail})
+
+    def _print(self, at: int, name: str, data: Mapping[str, object]) -> None:
         text = json.dumps({"at": at, **data, "role": self._role, "event": name}, default=str)
         with self._lock:
             try:
@@ -77,6 +110,7 @@ def run_until_stopped(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    reporter.started()
     if END_WITH_STDIN in os.environ:
         threading.Thread(target=_until_stdin_ends, args=(stopped,), daemon=True).start()
     with _web(reporter, web):

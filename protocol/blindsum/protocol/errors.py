@@ -207,6 +207,10 @@ CATALOGUE: dict[str, Entry] = {
         "the database is older than what this role has already sent: it was brought back from a copy, or it is gone",
         "start the party once with --forgotten: it erases its rounds and sits out all that may be under way",
     ),
+    "audit-unwritable": Entry(
+        "the role's audit log cannot be written or read",
+        "check the folder audit in its kit: owner, permissions, room on the disk",
+    ),
     "revocations-invalid": Entry(
         "the file is not a revocation list of this fleet's CA", "copy revoked.crl again from the operator's kit"
     ),

@@ -52,6 +52,7 @@ class PartyDesk:
     def vote(self, view: RoundView, decides: str, digest: bytes, beacon: bytes = b"") -> bytes:
         vote = convert({"decides": decides, "digest": digest, "beacon": beacon}, Vote)
         head = view.head("vote", f"party/{self.number}", "coordinator")
+        self.journal.event("voted", task=view.name, round=view.number, decides=decides, digest=digest.hex())
         return seal_envelope(self._key, head, vote)
 
     def send_vote(self, raw: bytes) -> None:
