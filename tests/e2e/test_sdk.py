@@ -266,6 +266,9 @@ def test_device_takes_part_in_round_after_round(living: Living) -> None:
     assert (State.TRAINING, f"round {first['round']}") in states
     assert len(states) >= 4  # two rounds of two epochs
     assert (device.state, device.reason) == (State.STOPPED, "stopped by the app")
+    model = device.model(TASK)
+    assert {first["round"], second["round"]} <= {version.number for version in model.versions}
+    assert model.activate(second["round"]) and model.predict(BATCH[0]).shape == (24, 10)
 
 
 @on_the_embedded_broker

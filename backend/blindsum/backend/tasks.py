@@ -30,6 +30,7 @@ from blindsum.protocol.view import TaskView, open_task
 from blindsum.runtime.kit import load_key, load_trust, read_file
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.training import decode
+from blindsum.training.personal import split
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -127,7 +128,8 @@ def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles,
     parsed = decode(artifact)
     if parsed.manifest.optimiser == "gradient":
         raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
-    return sign_task(trust, key, artifact, parsed.parameters.astype("<f4").tobytes(), plan)
+    shared, _ = split(parsed.manifest, parsed.parameters)
+    return sign_task(trust, key, artifact, shared.astype("<f4").tobytes(), plan)
 
 
 def sign_task(

@@ -102,6 +102,8 @@ CATALOGUE: dict[str, Entry] = {
     "demo-no-round": Entry("not one round of the demo finished", "see the codes; on a slow machine try fewer devices"),
     "policy-invalid": Entry("the device's policy contradicts itself", "mend the Policy that the app passes"),
     "device-running": Entry("the device has been started already", "register tasks before start(); call stop() first"),
+    "task-not-registered": Entry("the app has no examples function for this task", "register one with Device.task"),
+    "condition-unmet": Entry("a condition that the policy requires does not hold now", "try again when it does"),
     "no-examples": Entry(
         "the app's examples function gave no examples", "yield at least one batch, or do not register the task"
     ),
@@ -227,6 +229,10 @@ CATALOGUE: dict[str, Entry] = {
     "evidence-unproven": Entry(
         "the file does not show two genuine messages of one principal that contradict each other",
         "take another copy of it",
+    ),
+    "model-unknown": Entry(
+        "the device has no such version of the task's model",
+        "see Device.model(task).versions; versions come with rounds",
     ),
     "secret-missing": Entry(
         "the device's keys are sealed under a secret of the app, which was not given", "open the device with its secret"

@@ -18,7 +18,22 @@ from blindsum.runtime.checkup import Finding
 from blindsum.sdk.device import Device
 from blindsum.sdk.events import DeviceEvent, Events, State
 from blindsum.sdk.ledger import Use
+from blindsum.sdk.model import Model, Version
 from blindsum.sdk.policy import Policy
+from blindsum.sdk.rehearsal import DryRun
 from blindsum.sdk.worker import Context, Inspection
 
-__all__ = ["Context", "Device", "DeviceEvent", "Events", "Finding", "Inspection", "Policy", "State", "Use"]
+__all__ = [
+    "Context",
+    "Device",
+    "DeviceEvent",
+    "DryRun",
+    "Events",
+    "Finding",
+    "Inspection",
+    "Model",
+    "Policy",
+    "State",
+    "Use",
+    "Version",
+]

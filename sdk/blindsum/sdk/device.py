@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
+from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.device import DeviceMachine, Floor
-from blindsum.protocol.machines.step import Store, Write
+from blindsum.protocol.machines.step import Store
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.checkup import Finding, Patient, examine, examine_file
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link, protect_kit
@@ -26,12 +27,15 @@ from blindsum.runtime.system import random_bytes
 from blindsum.runtime.topics import Principal, Topics
 from blindsum.runtime.vault import open_store
 from blindsum.sdk.admission import Admission, Count
+from blindsum.sdk.erasure import DATABASE_FILE, erase_memory
 from blindsum.sdk.events import DeviceEvent, Events, State
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
+from blindsum.sdk.model import MODELS_FOLDER, Model
 from blindsum.sdk.policy import Policy
+from blindsum.sdk.rehearsal import DryRun, rehearse
 from blindsum.sdk.secret import Secret, vault_of
-from blindsum.sdk.worker import Examples, Inspect
+from blindsum.sdk.worker import Context, Examples, Inspect
 
 __all__ = ["Device", "DeviceSettings"]
 
@@ -41,8 +45,6 @@ logging.getLogger("blindsum").addHandler(logging.NullHandler())  # what is logge
 STOP_TIMEOUT_S: Final = 2.0
 REVIVE_S: Final = 30.0
 """How long after a failure of the disk the device looks whether it works again."""
-DATABASE_FILE: Final = "device.db"
-KIT_FILES: Final = ("device.toml", "key.pem", "certificate.der", "trust.cbor", "broadcast.key")
 OURS_TO_MEND: Final = STORE_CODES - {"database-in-use"}
 """Codes at a start that the app's author cannot prevent: the device shows them and goes on trying."""
 
@@ -94,6 +96,7 @@ class Device:
         self._ledger_: Ledger | None = None
         self._revival: threading.Timer | None = None
         self._teller: threading.Thread | None = None
+        self._models: dict[str, Model] = {}
         self._doing = (State.STOPPED, "not started")
 
     @classmethod
@@ -210,22 +213,8 @@ class Device:
             if self._ledger_ is not None:
                 self._ledger_.close()
                 self._ledger_ = None
-            spent: list[Write] = []
-            if not identity and (self._kit / DATABASE_FILE).exists():
-                store = self._open_store()
-                spent = [Write(key, value) for key, value in store.scan("spent/")]
-                store.close()
-            names = [
-                f"{file}{end}" for file in (DATABASE_FILE, LEDGER_FILE) for end in ("", "-wal", "-shm", "-journal")
-            ]
-            if identity:
-                names += [*KIT_FILES, *_broker_files(self._settings.broker)]
-            for name in names:
-                _wipe(self._kit / name)
-            if spent:
-                store = self._open_store()
-                store.commit(spent)
-                store.close()
+            erase_memory(self._kit, self._settings.broker, self._open_store, identity=identity)
+            self._models.clear()
             self._doing = (State.STOPPED, "erased")
 
     def __enter__(self) -> Self:
@@ -245,6 +234,31 @@ class Device:
         import asyncio
 
         await asyncio.to_thread(self.stop)
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    def model(self, task: str) -> Model:
+        """The models of `task` on this device: its versions, the one in use, predictions. Also while the device is stopped.
+        Raises BlindsumError "name-unusable"."""
+        if not is_name(task):
+            raise BlindsumError("name-unusable", repr(task))
+        with self._lock:
+            if task not in self._models:
+                place = self._kit / MODELS_FOLDER / task
+                self._models[task] = Model(place, device=self.name, task=task, vault=self._vault)
+            return self._models[task]
+
+    def dry_run(self, task: str) -> DryRun:
+        """Train for `task` as a round would, on the app's own examples, and say what it takes and what would leave the
+        device. Nothing leaves and nothing is kept. Raises BlindsumError "model-unknown" before the first round, and what training
+        raises."""
+        with self._lock:
+            examples = self._examples.get(task)
+        if examples is None:
+            raise BlindsumError("task-not-registered", task)
+        return rehearse(
+            self.model(task), self._trust, task, lambda epoch: examples(Context(task, 0, epoch)), self._policy
+        )
 
     # -- telling --------------------------------------------------------------------------------------------------
 
@@ -376,6 +390,7 @@ class Device:
             policy=self._policy,
             admission=admission,
             ledger=ledger,
+            models=self.model,
             inspect=self._inspect,
             tell=lambda name, data: self._tell(DeviceEvent(name, data)),
             show=show,
@@ -421,18 +436,6 @@ class Device:
         life, doing = self._life, self._doing
         offline = life.offline if life is not None else ""
         return (State.CONNECTING, offline) if offline and doing[0] not in ALONE else doing
-
-
-def _broker_files(broker: BrokerSettings) -> list[str]:
-    return [name for name in (broker.ca, broker.certificate, broker.key, broker.password_file) if name]
-
-
-def _wipe(path: Path) -> None:
-    """Delete a file, overwritten first where the file system writes in place."""
-    with suppress(OSError), path.open("r+b") as file:
-        file.write(bytes(path.stat().st_size))
-    with suppress(OSError):
-        path.unlink()
 
 
 def _call_back(on_event: Callable[[DeviceEvent], None], events: Events) -> None:

@@ -23,6 +23,7 @@ from blindsum.sdk.admission import Admission
 from blindsum.sdk.events import State
 from blindsum.sdk.ledger import Ledger
 from blindsum.sdk.meter import MeteredLink
+from blindsum.sdk.model import Model
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.worker import Examples, Inspect, Worker
 
@@ -59,6 +60,7 @@ class Life:
         policy: Policy,
         admission: Admission,
         ledger: Ledger,
+        models: Callable[[str], Model],
         inspect: Inspect | None,
         tell: Tell,
         show: Callable[[State, str], None],
@@ -80,7 +82,7 @@ class Life:
             return self._machine
 
         self._driver = Driver(machine, store, self._link, topics, on_event=self._event, on_refused=self._refused)
-        self._worker = Worker(self._driver, examples, policy, admission, inspect=inspect, tell=self._trained)
+        self._worker = Worker(self._driver, examples, policy, admission, models, inspect=inspect, tell=self._trained)
 
     def start(self) -> None:
         self._worker.thread.name = f"train-{self._name}"

@@ -34,11 +34,12 @@ class Aborted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`update` is new minus old parameters (float32)."""
+    """`update` is new minus old shared parameters (float32), `personal` the new ones that stay here."""
 
     update: NDArray[np.float32] = field(repr=False)
     examples: int
     loss: float
+    personal: NDArray[np.float32] = field(repr=False)
 
 
 def train(
@@ -49,21 +50,30 @@ def train(
     *,
     obstacle: Callable[[], str],
     session: TrainingSession | None = None,
+    personal: NDArray[np.float32] | None = None,
 ) -> Trained:
     """Train `settings.epochs` epochs over `batches(epoch)`. `obstacle()` is asked before every epoch and every step: where it names
-    one, `Aborted` is raised with it. `session`: one of this plan to use again. Raises BlindsumError "no-examples",
+    one, `Aborted` is raised with it. `session`: one of this plan to use again. `personal`: this device's own layers so
+    far, where the plan has such; None: as the plan has them. Raises BlindsumError "no-examples",
     "training-batch-invalid", or what the training session raises (a loss that is not finite never becomes an update)."""
-    from blindsum.training import TrainingSession
+    from blindsum.training import TrainingSession, decode
+    from blindsum.training.personal import join, split
 
     # what Dropout drops differs from round to round, and is the same where a round is trained again after a crash
     session = session or TrainingSession(plan)
+    manifest = session.manifest
     session.seed = int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1
     start = np.frombuffer(model, dtype="<f4").astype(np.float32)
-    session.parameters = start
+    if manifest.personal:
+        own = split(manifest, decode(plan).parameters)[1] if personal is None else personal
+        session.parameters = join(manifest, start, own)
+    else:
+        session.parameters = start
     if "lr" in session.hyperparameters:
         session.hyperparameters = {"lr": settings.rate_micros / 1e6}
     report = session.fit(batches, epochs=settings.epochs, batch_size=settings.batch_size, should_abort=obstacle)
     if report.stopped == "aborted":
         raise Aborted(report.reason)
     last = report.epochs[-1]
-    return Trained(session.parameters - start, last.examples, min(max(last.loss, 0.0), LOSS_MAX))
+    shared, own = split(manifest, session.parameters)
+    return Trained(shared - start, last.examples, min(max(last.loss, 0.0), LOSS_MAX), own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
@@ -24,6 +25,7 @@ from blindsum.runtime.driver import Driver
 from blindsum.runtime.logs import fields
 from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, Admission
+from blindsum.sdk.model import Model
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.trainer import Aborted, Batch, train
 
@@ -69,12 +71,13 @@ class Worker:
         examples: Mapping[str, Examples],
         policy: Policy,
         admission: Admission,
+        models: Callable[[str], Model],
         *,
         inspect: Inspect | None,
         tell: Callable[[str, dict[str, object]], None],
     ) -> None:
         self._driver, self._examples = driver, examples
-        self._policy, self._admission = policy, admission
+        self._policy, self._admission, self._models = policy, admission, models
         self._inspect, self._tell = inspect, tell
         self._stopping = threading.Event()
         self._open: dict[str, int] = {}  # the round of each task that waits for this device's update
@@ -122,13 +125,20 @@ class Worker:
             return
         view, plan, model = inputs
         self._admission.artifact(view, plan)
+        model_here = self._models(task)
+        with _of_the_disk():
+            model_here.keep(view, plan, model)
         trained = train(
             plan,
             model,
             view.task.training,
             lambda epoch: self._batches(Context(task, number, epoch)),
             obstacle=lambda: self._obstacle(task, number),
+            personal=model_here.personal(),
         )
+        if trained.personal.size:
+            with _of_the_disk():
+                model_here.keep_personal(trained.personal)
         weight = min(trained.examples, view.task.codec.weight_max)
         lanes = encode_update(
             view.base,
@@ -197,6 +207,16 @@ def _of_the_app(function: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         log.exception("a function of the app failed", extra=fields(function=function))
         raise BlindsumError("examples-failed", f"{function}: {error!r}") from error
+
+
+@contextmanager
+def _of_the_disk() -> Iterator[None]:
+    """A model that cannot be kept ends this training and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        code = "disk-full" if error.errno == errno.ENOSPC else "database-unwritable"
+        raise BlindsumError(code, str(error)) from error
 
 
 def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes] | None:

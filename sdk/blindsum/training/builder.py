@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
@@ -46,6 +47,7 @@ def build_artifact(
     recompute: int | None = None,
     batch_norm: str = "frozen",
     dropout: bool = False,
+    personal: Sequence[str] = (),
 ) -> bytes:
     """Build the artifact from which devices train `model`; the same arguments always give the same bytes.
 
@@ -69,6 +71,7 @@ def build_artifact(
     `batch_norm`: "frozen" normalises by the running statistics, which stay as they are; "train" normalises by those of
     the batch and moves the running ones, which are then parameters: federated averaging averages them with the rest.
     (With optimizer="gradient" they are none and stay.)
+    `personal`: names or glob patterns of trained parameters that stay on each device: a federated update holds the others.
     `dropout`: the model's Dropout nodes drop while it trains, whatever mode it was exported in; else they never do. (Most
     exporters leave them out unless told to export the training mode.)
 
@@ -124,6 +127,14 @@ def build_artifact(
     for graph in (train, slopes, evaluate, predict):
         kernels.write_out(graph)
 
+    own = tuple(name for name in parameters if any(fnmatchcase(name, pattern) for pattern in personal))
+    unmatched = [pattern for pattern in personal if not any(fnmatchcase(name, pattern) for name in parameters)]
+    if unmatched or (own and len(own) == len(parameters)):
+        raise BlindsumError(
+            "training-request-invalid",
+            f"personal: {', '.join(unmatched) or 'all'}; the trained parameters are {', '.join(parameters)}, one must be shared",
+        )
+
     manifest = Manifest(
         loss=loss.name,  # type: ignore[arg-type]
         metrics=tuple(metrics),
@@ -139,6 +150,7 @@ def build_artifact(
         source=source.digest,
         adapters=adapters,
         noise=noise,
+        personal=own,
         separable=apart,
         operators=dict(sorted(Counter(node.op_type for node in every_node(train.nodes)).items())),
     )

@@ -16,6 +16,7 @@ from .artifact import decode
 from .autodiff import adapters, sklearn
 from .autodiff.source import Model, load, subgraphs
 from .manifest import Manifest
+from .personal import join, split
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +38,11 @@ def export_model(model: Model, artifact: bytes, parameters: ArrayLike | Path) ->
             f"the artifact is of a model with SHA-256 {manifest.source}, this one has {digest}",
         )
     flat = np.asarray(_read(parameters) if isinstance(parameters, Path) else parameters, np.float32)
+    if (
+        manifest.personal and flat.ndim == 1 and flat.size < manifest.size
+    ):  # what was learnt together, and the rest as built
+        shared, personal = split(manifest, decode(artifact).parameters)
+        flat = join(manifest, flat, personal) if flat.shape == shared.shape else flat
     if flat.shape != (manifest.size,) or not np.isfinite(flat).all():
         raise BlindsumError(
             "training-parameters-invalid", f"shape {flat.shape}, not ({manifest.size},), or not all of it finite"

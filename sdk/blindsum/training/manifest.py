@@ -96,6 +96,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     source: Digest  # SHA-256 of the ONNX model from which the artifact was built
     adapters: Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()
     noise: Annotated[tuple[Weight, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()  # shapes of one example
+    personal: Annotated[
+        tuple[Name, ...], msgspec.Meta(max_length=TENSORS_MAX)
+    ] = ()  # parameters that stay on the device
     operators: dict[Name, int]  # histogram of the train graph
     separable: bool  # loss and gradient are means over the rows of a batch, each of which counts for itself
 

@@ -38,6 +38,11 @@ def check_manifest(manifest: Manifest, constants: Constants) -> None:
         raise _malformed("two tensors of one name")
     if any(item.dtype != "float32" for item in (*manifest.parameters, *manifest.states, *manifest.noise)):
         raise _malformed("a parameter, state or noise that is not float32")
+    names = [weight.name for weight in manifest.parameters]
+    if list(manifest.personal) != [name for name in names if name in manifest.personal] or names == list(
+        manifest.personal
+    ):
+        raise _malformed("personal parameters that are none, out of order, or all")
     if manifest.metrics[:1] != ("loss",):
         raise _malformed("metrics do not begin with the loss")
     limits = [limit for limit in (manifest.targets.low, manifest.targets.high) if limit is not None]
