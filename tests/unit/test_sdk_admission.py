@@ -62,6 +62,7 @@ class Phone:
             task=self.base.digest,
             previous=bytes(32),
             model=task.model,
+            state=bytes(32),
             offers=[],
             rotation=b"",
             issued_at=issued_at or self.now,
