@@ -17,7 +17,7 @@ MODEL = models.mlp([4, 8, 3], seed=1)
 
 @pytest.fixture(autouse=True)
 def every_batch_is_shared(monkeypatch):
-    monkeypatch.setattr(engine, "WORK_MIN", 0)
+    monkeypatch.setattr(engine, "WORK_MIN", 1)
     monkeypatch.setattr(engine, "WORK_PER_WEIGHT_MIN", 0)
 
 
@@ -96,3 +96,17 @@ def test_rows_that_count_together_stay_together(workers):
     one, three = _sessions("sgd", "contrastive")
     assert three.step(X, Y) == pytest.approx(one.step(X, Y), rel=1e-5)
     assert {rows for _, rows in workers} == {50}
+
+
+def test_large_rows_are_taken_few_at_a_time(workers, monkeypatch):
+    one, few = _sessions(Adam(lr=0.1))[0], _sessions(Adam(lr=0.1))[0]
+    for _ in range(3):
+        one.step(X, Y)
+    assert [rows for _, rows in workers] == [50] * 3
+    monkeypatch.setattr(engine, "PIECE_BYTES", 4096)
+    for _ in range(3):
+        few.step(X, Y)
+    sizes = [rows for _, rows in workers[3:]]
+    assert sum(sizes) == 150
+    assert 8 <= max(sizes) < 50
+    np.testing.assert_allclose(few.parameters, one.parameters, rtol=1e-4, atol=2e-6)

@@ -20,6 +20,9 @@ from .shares import WORK_MIN, WORK_PER_WEIGHT_MIN, Run, Shares, require_finite, 
 from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
+PIECE_BYTES = 1 << 26  # of values that a step holds: beyond it, a batch in pieces is quicker than as a whole
+PIECE_ROWS_MIN = 8  # in a piece that is not cut smaller for that
+SHARE_ROWS_MIN = 4  # in what a thread gets of it
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
@@ -49,6 +52,7 @@ class Engine:
         self._evaluate: ort.InferenceSession | None = None
         self._predict: ort.InferenceSession | None = None
         self._halves: _Halves | None = None
+        self._weights_bytes = sum(array.nbytes for array in artifact.constants.values()) + 4 * manifest.size
         self._work_min = max(WORK_MIN, WORK_PER_WEIGHT_MIN * manifest.size)  # of a share
         self.place(artifact.parameters)
 
@@ -86,7 +90,7 @@ class Engine:
         """
         feeds, rows = self._with_noise(feeds), rows_of(feeds)
         self.noise = (self.noise[0], self.noise[1] + 1)
-        at_once = min(rows, rows_max or rows)
+        at_once = self._piece(min(rows, rows_max or rows))
         shares = self._shares(at_once)
         if at_once < rows or shares > 1:
             return self._step_in_pieces(feeds, at_once, shares)
@@ -176,6 +180,18 @@ class Engine:
     def _shares_max(self) -> int:
         """In how many shares a batch can be worked out at the same time."""
         return self._threads if self.manifest.separable else 1
+
+    def _piece(self, rows: int) -> int:
+        """How many of `rows` rows to take at a time: as many as stay in the cache, if that leaves a few.
+
+        Nothing else than time and memory depends on it, where each row counts for itself.
+        """
+        least = max(PIECE_ROWS_MIN, SHARE_ROWS_MIN * self._threads)
+        if not self.manifest.separable or rows < 2 * least or self._weights_bytes > PIECE_BYTES // 4:
+            return rows
+        size = self.budget.cost(self._slopes, rows).memory - self.budget.cost(self._slopes, ROWS).memory
+        pieces_max = min(rows // least, self.budget.cost(self._slopes, rows).work // self._work_min)
+        return -(-rows // max(1, min(-(-size // PIECE_BYTES), pieces_max)))
 
     def _shares(self, rows: int) -> int:
         """In how many shares `rows` rows are worked out at the same time: in one, where they are not worth threads."""
