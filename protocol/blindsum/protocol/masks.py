@@ -19,6 +19,7 @@ from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
 from blindsum.protocol.prg import SUITES, apply
 from blindsum.protocol.ring import pack, reduce, zeros
 from blindsum.protocol.roster import RosterView
+from blindsum.protocol.secret import Secret
 from blindsum.protocol.sharing import deal, xor
 from blindsum.protocol.view import RoundView
 
@@ -52,12 +53,12 @@ class Upload:
     chunks: list[bytes] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Seeds:
+@dataclass(frozen=True, slots=True, repr=False)
+class Seeds(Secret):
     """What one device sealed to one party: a seed for each self subset and each cap subset that the party is not in."""
 
-    self_seeds: dict[int, bytes] = field(repr=False)
-    cap_seeds: dict[int, bytes] = field(repr=False)
+    self_seeds: dict[int, bytes]
+    cap_seeds: dict[int, bytes]
 
 
 # -- keys of the two layers -------------------------------------------------------------------------------------------

@@ -217,7 +217,9 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         size = link.max_packet_size
         enough = size >= PACKET_SIZE_MIN
         remedy = "" if enough else "raise the broker's packet limit, or make tasks with smaller chunks"
-        yield Finding("message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are enough for chunks of 120 KiB", remedy)
+        yield Finding(
+            "message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are enough for chunks of 120 KiB", remedy
+        )
         if presence:  # only the coordinator may hear who is there
             wanted = _wanted(patient)
             until = time.monotonic() + LISTEN_S

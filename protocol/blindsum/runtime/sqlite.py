@@ -241,16 +241,16 @@ class SqliteStore:
         # What goes through the broker is no secret, and there can be hundreds of megabytes of it. It has a table of its own:
         # SQLite moves rows between a table's pages, and where it does not overwrite, a moved secret would leave a copy.
         table = _table(key)
-        secret = table == "kv"
-        if secret != self._overwrites:
-            self._overwrite(secret)
+        wiped = table == "kv"
+        if wiped != self._overwrites:
+            self._overwrite(wiped)
         if value is None:
             gone = self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,)).rowcount
         else:
             gone = self._db.execute(f"UPDATE {table} SET value = ? WHERE key = ?", (value, key)).rowcount
             if not gone:
                 self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, value))
-        self._erased |= secret and gone > 0
+        self._erased |= wiped and gone > 0
 
     def _overwrite(self, on: bool) -> None:
         self._db.execute(f"PRAGMA secure_delete = {int(on)}")

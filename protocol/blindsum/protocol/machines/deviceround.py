@@ -12,6 +12,7 @@ from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
+from blindsum.protocol.secret import Secret
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_message, open_task, payload_of
 
@@ -21,16 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["DeviceIdentity", "DeviceRound", "DeviceState", "Floor", "open_announcement"]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceIdentity:
+@dataclass(frozen=True, slots=True, repr=False)
+class DeviceIdentity(Secret):
     """Who this device is: name, certificate of the fleet CA (DER) and its key."""
 
     name: str
     certificate: bytes
     key: Ed25519PrivateKey
-
-    def __repr__(self) -> str:
-        return f"DeviceIdentity({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Floor:
 
 
 @ready
-class DeviceState(Payload, frozen=True):
+class DeviceState(Secret, Payload, frozen=True):
     """The durable state of the current round. `key` is the round's X25519 key, erased when the upload is made."""
 
     number: int
@@ -54,8 +52,8 @@ class DeviceState(Payload, frozen=True):
     header: bytes
 
 
-@dataclass(slots=True)
-class DeviceRound:
+@dataclass(slots=True, repr=False)
+class DeviceRound(Secret):
     """A `DeviceState` with what follows from it."""
 
     state: DeviceState

@@ -9,6 +9,7 @@ from typing import Final
 from blindsum.protocol.codec import encode
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Outgoing, Step, Store, Write
+from blindsum.protocol.secret import Secret
 
 __all__ = ["Journal", "evidence_key"]
 
@@ -21,7 +22,7 @@ def evidence_key(task: str, number: int, code: str, culprit: str) -> str:
     return f"evidence/{task}/{number:08d}/{code}/{culprit}"
 
 
-class Journal:
+class Journal(Secret):
     """A `Store` with the pending step on top. `take` hands the step over and starts the next one."""
 
     def __init__(self, store: Store) -> None:

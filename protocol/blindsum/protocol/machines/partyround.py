@@ -10,6 +10,7 @@ from blindsum.protocol.machines.step import Store
 from blindsum.protocol.masks import Seeds
 from blindsum.protocol.messages import Payload, RosterAnnouncement
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
+from blindsum.protocol.secret import Secret
 from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, payload_of
 
 __all__ = ["HeaderRow", "PartyRound", "PartyState"]
@@ -19,7 +20,7 @@ OFFER_KEEP_MS = 3_600_000
 
 
 @ready
-class PartyState(Payload, frozen=True):
+class PartyState(Secret, Payload, frozen=True):
     """The durable state of one round. Secrets: `box_private` and `beacon`, empty once the set is opened."""
 
     number: int
@@ -41,13 +42,13 @@ class PartyState(Payload, frozen=True):
     openings: list[bytes] = []
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderRow:
+@dataclass(frozen=True, slots=True, repr=False)
+class HeaderRow(Secret):
     """One device's header as this party sees it: `code` is its complaint, or "" with the seeds that were sealed to it."""
 
     digest: bytes
     code: str
-    seeds: Seeds = field(default_factory=lambda: Seeds({}, {}), repr=False)
+    seeds: Seeds = field(default_factory=lambda: Seeds({}, {}))
 
     def encode(self) -> bytes:
         return encode([self.digest, self.code, self.seeds.self_seeds, self.seeds.cap_seeds])
@@ -58,8 +59,8 @@ class HeaderRow:
         return cls(digest, code, Seeds(self_seeds, cap_seeds))
 
 
-@dataclass(slots=True)
-class PartyRound:
+@dataclass(slots=True, repr=False)
+class PartyRound(Secret):
     """A `PartyState` with what follows from it. `waiting` holds messages whose blobs are on their way; they are asked for again
     after a restart."""
 
