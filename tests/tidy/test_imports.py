@@ -44,8 +44,8 @@ LIBRARIES = {
 """Which packages from outside a package may import (`bench` measures whatever it likes)."""
 
 PURE_STDLIB = {
-    "__future__", "abc", "collections", "concurrent", "dataclasses", "datetime", "enum", "functools", "hashlib", "heapq", "hmac",
-    "io", "itertools", "math", "types", "typing",
+    "__future__", "abc", "bisect", "collections", "concurrent", "dataclasses", "datetime", "enum", "fractions", "functools",
+    "hashlib", "heapq", "hmac", "io", "itertools", "math", "types", "typing",
 }  # fmt: skip
 """All of the standard library that `blindsum.protocol` may name."""
 
