@@ -1,8 +1,9 @@
 """A role's memory in one SQLite file: rows by key and the outbox, committed together.
 
-WAL with synchronous=FULL: a commit that returned survives power loss. secure_delete overwrites what is deleted or replaced and
-a commit that does either also empties the write-ahead log, so an erased seed is not left in either file (a copy that the file
-system or the flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as
+WAL with synchronous=FULL, past the drive's cache where fsync stops before it (fullfsync, macOS): a commit that returned survives
+power loss (docs/adr/0020-power-cuts.md). secure_delete overwrites what is deleted or replaced and a commit that does either also
+empties the write-ahead log, as does every start, so an erased seed is not left in either file (a copy that the file system or the
+flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as
 it is. One process at a time owns the file.
 """
 
@@ -191,6 +192,8 @@ class SqliteStore:
         if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise BlindsumError("database-unwritable", f"{self.path}: this file system cannot hold a write-ahead log")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")
+        db.execute("PRAGMA checkpoint_fullfsync = ON")
         self._overwrite(True)
         db.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_MAX}")
         db.execute("BEGIN IMMEDIATE")  # takes the lock that the exclusive mode then keeps
@@ -211,6 +214,7 @@ class SqliteStore:
         found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise BlindsumError("database-corrupted", f"{self.path}: {found}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the last life may have ended between an erasure and this
         self._pending, self._queued = self._count(), self._sequence()
 
     def _anchored(self, anchor: Anchor, *, behind: bool) -> Anchor:
