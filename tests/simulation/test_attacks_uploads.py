@@ -112,6 +112,25 @@ def test_two_headers_of_a_device_are_kept_as_proof() -> None:
     world.check()
 
 
+def test_device_that_shows_a_second_header_after_the_check_is_named_and_stops_nothing() -> None:
+    """Found by fuzzing: every party refused the set that it had just found good, and the round failed."""
+    world = World(5, devices=4, faulty=("device/d-0001",))
+    world.start()
+    world.until("vote")
+    first = world.round.bodies.headers[1]
+    other = world.forge("header", "device/d-0001", "all", altered(first[1], edges=bytes(len(first[1].edges))))
+    parties = [f"party/{number}" for number in range(1, 5)]
+    for role in parties:
+        refused = world.give(role, other).refused
+        assert (refused.code, refused.culprit) == ("second-header", "device/d-0001")
+        world.crash(role)
+    world.finish()
+    assert world.results[0].survivors == ("d-0000", "d-0001", "d-0002", "d-0003")
+    proof = decode(next(value for _, value in world.actors["party/1"].store.scan("evidence/")))
+    assert proof[:3] == ["device/d-0001", first[0].raw, other]
+    world.check()
+
+
 def test_device_uploads_once_however_often_it_is_asked_or_restarted() -> None:
     world = World(6, devices=4)
     world.start()

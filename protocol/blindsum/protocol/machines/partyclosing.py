@@ -65,7 +65,9 @@ class PartyClosing:
         if row is not None and row.digest == signed.digest:
             return None
         if row is not None:
-            self._desk.keep_header(round_, header.index, HeaderRow(row.digest, "second-header"), signed.raw)
+            if not row.code:
+                again = HeaderRow(row.digest, "second-header", row.seeds)
+                self._desk.keep_header(round_, header.index, again, signed.raw)
             return self._desk.caught_device(round_, header.index, signed.head.sender, signed.raw)
         code = header_fault(view, roster, header, packed_size(view.base.segments))
         seeds: Seeds | str = code or Seeds({}, {})
@@ -116,7 +118,7 @@ class PartyClosing:
             return survivors
         if len(survivors) < roster.survivors_min:
             return Refused("survivors-too-few", "coordinator", f"{len(survivors)} < {roster.survivors_min}")
-        missing, bad = round_.complaints(survivors)
+        missing, bad = round_.complaints(survivors, settled=True)
         if missing or bad:
             self._send_check(round_, proposal.survivors, survivors)
             return Refused("survivor-refused", detail=f"{len(bad)} devices") if bad else None
@@ -159,7 +161,7 @@ class PartyClosing:
             return survivors
         if len(survivors) < roster.survivors_min:
             return Refused("survivors-too-few", "coordinator")
-        missing, bad = round_.complaints(survivors)
+        missing, bad = round_.complaints(survivors, settled=True)
         if missing:
             self._send_check(round_, proposal.survivors, survivors)
             return None
@@ -235,7 +237,7 @@ class PartyClosing:
         return read_survivors(data, round_.roster.size)
 
     def _send_check(self, round_: PartyRound, ref: BlobRef, survivors: dict[int, bytes]) -> None:
-        missing, bad = round_.complaints(survivors)
+        missing, bad = round_.complaints(survivors, settled=False)
         check = Check(survivors=ref.id, missing=missing, bad=bad)
         self._desk.journal.send(
             "check", "coordinator", self._desk.sign(round_.base.name, round_.state.number, "check", check)

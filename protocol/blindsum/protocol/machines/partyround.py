@@ -44,7 +44,8 @@ class PartyState(Secret, Payload, frozen=True):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HeaderRow(Secret):
-    """One device's header as this party sees it: `code` is its complaint, or "" with the seeds that were sealed to it."""
+    """One device's first header as this party sees it: `code` is its complaint, or "" with the seeds that were sealed to it.
+    "second-header" has them, too: the first was good."""
 
     digest: bytes
     code: str
@@ -81,16 +82,19 @@ class PartyRound(Secret):
         fields = {name: getattr(self.state, name) for name in self.state.__struct_fields__}
         self.state = PartyState(**{**fields, **changes})
 
-    def complaints(self, survivors: dict[int, bytes]) -> tuple[list[int], list[tuple[int, str]]]:
-        """(indices whose header is not here, (index, code) of those refused) among a survivor set."""
+    def complaints(self, survivors: dict[int, bytes], *, settled: bool) -> tuple[list[int], list[tuple[int, str]]]:
+        """(indices whose header is not here, (index, code) of those refused) among a survivor set. Where it is `settled`, a device
+        that has sent a second header since is judged by its first: else it could stop any round between check and vote."""
         missing: list[int] = []
         bad: list[tuple[int, str]] = []
         for index, digest in survivors.items():
             row = self.headers.get(index)
             if row is None:
                 missing.append(index)
-            elif row.code or row.digest != digest:
+            elif row.digest != digest:
                 bad.append((index, row.code or "second-header"))
+            elif row.code and not (settled and row.code == "second-header"):
+                bad.append((index, row.code))
         return missing, bad
 
     def set_manifest(self, raw: bytes, view: RoundView) -> None:
