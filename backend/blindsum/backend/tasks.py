@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from blindsum.protocol.algorithm import algorithm_of
+from blindsum.protocol.algorithm import STATE_VECTORS, algorithm_of
+from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.eligibility import KINDS
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import (
+    Algorithm,
     CodecSpec,
     Criterion,
     SegmentSpec,
@@ -35,12 +37,15 @@ from blindsum.training.personal import split
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from blindsum.training.manifest import Manifest
+
 __all__ = [
     "FoundTask",
     "Plan",
     "TaskControl",
     "TaskFiles",
     "change_control",
+    "check_plan",
     "create_task",
     "criterion",
     "load_control",
@@ -49,11 +54,14 @@ __all__ = [
     "save_task",
     "scaled",
     "sign_task",
+    "statistics_length",
     "task_names",
     "task_place",
     "transcript_path",
 ]
 
+ADAPTIVE: Final = ("fedadam", "fedyogi")
+ADAPTIVE_RATE: Final = 0.01
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
 
@@ -62,7 +70,14 @@ STATISTICS_LENGTH: Final = 3
 class Plan:
     """What an operator decides about a task. Times in seconds; `clip_norm` is the largest L2 norm of an update; `weight_max` the
     largest weight (in examples) of one device. `chunk_size` 0: 120 KiB, which every broker takes, or 256 KiB where 1024 chunks of
-    120 KiB do not hold what a round needs."""
+    120 KiB do not hold what a round needs.
+
+    `algorithm`: "fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold" (the artifact's optimiser is SGD with `control`), or
+    "evaluate", which leaves the model as it is and sums metrics. `server_rate`: None takes 0.01 for fedadam and fedyogi, 1 for
+    the others. `momentum` is that of fedavgm and beta 1 of the adaptive two, `beta2` and `tau` are theirs; `population`: the
+    weight of all devices together, in a round or not (scaffold). `proximal`: FedProx's mu, beside any algorithm (the artifact's
+    optimiser has one).
+    """
 
     name: str
     threat: ThreatModel
@@ -76,7 +91,13 @@ class Plan:
     weight_max: int = 64
     width: Literal[16, 24, 32, 64] = 24
     rotate: bool = False
-    server_rate: float = 1.0
+    algorithm: str = "fedavg"
+    server_rate: float | None = None
+    momentum: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    population: int = 0
+    proximal: float = 0.0
     join_s: float = 30.0
     upload_s: float = 300.0
     decide_s: float = 30.0
@@ -112,31 +133,44 @@ class FoundTask:
     last_round: int
 
 
-def create_task(operator: Path, artifact: bytes, plan: Plan) -> tuple[TaskFiles, Derived]:
-    """Sign a task with the operator's kit. Raises BlindsumError "parameters-unsafe" (with the numbers), "name-unusable", or what is
-    wrong with the artifact."""
+def create_task(
+    operator: Path, artifact: bytes, plan: Plan, parameters: bytes | None = None
+) -> tuple[TaskFiles, Derived]:
+    """Sign a task with the operator's kit. `parameters`: the model that round 1 starts from, instead of the artifact's own. Raises
+    BlindsumError "parameters-unsafe" (with the numbers), "name-unusable", or what is wrong with the artifact."""
     if not is_name(plan.name):
         raise BlindsumError("name-unusable", repr(plan.name))
-    if plan.chunk_size == 0:
-        try:
-            return create_task(operator, artifact, replace(plan, chunk_size=SMALL_CHUNK_SIZE))
-        except BlindsumError as error:
-            if error.code != "parameters-unsafe":
-                raise
-            return create_task(operator, artifact, replace(plan, chunk_size=CHUNK_SIZE_MAX))
     trust, key = load_trust(operator), load_key(operator / "operator.pem")
     parsed = decode(artifact)
-    if parsed.manifest.optimiser == "gradient":
-        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
+    check_plan(parsed.manifest, plan)
     shared, _ = split(parsed.manifest, parsed.parameters)
-    return sign_task(trust, key, artifact, shared.astype("<f4").tobytes(), plan)
+    model = shared.astype("<f4").tobytes()
+    if parameters is not None and len(parameters) != len(model):
+        raise BlindsumError("task-invalid", f"a model of {len(parameters)} bytes; the artifact shares {len(model)}")
+    statistics = statistics_length(parsed.manifest, plan)
+    return sign_task(trust, key, artifact, parameters or model, plan, statistics=statistics)
 
 
 def sign_task(
-    trust: Trust, key: Ed25519PrivateKey, artifact: bytes, model: bytes, plan: Plan
+    trust: Trust,
+    key: Ed25519PrivateKey,
+    artifact: bytes,
+    model: bytes,
+    plan: Plan,
+    *,
+    statistics: int = STATISTICS_LENGTH,
 ) -> tuple[TaskFiles, Derived]:
     """Sign a task with the operator's key: what devices run (`artifact`, to the protocol just bytes) and the flat little-endian
-    float32 parameters that round 1 starts from. Raises BlindsumError "parameters-unsafe" (with the numbers)."""
+    float32 parameters that round 1 starts from. `statistics`: length of the exact segment. Raises BlindsumError
+    "parameters-unsafe" (with the numbers) or "task-invalid"."""
+    if plan.chunk_size == 0:
+        try:
+            small = replace(plan, chunk_size=SMALL_CHUNK_SIZE)
+            return sign_task(trust, key, artifact, model, small, statistics=statistics)
+        except BlindsumError as error:
+            if error.code != "parameters-unsafe":
+                raise
+            plan = replace(plan, chunk_size=CHUNK_SIZE_MAX)
     derived = derive(
         plan.threat,
         n_max=plan.devices_max,
@@ -144,8 +178,11 @@ def sign_task(
         weight_max=plan.weight_max,
         width=plan.width,
     )
-    length = len(model) // 4
-    span = rotated_range(plan.clip_norm, length) if plan.rotate else plan.clip_norm
+    controls = plan.algorithm == "scaffold"
+    length = 0 if plan.algorithm == "evaluate" else len(model) // 4
+    if controls:
+        model += bytes(len(model))  # the server's control variate, first zero
+    span = rotated_range(plan.clip_norm, length) if plan.rotate and length else plan.clip_norm
     committee = derived.committee
     try:
         refs = [chunks_of(data, plan.chunk_size)[0] for data in (artifact, model)]
@@ -156,8 +193,12 @@ def sign_task(
         plan=refs[0],
         model=refs[1],
         segments=[
-            SegmentSpec(name="parameters", length=length, width=plan.width, codec="quantised"),
-            SegmentSpec(name="statistics", length=STATISTICS_LENGTH, width=64, codec="exact"),
+            *(
+                SegmentSpec(name=name, length=length, width=plan.width, codec="quantised")
+                for name in ("parameters", *(["controls"] if controls else []))
+                if length
+            ),
+            SegmentSpec(name="statistics", length=statistics, width=64, codec="exact"),
         ],
         codec=CodecSpec(
             clip_micros=scaled("clip_norm", plan.clip_norm, 1e6),
@@ -182,10 +223,10 @@ def sign_task(
             epochs=plan.epochs,
             batch_size=plan.batch_size,
             rate_micros=scaled("rate", plan.rate, 1e6),
-            proximal_micros=0,
-            control_micros=0,
+            proximal_micros=scaled("proximal", plan.proximal, 1e6),
+            control_micros=_control_scale(plan) if controls else 0,
         ),
-        algorithm=algorithm_of("fedavg", rate_micros=scaled("server_rate", plan.server_rate, 1e6)),
+        algorithm=_algorithm(plan),
         join_ms=scaled("join_s", plan.join_s, 1e3),
         upload_ms=scaled("upload_s", plan.upload_s, 1e3),
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),
@@ -199,6 +240,55 @@ def sign_task(
         code = "" if opened.code == "parameters-unsafe" else f"{opened.code}: "
         raise BlindsumError("parameters-unsafe", code + opened.detail)
     return TaskFiles(plan.name, record, artifact, model), derived
+
+
+def statistics_length(manifest: Manifest, plan: Plan) -> int:
+    """Weight, examples, and the summed loss or all metrics of an evaluation."""
+    return 2 + (len(manifest.metrics) if plan.algorithm == "evaluate" else 1)
+
+
+def check_plan(manifest: Manifest, plan: Plan) -> None:
+    """Raises BlindsumError "task-invalid" where the artifact's step cannot do what the plan asks of it."""
+    if plan.algorithm != "evaluate" and manifest.optimiser == "gradient":
+        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
+    if plan.proximal and "proximal" not in manifest.hyperparameters:
+        raise BlindsumError("task-invalid", "FedProx needs an artifact whose optimiser has a proximal term")
+    if plan.algorithm == "scaffold" and not (
+        manifest.control
+        and manifest.optimiser == "sgd"
+        and "momentum" not in manifest.hyperparameters
+        and not manifest.personal
+    ):
+        raise BlindsumError(
+            "task-invalid", "SCAFFOLD needs an artifact with plain SGD, a control variate and no personal layers"
+        )
+
+
+def _algorithm(plan: Plan) -> Algorithm:
+    name = plan.algorithm
+    if name not in STATE_VECTORS:
+        raise BlindsumError("task-invalid", f"algorithm {name!r}; known: {', '.join(STATE_VECTORS)}")
+    rate = plan.server_rate if plan.server_rate is not None else ADAPTIVE_RATE if name in ADAPTIVE else 1.0
+    fixed: dict[str, int] = {}
+    given = {"rate_micros": ("server_rate", rate)} if name != "evaluate" else {}
+    if name in ("fedavgm", *ADAPTIVE):
+        given["beta1_micros"] = "momentum", plan.momentum
+    if name in ADAPTIVE:
+        given |= {"beta2_micros": ("beta2", plan.beta2), "tau_micros": ("tau", plan.tau)}
+    if name == "scaffold":
+        if plan.population < 1:
+            raise BlindsumError("task-invalid", "SCAFFOLD needs the population: the weight of all devices together")
+        fixed["population"] = plan.population
+    try:
+        numbers = {field: scaled(what, value, 1e6) for field, (what, value) in given.items()}
+        return algorithm_of(name, **numbers, **fixed)
+    except DecodeError as error:
+        raise BlindsumError("task-invalid", str(error)) from None
+
+
+def _control_scale(plan: Plan) -> int:
+    """So that controls are as large as updates: learning rate times the steps of a device with `weight_max` examples."""
+    return scaled("rate", plan.rate * plan.epochs * -(-plan.weight_max // plan.batch_size), 1e6)
 
 
 def criterion(text: str) -> Criterion:
@@ -261,7 +351,7 @@ def read_task(kit: Path, name: str) -> FoundTask:
     opened = open_task(load_trust(kit), read_file(place / "task.cose"))
     if isinstance(opened, Refused):
         raise BlindsumError("task-invalid", f"{place}: {opened.code} {opened.detail}")
-    width = next(segment.width for segment in opened.task.segments if segment.codec == "quantised")
+    width = next((segment.width for segment in opened.task.segments if segment.codec == "quantised"), 24)
     derived = derive(
         opened.threat,
         n_max=opened.task.devices_max,

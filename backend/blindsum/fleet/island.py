@@ -209,6 +209,7 @@ class Island:
     def _hear(self, device: DeviceRole, event: Event) -> None:
         if event.name == "uploaded":
             self._ledger.uploaded(device.number, self.now)
+            device.uploaded()
         elif event.name == "train":
             machine = device.machine
             assert isinstance(machine, DeviceMachine)

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.fleet.data import Dataset
+from blindsum.protocol.ring import Lane
+from blindsum.protocol.update import decode_lanes
 from blindsum.protocol.view import RoundView
-from blindsum.sdk.trainer import train
+from blindsum.sdk.trainer import contribute
 
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
@@ -34,18 +36,22 @@ class Local:
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A device's part of the sum: `update` is new minus old parameters, `weight` how much it counts (in 1..weight_max), `examples`
-    and the mean `loss` over them go into the exact sums."""
+    and the mean `loss` (of an evaluation: `metrics`) over them go into the exact sums."""
 
     update: Floats = field(repr=False)
     weight: int = 1
     examples: int = 1
     loss: float = 0.0
+    metrics: tuple[float, ...] = ()
 
 
 class Learner(Protocol):
     """Called in the process that plays the device. The same arguments must give the same answer, in whatever order devices come."""
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned: ...
+
+    def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
+        """The coordinator holds what was made of the answer."""
 
 
 class FunctionLearner:
@@ -58,6 +64,9 @@ class FunctionLearner:
         learned = self._function(Local(device, view.number, np.frombuffer(model, "<f4").astype(np.float32)))
         return learned if isinstance(learned, Learned) else Learned(learned)
 
+    def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
+        pass
+
 
 class TrainingLearner:
     """A `Learner` that trains as the SDK does, on the examples of each device in an order that follows from the seed."""
@@ -66,6 +75,7 @@ class TrainingLearner:
         self._parts = parts
         self._seed = seed
         self._session: tuple[bytes, TrainingSession] | None = None
+        self._controls: dict[int, Floats] = {}
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
         part = self._parts[device]
@@ -74,9 +84,16 @@ class TrainingLearner:
             order = np.random.default_rng([self._seed, 3, device, view.number, epoch]).permutation(len(part))
             yield part.features[order], part.targets[order]
 
-        trained = train(plan, model, view.task.training, batches, obstacle=lambda: "", session=self._opened(plan))
+        session, control = self._opened(plan), self._controls.get(device)
+        trained = contribute(view.task, plan, model, batches, obstacle=lambda: "", session=session, control=control)
         weight = min(trained.examples, view.task.codec.weight_max)
-        return Learned(trained.update, weight, trained.examples, trained.loss)
+        return Learned(trained.update, weight, trained.examples, trained.loss, trained.metrics)
+
+    def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
+        if view.task.algorithm.name == "scaffold":
+            sent = decode_lanes(view.base, lanes, weight, view.manifest.rotation)
+            change = sent[sent.size // 2 :]
+            self._controls[device] = self._controls.get(device, np.zeros_like(change)) + change
 
     def _opened(self, plan: bytes) -> TrainingSession:
         """One session serves all devices of a process: loading its graphs takes longer than a small model's epoch."""

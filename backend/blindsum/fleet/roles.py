@@ -142,7 +142,7 @@ class DeviceRole(Role):
     """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time, `extra` by how
     many bytes its header is longer than one of a device with as many neighbours as the graph's degree."""
 
-    __slots__ = ("_identities", "_learner", "extra", "fate", "job", "number", "task")
+    __slots__ = ("_identities", "_learner", "_made", "extra", "fate", "job", "number", "task")
 
     def __init__(
         self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
@@ -153,10 +153,12 @@ class DeviceRole(Role):
         self.number, self.task, self.fate = number, task, ""
         self.job: object = None
         self.extra = 0
+        self._made: tuple[RoundView, int, list[Lane]] | None = None
 
     def begin(self, number: int) -> None:
         super().begin(number)
         self.job = None
+        self._made = None
 
     def lanes(self, view: RoundView) -> list[Lane]:
         """What the device means to add to the sum. Raises BlindsumError where its training fails."""
@@ -165,15 +167,28 @@ class DeviceRole(Role):
         plan, model = machine.blob(view.task.plan), machine.blob(view.manifest.model)
         assert plan is not None and model is not None
         learned = self._learner.learn(view, self.number, plan, model)
-        loss = round(learned.loss * learned.examples * LOSS_SCALE)
-        return encode_update(
+        sums = [round(value * learned.examples * LOSS_SCALE) for value in learned.metrics or (learned.loss,)]
+        lanes = encode_update(
             view.base,
             learned.update,
             weight=learned.weight,
-            statistics=[learned.examples, min(max(loss, 0), statistic_max(view.task.devices_max))],
+            statistics=[
+                learned.examples,
+                *(min(max(value, 0), statistic_max(view.task.devices_max)) for value in sums),
+            ],
             rotation=view.manifest.rotation,
             key=self.entropy(32),
         )
+        if view.task.algorithm.name == "scaffold":
+            self._made = view, learned.weight, [lane.copy() for lane in lanes]
+        return lanes
+
+    def uploaded(self) -> None:
+        """The coordinator holds what `lanes` gave last."""
+        if self._made is not None:
+            view, weight, lanes = self._made
+            self._learner.uploaded(view, self.number, weight, lanes)
+            self._made = None
 
     def _make(self) -> DeviceMachine:
         willing: Callable[[RoundView], str] = lambda _view: "away" if self.fate == "before join" else ""  # noqa: E731

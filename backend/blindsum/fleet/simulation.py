@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from blindsum.backend.tasks import Plan, sign_task
+from blindsum.backend.tasks import STATISTICS_LENGTH, Plan, check_plan, sign_task, statistics_length
 from blindsum.fleet.conditions import Conditions, Dropout, Population
 from blindsum.fleet.data import Dataset
 from blindsum.fleet.engine import Engine, Outcome, Setup
@@ -69,7 +69,9 @@ class Fleet:
 
     `model`: a training artifact, which each device trains on its part of `data` (one `Dataset` a device); or the parameters
     that round 1 starts from (float32), where `update(local)` gives each device's update instead. `update` may also stand beside an
-    artifact. `test`: examples that the model is evaluated on after each round. `plan`: the task (see `plan_for`).
+    artifact, and so may `parameters`, to start from instead of the artifact's own. `test`: examples that the model is evaluated on
+    after each round. `plan`: the task and its algorithm (see `plan_for`; SCAFFOLD's population follows from `data`); where that
+    is "evaluate", accuracy and loss in the report are those that the devices measured on `data`.
     `byzantine`: behaviours by "party/<number from 1>" or "device/<number from 0>". `workers`: processes for the devices; the
     result does not depend on it. `masks="off"` leaves out keystreams and key agreement, to see what they cost, and protects
     nothing. Raises BlindsumError "simulation-impossible" or "parameters-unsafe", with the numbers, before anything runs.
@@ -83,6 +85,7 @@ class Fleet:
         data: Sequence[Dataset] | None = None,
         update: Update | None = None,
         test: Dataset | None = None,
+        parameters: NDArray[np.float32] | None = None,
         plan: Plan | None = None,
         dropout: Dropout | None = None,
         conditions: Conditions | None = None,
@@ -104,11 +107,24 @@ class Fleet:
         self.name, self.seed, self.devices = name, seed, count
         self.dropout, self.conditions = dropout or Dropout(), conditions or Conditions()
         self.plan = plan or plan_for(count, self.dropout)
+        if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
+            weight = sum(min(len(part), self.plan.weight_max) for part in data)
+            self.plan = replace(self.plan, population=weight)
         self.masks = masks
         self._byzantine = dict(byzantine or {})
         self._test = test
         self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
-        parameters = decode(model).parameters if isinstance(model, bytes) else model
+        statistics = STATISTICS_LENGTH
+        self._metrics: tuple[str, ...] = ()
+        if isinstance(model, bytes):
+            decoded = decode(model)
+            self._metrics = decoded.manifest.metrics if self.plan.algorithm == "evaluate" else ()
+            parameters = decoded.parameters if parameters is None else parameters
+            check_plan(decoded.manifest, self.plan)
+            statistics = statistics_length(decoded.manifest, self.plan)
+        else:
+            parameters = model
+        self._size = parameters.size
         self._identities = Identities(seed, self._parties())
         files, self.derived = sign_task(
             self._identities.trust,
@@ -116,6 +132,7 @@ class Fleet:
             self._artifact,
             parameters.astype("<f4").tobytes(),
             self.plan,
+            statistics=statistics,
         )
         base = open_task(self._identities.trust, files.record)
         assert isinstance(base, TaskView), base
@@ -169,7 +186,7 @@ class Fleet:
             derived=self.derived.describe(),
             settings=self._settings(),
             rounds=tuple(found),
-            parameters=np.frombuffer(model, "<f4").astype(np.float32),
+            parameters=self._parameters(model),
             interrupted=interrupted,
             wall_s=time.monotonic() - began,
         )
@@ -213,7 +230,8 @@ class Fleet:
         plan, drops = self.plan, self.dropout
         return {
             "devices": self.devices,
-            "parameters": len(self._model) // 4,
+            "parameters": self._size,
+            "algorithm": plan.algorithm,
             "parties": self._parties(),
             "width": plan.width,
             "epochs": plan.epochs,
@@ -232,7 +250,10 @@ class Fleet:
         weight, examples, loss = statistics[0], statistics[1], statistics[2]
         measured: dict[str, float] = {}
         if self._test is not None and not outcome.code:
-            measured = self._evaluate(np.frombuffer(outcome.model, "<f4").astype(np.float32))
+            measured = self._evaluate(self._parameters(outcome.model))
+        elif examples:
+            sums = zip(self._metrics, statistics[2:], strict=bool(self._metrics))
+            measured = {name: total / 1e6 / examples for name, total in sums}
         dropped = Counter(notes.fates)
         if notes.late:
             dropped["late"] += notes.late
@@ -264,6 +285,10 @@ class Fleet:
             model=hashlib.sha256(outcome.model).hexdigest(),
             wall_s=wall_s,
         )
+
+    def _parameters(self, model: bytes) -> NDArray[np.float32]:
+        """The parameters of a model; what SCAFFOLD keeps behind them is left out."""
+        return np.frombuffer(model, "<f4")[: self._size].astype(np.float32)
 
     def _evaluate(self, parameters: NDArray[np.float32]) -> dict[str, float]:
         from blindsum.training import TrainingSession

@@ -113,7 +113,7 @@ function checkAlgorithm({ algorithm, training, model }: Body, lengths: number[])
   require(Object.entries(given).every(([key, number]) => number === 0 || places.includes(key)), UNSAFE);
   require(!places.includes("tau_micros") || given.tau_micros > 0, UNSAFE);
   require((name === "scaffold") === training.control_micros > 0, UNSAFE);
-  if (name === "scaffold") require(lengths.length === 2 && lengths[0] === lengths[1] && given.share_micros > 0, UNSAFE);
+  if (name === "scaffold") require(lengths.length === 2 && lengths[0] === lengths[1] && given.population > 0, UNSAFE);
   else require(lengths.length <= (name === "evaluate" ? 0 : 1), UNSAFE);
   const values = lengths.reduce((total, length) => total + length, 0);
   require(name === "evaluate" ? model.size % 4 === 0 : model.size === 4 * values, UNSAFE);

@@ -141,7 +141,7 @@ export interface Algorithm {
   beta1_micros: number;
   beta2_micros: number;
   tau_micros: number;
-  share_micros: number;
+  population: number;
 }
 
 const ADAPTIVE = ["rate_micros", "beta1_micros", "beta2_micros", "tau_micros"];
@@ -152,7 +152,7 @@ export const ALGORITHMS: Record<string, { vectors: number; places: string[] }> =
   fedavgm: { vectors: 1, places: ["rate_micros", "beta1_micros"] },
   fedadam: { vectors: 2, places: ADAPTIVE },
   fedyogi: { vectors: 2, places: ADAPTIVE },
-  scaffold: { vectors: 0, places: ["rate_micros", "share_micros"] },
+  scaffold: { vectors: 0, places: ["rate_micros", "population"] },
   evaluate: { vectors: 0, places: [] },
 };
 
@@ -173,19 +173,19 @@ export function advance(
   });
   const [old, kept] = [singles(model), singles(state)];
   require(old.length === means.length, "sum-malformed");
-  const { steps, after } = step(algorithm, means, state.length ? kept : undefined);
+  const { steps, after } = step(algorithm, means, weight, state.length ? kept : undefined);
   const [next, left] = [old.map((x, i) => x + steps[i]), Float32Array.from(after)];
   require(next.every(Number.isFinite) && left.every(Number.isFinite), "sum-malformed");
   return { model: packedSingles(next), state: packedSingles(left) };
 }
 
 /** What is added to the model, in float64, and the vectors that are kept. */
-function step(algorithm: Algorithm, d: number[], kept: Float32Array | undefined): { steps: number[]; after: number[] } {
+function step(algorithm: Algorithm, d: number[], weight: number, kept: Float32Array | undefined): { steps: number[]; after: number[] } {
   const { name, beta1_micros, beta2_micros } = algorithm;
   const [rate, beta1, beta2, tau] = [algorithm.rate_micros / 1e6, beta1_micros / 1e6, beta2_micros / 1e6, algorithm.tau_micros / 1e6];
   if (name === "fedavg") return { steps: d.map((x) => rate * x), after: [] };
   if (name === "scaffold") {
-    const share = algorithm.share_micros / 1e6;
+    const share = Math.min(weight, algorithm.population) / algorithm.population;
     return { steps: d.map((x, i) => (i < d.length / 2 ? rate : share) * x), after: [] };
   }
   const last = d.map((_, i) => kept?.[i] ?? 0);

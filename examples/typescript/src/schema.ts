@@ -53,7 +53,7 @@ export const BODIES: Record<string, [Check, string, number]> = {
     training: fields({ epochs: whole(1, 1000), batch_size: whole(1, 65_536), rate_micros: MICROS, proximal_micros: MICROS, control_micros: MICROS }),
     algorithm: fields({
       name: oneOf("fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold", "evaluate"), rate_micros: MICROS,
-      beta1_micros: whole(0, 999_999), beta2_micros: whole(0, 999_999), tau_micros: MICROS, share_micros: whole(0, 1_000_000),
+      beta1_micros: whole(0, 999_999), beta2_micros: whole(0, 999_999), tau_micros: MICROS, population: whole(0, 2 ** 53),
     }),
     join_ms: DURATION, upload_ms: DURATION, decide_ms: DURATION, rounds_max: whole(0, 2 ** 31 - 1),
     eligibility: many(fields({ kind: name, version: whole(1, 255), values: many(MICROS, 0, 4) }), 0, 8),

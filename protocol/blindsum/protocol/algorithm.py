@@ -17,7 +17,7 @@ _FIELDS: Final = {
     "fedavgm": {"rate_micros", "beta1_micros"},
     "fedadam": {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"},
     "fedyogi": {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"},
-    "scaffold": {"rate_micros", "share_micros"},
+    "scaffold": {"rate_micros", "population"},
     "evaluate": set[str](),
 }
 _NUMBERS: Final = tuple(name for name in Algorithm.__struct_fields__ if name != "name")
@@ -48,8 +48,8 @@ def algorithm_fault(task: Task) -> str:
         return (
             "" if not lengths and task.model.size % 4 == 0 else "evaluate sums no quantised values and takes any model"
         )
-    if name == "scaffold" and not (len(lengths) == 2 and lengths[0] == lengths[1] and algorithm.share_micros):
-        return "scaffold takes two quantised segments of one length, and a positive share"
+    if name == "scaffold" and not (len(lengths) == 2 and lengths[0] == lengths[1] and algorithm.population):
+        return "scaffold takes two quantised segments of one length, and a population"
     if name != "scaffold" and len(lengths) > 1:
         return f"{name} takes one quantised segment at most"
     return "" if task.model.size == 4 * sum(lengths) else "the model is not one float32 a quantised value"

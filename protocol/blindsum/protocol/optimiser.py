@@ -36,21 +36,21 @@ def advance(base: TaskView, model: bytes, state: bytes, total: bytes, rotation: 
     parameters, mean = _wide(model), aggregate.mean.astype(np.float64)
     kept: Sequence[Doubles] = np.split(_wide(state), STATE_VECTORS[algorithm.name]) if state else ()
     with np.errstate(over="ignore", invalid="ignore"):
-        step, kept = _step(algorithm, mean, kept)
+        step, kept = _step(algorithm, mean, aggregate.weight, kept)
         narrow = [values.astype("<f4") for values in (parameters + step, *kept)]
     if not all(np.isfinite(values).all() for values in narrow):
         raise BlindsumError("sum-malformed", "the next model or its algorithm's state is not finite")
     return narrow[0].tobytes(), b"".join(values.tobytes() for values in narrow[1:])
 
 
-def _step(algorithm: Algorithm, mean: Doubles, kept: Sequence[Doubles]) -> tuple[Doubles, Sequence[Doubles]]:
+def _step(algorithm: Algorithm, mean: Doubles, weight: int, kept: Sequence[Doubles]) -> tuple[Doubles, Sequence[Doubles]]:
     """What is added to the model, and the next state."""
     rate = algorithm.rate_micros / 1e6
     if algorithm.name == "fedavg":  # McMahan et al. 2017
         return rate * mean, ()
     if algorithm.name == "scaffold":  # Karimireddy et al. 2020, algorithm 1: parameters, then controls
-        half = mean.size // 2
-        return np.concatenate([rate * mean[:half], algorithm.share_micros / 1e6 * mean[half:]]), ()
+        half, share = mean.size // 2, min(weight, algorithm.population) / algorithm.population
+        return np.concatenate([rate * mean[:half], share * mean[half:]]), ()
     beta1 = algorithm.beta1_micros / 1e6
     first = kept[0] if kept else np.zeros_like(mean)
     if algorithm.name == "fedavgm":  # Hsu et al. 2019

@@ -140,7 +140,7 @@ ALGORITHMS: dict[str, tuple[int, set[str]]] = {
     "fedavgm": (1, {"rate_micros", "beta1_micros"}),
     "fedadam": (2, {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"}),
     "fedyogi": (2, {"rate_micros", "beta1_micros", "beta2_micros", "tau_micros"}),
-    "scaffold": (0, {"rate_micros", "share_micros"}),
+    "scaffold": (0, {"rate_micros", "population"}),
     "evaluate": (0, set()),
 }
 
@@ -177,7 +177,7 @@ def advance(
     if name == "fedavg":
         steps = [rate * d for d in change]
     elif name == "scaffold":
-        share, half = algorithm["share_micros"] / 1e6, len(change) // 2
+        share, half = min(weight, algorithm["population"]) / algorithm["population"], len(change) // 2
         steps = [(rate if i < half else share) * d for i, d in enumerate(change)]
     elif name == "fedavgm":
         first = [

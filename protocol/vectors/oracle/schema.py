@@ -120,7 +120,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
                 beta1_micros=whole(0, 999_999),
                 beta2_micros=whole(0, 999_999),
                 tau_micros=MILLIS,
-                share_micros=whole(0, 1_000_000),
+                population=whole(0, 2**53),
             ),
             join_ms=DURATION,
             upload_ms=DURATION,

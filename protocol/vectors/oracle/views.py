@@ -125,7 +125,7 @@ def _check_algorithm(body: dict[str, Value], lengths: list[int]) -> None:
     require("tau_micros" not in places or algorithm["tau_micros"] > 0, _UNSAFE)
     require((name == "scaffold") == (body["training"]["control_micros"] > 0), _UNSAFE)
     if name == "scaffold":
-        require(len(lengths) == 2 and len(set(lengths)) == 1 and algorithm["share_micros"] > 0, _UNSAFE)
+        require(len(lengths) == 2 and len(set(lengths)) == 1 and algorithm["population"] > 0, _UNSAFE)
     else:
         require(len(lengths) <= (0 if name == "evaluate" else 1), _UNSAFE)
     require(size % 4 == 0 if name == "evaluate" else size == 4 * sum(lengths), _UNSAFE)

@@ -58,7 +58,7 @@ def _task(scene: Scene) -> File:
     halves = [{**quantised, "length": 4}, {**quantised, "length": 4, "name": "controls"}, exact]
     scaffold = {
         "algorithm.name": "scaffold",
-        "algorithm.share_micros": 1_000_000,
+        "algorithm.population": 1_000_000,
         "training.control_micros": 1,
         "segments": halves,
     }
@@ -92,10 +92,10 @@ def _task(scene: Scene) -> File:
         ("a model with a digest too many", {"model.digests": secret("digest", 64)}),
         ("FedAvg with a decay", {"algorithm.beta1_micros": 900_000}),
         ("FedAdam without tau", {**adam, "algorithm.tau_micros": 0}),
-        ("FedAdam with a share", {**adam, "algorithm.share_micros": 1}),
+        ("FedAdam with a population", {**adam, "algorithm.population": 1}),
         ("a scale of controls without SCAFFOLD", {"training.control_micros": 1}),
         ("SCAFFOLD without a scale of controls", {**scaffold, "training.control_micros": 0}),
-        ("SCAFFOLD without a share", {**scaffold, "algorithm.share_micros": 0}),
+        ("SCAFFOLD without a population", {**scaffold, "algorithm.population": 0}),
         ("SCAFFOLD without controls", {**scaffold, "segments": [quantised, exact]}),
         (
             "SCAFFOLD with fewer controls",

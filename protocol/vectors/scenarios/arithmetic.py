@@ -155,7 +155,7 @@ def _advance(scene: Scene) -> File:
     file.ok(
         "SCAFFOLD",
         algorithm="scaffold",
-        share_micros=250_000,
+        population=1_000,
         segments=[half, rest, *segments[1:]],
         total=scene.total[:8] + scene.total[16:20] + scene.total[8:16] + scene.total[20:],
     )

@@ -23,7 +23,7 @@ from blindsum.protocol.view import Member, RoundView, TaskView
 
 __all__ = ["codec_of", "plain_view", "segments_of"]
 
-_NUMBERS = ("rate_micros", "beta1_micros", "beta2_micros", "tau_micros", "share_micros")
+_NUMBERS = ("rate_micros", "beta1_micros", "beta2_micros", "tau_micros", "population")
 _CODEC = {"clip_micros": 1_000_000, "range_micros": 1_000_000, "bits": 8, "weight_max": 1}
 
 

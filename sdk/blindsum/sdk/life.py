@@ -20,6 +20,7 @@ from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import Topics
 from blindsum.sdk.admission import Admission
+from blindsum.sdk.controls import Controls
 from blindsum.sdk.events import State
 from blindsum.sdk.ledger import Ledger
 from blindsum.sdk.meter import MeteredLink
@@ -82,7 +83,10 @@ class Life:
             return self._machine
 
         self._driver = Driver(machine, store, self._link, topics, on_event=self._event, on_refused=self._refused)
-        self._worker = Worker(self._driver, examples, policy, admission, models, inspect=inspect, tell=self._trained)
+        self._controls = Controls(store)
+        self._worker = Worker(
+            self._driver, examples, policy, admission, models, self._controls, inspect=inspect, tell=self._trained
+        )
 
     def start(self) -> None:
         self._worker.thread.name = f"train-{self._name}"
@@ -133,6 +137,8 @@ class Life:
                     self._views[task] = view
                 if event.name == "train":
                     self._worker.offer(task, int(str(number)))
+            case "uploaded":
+                self._keep_control(task, int(str(number)))
             case "uploading" | "round-finished" | "round-abandoned":
                 self._worker.over(task)
                 if event.name != "uploading":
@@ -142,6 +148,12 @@ class Life:
         self._tell(event.name, data)
         if event.name == "stopped":
             self._failed()
+
+    def _keep_control(self, task: str, number: int) -> None:
+        try:
+            self._controls.uploaded(task, number)
+        except BlindsumError as error:
+            log.warning("the control variate cannot be kept: %s", error.code)
 
     def _ended(self, task: str, *, early: bool) -> None:
         view = self._views.pop(task, None)

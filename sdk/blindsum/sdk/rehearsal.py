@@ -15,7 +15,7 @@ from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, JOIN_SIZE
 from blindsum.sdk.model import Model
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, Batch, train
+from blindsum.sdk.trainer import Aborted, Batch, contribute
 
 __all__ = ["DryRun", "rehearse"]
 
@@ -58,8 +58,8 @@ def rehearse(
     began = time.monotonic()
     session, settings = TrainingSession(plan), base.task.training
     try:
-        trained = train(
-            plan, parameters, settings, batches, obstacle=policy.obstacle, session=session, personal=model.personal()
+        trained = contribute(
+            base.task, plan, parameters, batches, obstacle=policy.obstacle, session=session, personal=model.personal()
         )
     except Aborted as error:
         raise BlindsumError("condition-unmet", str(error)) from None
@@ -67,7 +67,7 @@ def rehearse(
         base,
         trained.update,
         weight=min(trained.examples, base.task.codec.weight_max),
-        statistics=[trained.examples, round(trained.loss * trained.examples * 1e6)],
+        statistics=trained.statistics,
         rotation=bytes(ROTATION_SIZE) if base.task.codec.rotate else b"",
         key=random_bytes(32),
     )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from blindsum.protocol.messages import Training
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.messages import Task, Training
 
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
 
-__all__ = ["STATISTICS", "Aborted", "Trained", "train"]
+__all__ = ["STATISTICS", "Aborted", "Trained", "contribute", "evaluate", "train"]
 
 STATISTICS = ("examples", "loss_micros")
 """What a device adds to the exact segment of a sum after its weight: number of examples, and their summed training loss of the last
@@ -34,12 +35,47 @@ class Aborted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`update` is new minus old shared parameters (float32), `personal` the new ones that stay here."""
+    """`update` is new minus old shared parameters (float32), with SCAFFOLD followed by the change of the device's control variate;
+    of an evaluation it is empty. `personal`: the new parameters that stay here. `loss`: the mean over the examples. `metrics`: the
+    evaluation's, in the plan's order, loss first."""
 
     update: NDArray[np.float32] = field(repr=False)
     examples: int
     loss: float
     personal: NDArray[np.float32] = field(repr=False)
+    metrics: tuple[float, ...] = ()
+
+    @property
+    def statistics(self) -> list[int]:
+        """What goes into the exact segment after the weight: the number of examples, and the loss (or all metrics) times it in
+        10^-6."""
+        return [self.examples, *(round(value * self.examples * 1e6) for value in self.metrics or (self.loss,))]
+
+
+def contribute(
+    task: Task,
+    plan: bytes,
+    model: bytes,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    obstacle: Callable[[], str],
+    session: TrainingSession | None = None,
+    personal: NDArray[np.float32] | None = None,
+    control: NDArray[np.float32] | None = None,
+) -> Trained:
+    """What a device adds to a round of `task`: `evaluate` or `train`, with their arguments and errors."""
+    if task.algorithm.name == "evaluate":
+        return evaluate(plan, model, batches, obstacle=obstacle, session=session, personal=personal)
+    return train(
+        plan,
+        model,
+        task.training,
+        batches,
+        obstacle=obstacle,
+        session=session,
+        personal=personal,
+        control=control,
+    )
 
 
 def train(
@@ -51,29 +87,90 @@ def train(
     obstacle: Callable[[], str],
     session: TrainingSession | None = None,
     personal: NDArray[np.float32] | None = None,
+    control: NDArray[np.float32] | None = None,
 ) -> Trained:
     """Train `settings.epochs` epochs over `batches(epoch)`. `obstacle()` is asked before every epoch and every step: where it names
     one, `Aborted` is raised with it. `session`: one of this plan to use again. `personal`: this device's own layers so
-    far, where the plan has such; None: as the plan has them. Raises BlindsumError "no-examples",
+    far, where the plan has such; None: as the plan has them. `control`: its own control variate, where the task is SCAFFOLD's
+    (SPEC.md section 9.4); None: zero. Raises BlindsumError "no-examples",
     "training-batch-invalid", or what the training session raises (a loss that is not finite never becomes an update)."""
-    from blindsum.training import TrainingSession, decode
-    from blindsum.training.personal import join, split
+    from blindsum.training import TrainingSession
+    from blindsum.training.personal import split
 
     # what Dropout drops differs from round to round, and is the same where a round is trained again after a crash
     session = session or TrainingSession(plan)
-    manifest = session.manifest
     session.seed = int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1
-    start = np.frombuffer(model, dtype="<f4").astype(np.float32)
-    if manifest.personal:
-        own = split(manifest, decode(plan).parameters)[1] if personal is None else personal
-        session.parameters = join(manifest, start, own)
-    else:
-        session.parameters = start
-    if "lr" in session.hyperparameters:
-        session.hyperparameters = {"lr": settings.rate_micros / 1e6}
+    values = np.frombuffer(model, dtype="<f4").astype(np.float32)
+    length = split(session.manifest, session.parameters)[0].size
+    start, server = values[:length], values[length:]
+    _place(session, plan, start, personal)
+    known = session.hyperparameters
+    rate, scale, proximal = (n / 1e6 for n in (settings.rate_micros, settings.control_micros, settings.proximal_micros))
+    session.hyperparameters = {n: v for n, v in {"lr": rate, "proximal": proximal}.items() if n in known}
+    if proximal and "proximal" not in known:
+        raise BlindsumError("training-request-invalid", "the task asks for FedProx, the artifact was built without it")
+    if scale:
+        server = server if server.size else np.zeros_like(start)  # of a model without its control, as a rehearsal's
+        own = np.zeros_like(server) if control is None else control
+        session.control = (server - own) / np.float32(scale)
     report = session.fit(batches, epochs=settings.epochs, batch_size=settings.batch_size, should_abort=obstacle)
     if report.stopped == "aborted":
         raise Aborted(report.reason)
     last = report.epochs[-1]
-    shared, own = split(manifest, session.parameters)
-    return Trained(shared - start, last.examples, min(max(last.loss, 0.0), LOSS_MAX), own)
+    shared, kept = split(session.manifest, session.parameters)
+    update = shared - start
+    if scale:
+        change = -server - np.float32(scale / (report.steps * rate)) * update
+        update = np.concatenate([update, change])
+    return Trained(update, last.examples, _bounded(last.loss), kept)
+
+
+def evaluate(
+    plan: bytes,
+    model: bytes,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    obstacle: Callable[[], str],
+    session: TrainingSession | None = None,
+    personal: NDArray[np.float32] | None = None,
+) -> Trained:
+    """Evaluate `model` on `batches(0)` and train nothing. A metric is its mean over the batches, by examples. Raises as `train`."""
+    from blindsum.training import TrainingSession
+
+    session = session or TrainingSession(plan)
+    _place(session, plan, np.frombuffer(model, dtype="<f4").astype(np.float32), personal)
+    examples, totals = 0, np.zeros(len(session.manifest.metrics))
+    for features, targets in batches(0):
+        if reason := obstacle():
+            raise Aborted(reason)
+        rows = len(np.asarray(targets))
+        if rows:
+            measured = session.evaluate(features, targets)
+            totals += rows * np.asarray([measured[name] for name in session.manifest.metrics])
+            examples += rows
+    if not examples:
+        raise BlindsumError("no-examples")
+    if not np.isfinite(totals).all():
+        raise BlindsumError("training-diverged", "a metric is not finite")
+    metrics = tuple(_bounded(value) for value in (totals / examples).tolist())
+    nothing = np.zeros(0, np.float32)
+    return Trained(nothing, examples, metrics[0], nothing, metrics)
+
+
+def _place(
+    session: TrainingSession, plan: bytes, shared: NDArray[np.float32], personal: NDArray[np.float32] | None
+) -> None:
+    """Set a session's parameters: the shared ones, and this device's own layers where the plan has such."""
+    from blindsum.training import decode
+    from blindsum.training.personal import join, split
+
+    manifest = session.manifest
+    if manifest.personal:
+        own = split(manifest, decode(plan).parameters)[1] if personal is None else personal
+        session.parameters = join(manifest, shared, own)
+    else:
+        session.parameters = shared
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, 0.0), LOSS_MAX)

@@ -19,15 +19,16 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Machine, Step
 from blindsum.protocol.ring import packed_size
-from blindsum.protocol.update import encode_update
+from blindsum.protocol.update import decode_lanes, encode_update
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.logs import fields
 from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, Admission
+from blindsum.sdk.controls import Controls
 from blindsum.sdk.model import Model
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, Batch, train
+from blindsum.sdk.trainer import Aborted, Batch, contribute
 
 __all__ = ["Context", "Examples", "Inspect", "Inspection", "Worker"]
 
@@ -40,11 +41,13 @@ JOBS_MAX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an examples function is told: which task, round and epoch (from 0) it is asked for."""
+    """What an examples function is told: which task, round and epoch (from 0) it is asked for; with `evaluate`, the model is
+    evaluated on what it yields and not trained."""
 
     task: str
     round: int
     epoch: int
+    evaluate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,14 @@ class Worker:
         policy: Policy,
         admission: Admission,
         models: Callable[[str], Model],
+        controls: Controls,
         *,
         inspect: Inspect | None,
         tell: Callable[[str, dict[str, object]], None],
     ) -> None:
         self._driver, self._examples = driver, examples
         self._policy, self._admission, self._models = policy, admission, models
+        self._controls = controls
         self._inspect, self._tell = inspect, tell
         self._stopping = threading.Event()
         self._open: dict[str, int] = {}  # the round of each task that waits for this device's update
@@ -125,16 +130,20 @@ class Worker:
             return
         view, plan, model = inputs
         self._admission.artifact(view, plan)
+        algorithm, length, control = view.task.algorithm.name, len(model) // 8, None
         model_here = self._models(task)
         with _of_the_disk():
-            model_here.keep(view, plan, model)
-        trained = train(
+            model_here.keep(view, plan, model[: 4 * length] if algorithm == "scaffold" else model)
+        if algorithm == "scaffold":
+            control = self._call(lambda _machine, _now: self._controls.own(task, length))
+        trained = contribute(
+            view.task,
             plan,
             model,
-            view.task.training,
-            lambda epoch: self._batches(Context(task, number, epoch)),
+            lambda epoch: self._batches(Context(task, number, epoch, algorithm == "evaluate")),
             obstacle=lambda: self._obstacle(task, number),
             personal=model_here.personal(),
+            control=control,
         )
         if trained.personal.size:
             with _of_the_disk():
@@ -144,10 +153,13 @@ class Worker:
             view.base,
             trained.update,
             weight=weight,
-            statistics=[trained.examples, round(trained.loss * trained.examples * 1e6)],
+            statistics=trained.statistics,
             rotation=view.manifest.rotation,
             key=random_bytes(32),
         )
+        if control is not None:
+            following = control + decode_lanes(view.base, lanes, weight, view.manifest.rotation)[length:]
+            self._call(lambda _machine, _now: self._controls.stage(task, number, following))
         if self._inspect is not None:
             with _of_the_app("inspect"):
                 self._inspect(Inspection(task, number, trained.update, weight, [lane.copy() for lane in lanes]))

@@ -75,7 +75,8 @@ class Algorithm(Payload, frozen=True):
     beta1_micros: Decay
     beta2_micros: Decay
     tau_micros: Micros
-    share_micros: Annotated[int, Meta(ge=0, le=1_000_000)]
+    population: Annotated[int, Meta(ge=0, le=2**53)]
+    """SCAFFOLD: the weight of all devices together, in a round or not."""
 
 
 class Criterion(Payload, frozen=True):
