@@ -24,7 +24,9 @@ def open_graph(graph: bytes, constants: Arrays, threads: int) -> ort.InferenceSe
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come back as exceptions
     options.enable_mem_pattern = False  # planning memory ahead leaves the first step's unused beside it: twice the peak
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep: battery
+    # threads wait for each other awake while a graph runs, and sleep from its end on: battery
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # int8 weights meet float32 activations, as the graph says; onnxruntime would round those to int8 as well
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     with failures():
