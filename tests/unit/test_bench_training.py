@@ -22,9 +22,9 @@ def test_without_torch_there_is_the_mlp_and_no_peer(rows):
     assert all(row["peer"] is None and row["ours"] > 0 for row in rows.values())
 
 
-def test_a_step_stands_beside_its_forward_pass(rows):
+def test_a_step_takes_longer_than_its_multiplications_at_full_speed(rows):
     row = rows["MLP, batch 32"]
-    assert row["limit"] > 0
+    assert 0 < row["limit"] < row["ours"]
     assert row["ratio"] == pytest.approx(row["ours"] / row["limit"], rel=0.02)
 
 

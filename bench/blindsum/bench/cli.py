@@ -40,10 +40,11 @@ def bench(
         print(json.dumps({"name": name, "rows": found}))
         return
     table = Table(title=name)
-    for column in ("name", "ours", "limit", "peer", "unit", "ratio"):
+    columns = list(found[0])
+    for column in columns:
         table.add_column(column, justify="left" if column in ("name", "unit") else "right")
     for row in found:
-        table.add_row(*(_cell(row[column]) for column in ("name", "ours", "limit", "peer", "unit", "ratio")))
+        table.add_row(*(_cell(row[column]) for column in columns))
     Console().print(table)
 
 

@@ -37,14 +37,14 @@ def main() -> None:
 def _ours(job: dict[str, Any]) -> Callable[[], object]:
     from blindsum.training import TrainingSession
 
-    session = TrainingSession((Path(job["directory"]) / "artifact").read_bytes(), threads=job["threads"])
+    session = TrainingSession((Path(job["directory"]) / "artifact").read_bytes(), threads=1)
     features, targets = load_batch(Path(job["directory"]))
     x = features[0] if len(features) == 1 else features
     return lambda: session.step(x, targets)
 
 
 def _torch(job: dict[str, Any]) -> Callable[[], object]:
-    return torch_step(job, *load_batch(Path(job["directory"])))
+    return torch_step(job, 1, *load_batch(Path(job["directory"])))
 
 
 def memory(field: str) -> float:

@@ -2,8 +2,9 @@
 
     python ort_training.py JOB
 
-Runs in an environment of its own, which has neither blindsum nor onnxruntime proper. Prints {} where the package cannot
-build or run the model. Its step is three calls: train (forward and backward), optimiser, gradients back to zero.
+Runs in an environment of its own, which has neither blindsum nor onnxruntime proper. Prints {number of threads:
+milliseconds}, {} where the package cannot build or run the model. Its step is three calls: train (forward and backward),
+optimiser, gradients back to zero.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ WARM_UP = 3
 def main() -> None:
     job = json.loads(sys.argv[1])
     try:
-        found = {"peer": _least_ms(job)}
+        found = {threads: _least_ms(job, threads) for threads in job["threads"]}
     except Exception as error:  # it fails in as many ways as there are operators
         found = {}
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     print(json.dumps(found))
 
 
-def _least_ms(job: dict[str, Any]) -> float:
+def _least_ms(job: dict[str, Any], threads: int) -> float:
     import numpy as np
     import onnx
     import onnxruntime
@@ -56,7 +57,7 @@ def _least_ms(job: dict[str, Any]) -> float:
         )
         state = api.CheckpointState.load_checkpoint(f"{directory}/checkpoint")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = job["threads"]
+        options.intra_op_num_threads = threads
         module = api.Module(f"{directory}/training_model.onnx", state, session_options=options)
         optimiser = api.Optimizer(f"{directory}/optimizer_model.onnx", module)
     optimiser.set_learning_rate(job["lr"])
@@ -67,7 +68,7 @@ def _least_ms(job: dict[str, Any]) -> float:
         optimiser.step()
         module.lazy_reset_grad()
 
-    clock = time.process_time if job["threads"] == 1 else time.perf_counter  # as steps.py
+    clock = time.process_time if threads == 1 else time.perf_counter  # as steps.py
     for _ in range(WARM_UP):
         step()
     start = clock()

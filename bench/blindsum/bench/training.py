@@ -2,14 +2,15 @@
 
     blindsum bench training
 
-Every figure comes from a process of its own, so that no library's threads or memory disturb another's. Times are the
-least of interleaved rounds of a plain SGD step, loss read back; float32. One thread is timed by the processor time it
-takes, which other work on the machine disturbs little, several by the clock. `limit` is the forward pass alone with constant
-weights (`predict`): a step runs it too, and onnxruntime may lay out constant weights in advance as it cannot those that
-change. The limit cannot be reached: a backward pass costs about two forward passes more. `ratio` is ours / limit.
+One run, at most about nine minutes, on one thread and on all of them. Every figure comes from a process of its own, so
+that no library's memory disturbs another's. Times are the least of interleaved rounds of a plain SGD step, loss read
+back; float32. One thread is timed by the processor time it takes, which other work on the machine disturbs little,
+several by the clock. `limit` is the time that the multiplications of the step would take at the speed of the fastest
+matrix product, 512 x 512 by 512 x 512, measured in the same rounds: no step reaches it, as weights change and activations
+go through memory. `ratio` is ours / limit, `ours / peer` speaks for itself.
 
-The peer is PyTorch eager; where it is not installed, the models cannot be made either and only the MLP is measured.
-Rows "beside onnxruntime-training" have its last release as the peer. It cannot be installed beside onnxruntime, so
+The peer is PyTorch eager; where it is not installed, the models cannot be made either and only the MLP is measured. The
+last release of onnxruntime-training has a column of its own. It cannot be installed beside onnxruntime, so
 BLINDSUM_ORT_TRAINING names the Python of an environment that has it (onnxruntime-training-cpu 1.19.2, numpy < 2,
 onnx 1.16, torch); without it there is no figure.
 """
@@ -23,24 +24,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blindsum.bench.workload import operations, torch_step
 from blindsum.training import SGD, build_artifact, models
 
 CORES = os.cpu_count() or 1
+ALL_THREADS = tuple(sorted({1, CORES}))
 BATCH = 32
 SMALL_BATCHES = {"MLP": (1, 8), "LeNet": (1, 8)}
 RECOMPUTED = {"MobileNetV2-like": 3_200_000, "ViT-tiny": 1_400_000}  # bytes per example, see `build_artifact`
 LEARNING_RATE = 1e-4  # so small that hundreds of steps on one batch leave every number finite
-WORKER_S_MAX = 300
+SECONDS_MAX = 480.0  # after which nothing more is begun
+WORKER_S_MAX = 100
 ORT_TRAINING = "BLINDSUM_ORT_TRAINING"
 
 Row = dict[str, object]
+Part = Callable[[], Iterable[Row]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,52 +57,82 @@ class Job:
     directory: str
     trainable: tuple[str, ...] | None
     loss: str
-    threads: int = 1
+    operations: int  # see `workload.operations`
+    threads: tuple[int, ...] = (1,)
     lr: float = LEARNING_RATE
 
 
 def rows() -> list[Row]:
-    """One row a figure: {name, ours, limit, peer, unit, ratio}. A figure nobody has is None."""
+    """One row a figure: {name, ours, limit, peer, unit, ratio, onnxruntime-training, ours / peer}.
+
+    A figure nobody has is None.
+    """
+    began, found = time.monotonic(), list[Row]()
     with tempfile.TemporaryDirectory() as directory:
-        if importlib.util.find_spec("torch") is None:
-            return list(_without_torch(Path(directory)))
-        return list(_all(Path(directory)))
+        bare = importlib.util.find_spec("torch") is None
+        parts = list((_without_torch if bare else _all)(Path(directory)))
+        for done, part in enumerate(parts):
+            if time.monotonic() - began > SECONDS_MAX:
+                print(f"stopped after {SECONDS_MAX:.0f} s, {len(parts) - done} parts not measured", file=sys.stderr)
+                break
+            found += part()
+    return found
 
 
-def _all(root: Path) -> Iterator[Row]:
+def _all(root: Path) -> Iterator[Part]:
+    """What matters most comes first."""
     from blindsum.bench.zoo import ZOO, example
 
+    def timed(title: str, beside: bool, *arguments: Any, **options: Any) -> Part:
+        return lambda: _timed(_prepared(root, *arguments, **options), title, beside=beside)
+
+    def weighed(title: str, *arguments: Any, **options: Any) -> Part:
+        return lambda: _weighed(_prepared(root, *arguments, **options), title)
+
     for name in ZOO:
-        yield _timed(job := _prepared(root, name, None, BATCH), f"{name}, batch {BATCH}")
-        yield _timed(_with_threads(job), f"{name}, batch {BATCH}, {CORES} threads")
-        yield _timed_beside_ort_training(job, f"{name}, batch {BATCH}")
+        yield timed(f"{name}, batch {BATCH}", True, name, threads=ALL_THREADS)
+    for name in ZOO:
         for title, part in (("head", example(name).head), ("last block", example(name).last_block)):
             if part:
-                yield _timed(_prepared(root, name, part, BATCH), f"{name}, batch {BATCH}, {title} only")
+                yield timed(f"{name}, batch {BATCH}, {title} only", False, name, part)
         for size in SMALL_BATCHES.get(name, ()):
-            yield _timed(_prepared(root, name, None, size), f"{name}, batch {size}")
-        yield from _weighed(job, f"{name}, batch {BATCH}")
-        if name in RECOMPUTED:
-            tight = _prepared(root, name, None, BATCH, RECOMPUTED[name])
-            yield _timed(tight, f"{name}, batch {BATCH}, recompute")
-            yield from _weighed(tight, f"{name}, batch {BATCH}, recompute")
-    yield _started(_prepared(root, "MLP", None, BATCH))
+            yield timed(f"{name}, batch {size}", False, name, batch=size)
+    yield lambda: [_started(_prepared(root, "MLP"))]
+    for name in ZOO:
+        yield weighed(f"{name}, batch {BATCH}", name)
+    for name, budget in RECOMPUTED.items():
+        yield timed(f"{name}, batch {BATCH}, recompute", False, name, recompute=budget)
+        yield weighed(f"{name}, batch {BATCH}, recompute", name, recompute=budget)
 
 
-def _without_torch(root: Path) -> Iterator[Row]:
+def _without_torch(root: Path) -> Iterator[Part]:
     generator = np.random.default_rng(0)
-    job = Job(example="", directory=str(root), trainable=None, loss="cross-entropy")
-    artifact = build_artifact(models.mlp([784, 256, 128, 10], seed=1), loss="cross-entropy", optimizer=SGD(lr=job.lr))
+    sizes = [784, 256, 128, 10]
+    products = [ins * outs for ins, outs in pairwise(sizes)]
+    job = Job(
+        example="",
+        directory=str(root),
+        trainable=None,
+        loss="cross-entropy",
+        operations=2 * BATCH * (3 * sum(products) - products[0]),  # the features need no gradient
+    )
+    artifact = build_artifact(models.mlp(sizes, seed=1), loss="cross-entropy", optimizer=SGD(lr=job.lr))
     (root / "artifact").write_bytes(artifact)
     features = generator.normal(size=(BATCH, 784)).astype(np.float32)
     np.savez(root / "batch.npz", targets=generator.integers(0, 10, BATCH), features=features)
-    yield _timed(job, f"MLP, batch {BATCH}")
-    yield from _weighed(job, f"MLP, batch {BATCH}")
-    yield _started(job)
+    yield lambda: _timed(job, f"MLP, batch {BATCH}")
+    yield lambda: _weighed(job, f"MLP, batch {BATCH}")
+    yield lambda: [_started(job)]
 
 
 def _prepared(
-    root: Path, name: str, trainable: tuple[str, ...] | None, batch: int, recompute: int | None = None
+    root: Path,
+    name: str,
+    trainable: tuple[str, ...] | None = None,
+    *,
+    batch: int = BATCH,
+    recompute: int | None = None,
+    threads: tuple[int, ...] = (1,),
 ) -> Job:
     """A job with its files: the ONNX model, the artifact and one batch."""
     from blindsum.bench.zoo import example, export
@@ -107,29 +143,23 @@ def _prepared(
     np.savez(directory / "batch.npz", targets=targets, **dict(zip(made.inputs, features, strict=True)))  # type: ignore[arg-type]
     model = export(made)
     (directory / "model.onnx").write_bytes(model)
-    job = Job(example=name, directory=str(directory), trainable=trainable, loss=made.loss)
+    job = Job(
+        example=name, directory=str(directory), trainable=trainable, loss=made.loss, operations=0, threads=threads
+    )
+    job = replace(job, operations=operations(torch_step(asdict(job), 1, features, targets)))
     artifact = build_artifact(model, loss=made.loss, trainable=trainable, optimizer=SGD(lr=job.lr), recompute=recompute)
     (directory / "artifact").write_bytes(artifact)
     return job
 
 
-def _with_threads(job: Job) -> Job:
-    return Job(**{**asdict(job), "threads": CORES})
-
-
-def _timed(job: Job, name: str) -> Row:
-    times = _run("steps", job)
-    return _row(name, times["ours"], times["limit"], times.get("peer"), "ms/step", 4)
-
-
-def _timed_beside_ort_training(job: Job, name: str) -> Row:
-    python = os.environ.get(ORT_TRAINING)
-    peer = None
-    if python:
-        script = Path(__file__).with_name("ort_training.py")
-        peer = _result([python, str(script), json.dumps(asdict(job))]).get("peer")
-    times = _run("steps", job, "--alone")
-    return _row(f"{name}, beside onnxruntime-training", times["ours"], times["limit"], peer, "ms/step", 4)
+def _timed(job: Job, title: str, *, beside: bool = False) -> Iterator[Row]:
+    """`beside` onnxruntime-training too, where there is one."""
+    python, times = os.environ.get(ORT_TRAINING), _run("steps", job)
+    script = Path(__file__).with_name("ort_training.py")
+    last = _result([python, str(script), json.dumps(asdict(job))]) if beside and python else {}
+    for threads, found in times.items():
+        name = title if threads == "1" else f"{title}, {threads} threads"
+        yield _row(name, found["ours"], found["limit"], found.get("peer"), "ms/step", 4, last.get(threads))
 
 
 def _weighed(job: Job, name: str) -> Iterator[Row]:
@@ -156,7 +186,9 @@ def _started(job: Job) -> Row:
     )
 
 
-def _row(name: str, ours: float, limit: float | None, peer: float | None, unit: str, digits: int) -> Row:
+def _row(
+    name: str, ours: float, limit: float | None, peer: float | None, unit: str, digits: int, last: float | None = None
+) -> Row:
     return {
         "name": name,
         "ours": round(ours, digits),
@@ -164,6 +196,8 @@ def _row(name: str, ours: float, limit: float | None, peer: float | None, unit: 
         "peer": None if peer is None else round(peer, digits),
         "unit": unit,
         "ratio": None if limit is None else round(ours / limit, 2),
+        "onnxruntime-training": None if last is None else round(last, digits),
+        "ours / peer": None if peer is None else round(ours / peer, 2),
     }
 
 
