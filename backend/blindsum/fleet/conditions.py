@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from dataclasses import dataclass, field, fields
 from typing import Final
 
@@ -150,5 +151,5 @@ class Population:
 
 def chance(seed: int, *what: int) -> float:
     """A number in [0, 1) that only the arguments determine: cheap, and the same wherever in the fleet's processes it is asked."""
-    data = b"".join(part.to_bytes(8, "little") for part in (seed, *what))
+    data = struct.pack(f"<{len(what) + 1}q", seed, *what)
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "little") / (1 << 48)

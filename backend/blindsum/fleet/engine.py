@@ -22,6 +22,7 @@ from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
+from blindsum.protocol.memo import sharing
 from blindsum.protocol.messages import Result
 from blindsum.protocol.ring import pack, unpack
 from blindsum.protocol.update import exact_sums
@@ -288,8 +289,14 @@ class _Remote:
 
 
 def _serve(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
-    """The life of a worker process. While it is asked nothing it makes uploads before their time."""
+    """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
+    with sharing():
+        _work(pipe, setup, devices)
+
+
+def _work(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
+    """Answer. While nothing is asked, make uploads before their time."""
     island = setup.island(devices, backends=False)
     failed: Exception | None = None
     while True:

@@ -24,6 +24,7 @@ from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, Tra
 from blindsum.fleet.results import FleetReport, RoundReport, Spread
 from blindsum.fleet.unmasked import unmasked
 from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.memo import sharing
 from blindsum.protocol.params import Derived, ThreatModel
 from blindsum.protocol.view import TaskView, open_task
 from blindsum.testing.behaviours import Behaviour
@@ -167,6 +168,7 @@ class Fleet:
         try:
             with (
                 nullcontext() if self.masks == "on" else unmasked(),
+                sharing(),
                 Engine(setup, workers=self._workers, on_event=watch.event) as engine,
             ):
                 for number in range(1, rounds + 1):

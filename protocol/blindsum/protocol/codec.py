@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TypeVar
 import cbor2
 import msgspec
 
+from blindsum.protocol.memo import shared
+
 __all__ = [
     "DEPTH_MAX",
     "NO_TAGS",
@@ -84,6 +86,7 @@ def encode_chunk(blob: bytes, index: int, data: bytes) -> bytes:
     return encode([CHUNK_VERSION, blob, index, data])
 
 
+@shared(16, lambda data: data)
 def decode_chunk(data: bytes) -> tuple[bytes, int, bytes]:
     """The (blob id, index, data) of a chunk message, data a view of `data`'s tail copied once. Raises `DecodeError`."""
     blob = bytes(data[len(_CHUNK_HEAD) : len(_CHUNK_HEAD) + 32])

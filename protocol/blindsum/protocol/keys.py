@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from cryptography.x509.oid import NameOID
 
 from blindsum.protocol.codec import encode
+from blindsum.protocol.memo import shared
 
 __all__ = [
     "BOX_OVERHEAD",
@@ -35,6 +38,7 @@ __all__ = [
     "agree",
     "box_keypair",
     "box_open",
+    "box_private",
     "box_seal",
     "box_usable",
     "certificate_fault",
@@ -42,8 +46,10 @@ __all__ = [
     "chunk_open",
     "chunk_seal",
     "derive",
+    "deriver",
     "digest",
     "edge_keypair",
+    "edge_private",
     "equal",
     "key_usable",
     "public_of",
@@ -67,17 +73,50 @@ _BOX = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 
 def digest(label: str, *parts: object) -> bytes:
     """SHA-256 of the deterministic encoding of [label, *parts]: domain-separated and injective. 32 bytes."""
-    return hashlib.sha256(encode([LABEL + label, *parts])).digest()
+    return hashlib.sha256(_info(label, parts)).digest()
 
 
 def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes:
     """HKDF-SHA-256 with empty salt and info = encode([label, *context]). `size` bytes, at most 8160."""
-    return _hkdf(secret, encode([LABEL + label, *context]), size)
+    return _hkdf(secret, _info(label, context), size)
+
+
+def deriver(secret: bytes, label: str, *context: object, more: int) -> Callable[..., bytes]:
+    """derive(secret, label, *context, *rest) as a function of `more` values `rest`: what does not change is reckoned once."""
+    prk = hmac.digest(bytes(HASH_SIZE), secret, "sha256")
+    start = _info(label, context, more)
+
+    def made(*rest: int) -> bytes:
+        return hmac.digest(prk, start + b"".join(map(_int, rest)) + b"\x01", "sha256")
+
+    return made
 
 
 def equal(left: bytes, right: bytes) -> bool:
     """Constant-time comparison of secrets."""
     return hmac.compare_digest(left, right)
+
+
+def _info(label: str, context: Sequence[object], more: int = 0) -> bytes:
+    """encode([LABEL + label, *context]), item by item; with `more` above 0 all but the last so many of such a list."""
+    return _label(label, 1 + len(context) + more) + b"".join(
+        b"\x58\x20" + each
+        if type(each) is bytes and len(each) == HASH_SIZE
+        else _int(each)
+        if type(each) is int
+        else encode(each)
+        for each in context
+    )
+
+
+@lru_cache(maxsize=256)
+def _label(label: str, items: int) -> bytes:
+    return encode([LABEL + label, *[0] * (items - 1)])[: 1 - items or None]
+
+
+@lru_cache(maxsize=4096)
+def _int(value: int) -> bytes:
+    return encode(value)
 
 
 def _hkdf(secret: bytes, info: bytes, size: int) -> bytes:
@@ -99,17 +138,28 @@ def edge_keypair(secret: bytes) -> tuple[bytes, bytes]:
     return secret, X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def agree(private: bytes, public: bytes) -> bytes | None:
+def edge_private(private: bytes) -> X25519PrivateKey:
+    """A private key made ready, for whoever agrees with many."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def agree(private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
     """The X25519 shared secret, or None where `public` is a point of small order (all-zero result)."""
+    own = edge_private(private) if isinstance(private, bytes) else private
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+        return own.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         return None
 
 
 def key_usable(public: bytes) -> bool:
     """Whether an X25519 public key agrees with others on anything but zeros (any private key tells)."""
-    return agree(_PROBE, public) is not None
+    return agree(_probe(), public) is not None
+
+
+@lru_cache(maxsize=1)
+def _probe() -> X25519PrivateKey:
+    return edge_private(_PROBE)
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
@@ -124,11 +174,23 @@ def box_keypair(secret: bytes) -> tuple[bytes, bytes]:
 def box_seal(public: bytes, info: bytes, plaintext: bytes) -> bytes:
     """HPKE base mode, single shot: enc || ciphertext. Draws its own randomness from the operating system, so it is a port
     of the machines, never called by them directly. Raises ValueError for a malformed public key."""
+    return _BOX.encrypt(plaintext, _box_public(public), info)
+
+
+@lru_cache(maxsize=16)
+def _box_public(public: bytes) -> MLKEM768X25519PublicKey:
+    """A party's key of a round, taken apart once: a process that plays many devices seals to it for each."""
     if len(public) != BOX_PUBLIC_SIZE:
         raise ValueError("an HPKE public key has 1216 bytes")
     mlkem, x25519 = public[:MLKEM_PUBLIC_SIZE], public[MLKEM_PUBLIC_SIZE:]
-    key = MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519))
-    return _BOX.encrypt(plaintext, key, info)
+    return MLKEM768X25519PublicKey(
+        MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519)
+    )
+
+
+def box_private(secret: bytes) -> MLKEM768X25519PrivateKey:
+    """A private key made ready, for whoever opens many boxes. Raises ValueError unless `secret` has 96 bytes."""
+    return MLKEM768X25519PrivateKey(*_box_parts(secret))
 
 
 def box_usable(public: bytes) -> bool:
@@ -142,10 +204,10 @@ def box_usable(public: bytes) -> bool:
     return key_usable(public[MLKEM_PUBLIC_SIZE:])
 
 
-def box_open(private: bytes, info: bytes, sealed: bytes) -> bytes | None:
+def box_open(private: bytes | MLKEM768X25519PrivateKey, info: bytes, sealed: bytes) -> bytes | None:
     """The plaintext, or None where `sealed` was not made for this key and info."""
     try:
-        return _BOX.decrypt(sealed, MLKEM768X25519PrivateKey(*_box_parts(private)), info)
+        return _BOX.decrypt(sealed, box_private(private) if isinstance(private, bytes) else private, info)
     except Exception:  # InvalidTag, ValueError: malformed and forged boxes look alike
         return None
 
@@ -181,6 +243,7 @@ def public_of(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes_raw()
 
 
+@shared(64, lambda public, signature, data: (data, signature, public))
 def sign_verify(public: bytes, signature: bytes, data: bytes) -> bool:
     """Whether `signature` is Ed25519 of `data` under `public`."""
     try:
@@ -221,7 +284,7 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int | None) -> tuple[str, s
     an Ed25519 key, it is no CA itself, and `now` (ms; None: any time) lies in its validity. Never raises."""
     try:
         certificate = x509.load_der_x509_certificate(der)
-        authority = x509.load_der_x509_certificate(ca)
+        authority = _authority(ca)
         key, root = certificate.public_key(), authority.public_key()
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
@@ -239,3 +302,8 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int | None) -> tuple[str, s
         return "", name, key.public_bytes_raw()
     except Exception:  # malformed DER has many exceptions; all mean the same
         return "certificate-invalid", "", b""
+
+
+@lru_cache(maxsize=4)
+def _authority(ca: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(ca)

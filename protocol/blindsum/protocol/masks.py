@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from blindsum.protocol.codec import encode
-from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, digest, equal
+from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
 from blindsum.protocol.prg import SUITES, apply
 from blindsum.protocol.ring import pack, reduce, zeros
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.secret import Secret
-from blindsum.protocol.sharing import deal, xor
+from blindsum.protocol.sharing import combine, deal
 from blindsum.protocol.view import RoundView
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 __all__ = [
     "Lanes",
@@ -68,8 +72,8 @@ def self_stream(view: RoundView, roster: RosterView, index: int, subset: int, se
     return derive(seed, "self", view.digest, roster.digest, index, subset, size=SUITES[view.task.suite])
 
 
-def edge_secret(view: RoundView, roster: RosterView, private: bytes, mine: int, theirs: int) -> bytes | None:
-    """s_uv, the same for both ends; None where the other key is a small-order point."""
+def edge_secret(view: RoundView, roster: RosterView, private: X25519PrivateKey, mine: int, theirs: int) -> bytes | None:
+    """s_uv, the same for both ends (`private`: of device `mine`); None where the other key is a small-order point."""
     shared = agree(private, roster.keys[theirs])
     if shared is None:
         return None
@@ -118,15 +122,15 @@ def mask_upload(
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
+    pads = [deriver(seed, "cap", view.digest, roster.digest, index, more=2) for seed in cap_seeds]
     edges: list[bytes] = []
+    own = edge_private(private)
     for other in roster.neighbours(index):
-        secret = edge_secret(view, roster, private, index, other)
+        secret = edge_secret(view, roster, own, index, other)
         if secret is None:
             raise ValueError(f"device {other} of the roster has an unusable key")
         streams.append((edge_stream(view, secret), 1 if index < other else -1))
-        cap = secret
-        for subset, seed in enumerate(cap_seeds):
-            cap = xor(cap, pad(view, roster, index, other, subset, seed))
+        cap = combine(secret, (pad(other, subset) for subset, pad in enumerate(pads)))
         edges.append(cap + edge_check(view, secret))
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)

@@ -11,6 +11,7 @@ from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.graph import Graph, adjacency, degree_for
 from blindsum.protocol.keys import certificate_fault, digest, key_usable
+from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import Join, RosterProposal
 from blindsum.protocol.params import survivors_min
 from blindsum.protocol.revocation import certificate_serial
@@ -28,6 +29,9 @@ __all__ = [
     "pack_survivors",
     "read_survivors",
 ]
+
+JOINS_SHARED_MAX = 16_384
+"""Joins that a process which plays a whole fleet reads once, though coordinator and parties all have to."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class RosterView:
         return self.graph.neighbours(index)
 
 
+@shared(JOINS_SHARED_MAX, lambda view, raw: (raw, view.digest))
 def open_join(view: RoundView, raw: bytes) -> tuple[str, bytes, Join, bytes] | Refused:
     """(device, identity key, join, digest) of a genuine join to this round: certificate of the fleet CA, signature by its key.
     The certificate must be valid when the manifest was issued: one moment for all, so that all come to one verdict."""
@@ -90,6 +95,7 @@ def pack_joins(raws: dict[str, bytes]) -> bytes:
     return encode([raws[device] for device in sorted(raws)])
 
 
+@shared(2, lambda view, data, revoked=frozenset(): (data, view.digest, revoked))
 def open_joins(view: RoundView, data: bytes, revoked: frozenset[int] = frozenset()) -> Joins | Refused:
     """Verify every join of a packed list: certificate, signature, this manifest, distinct devices in order, usable keys, and no
     serial of `revoked`."""
@@ -121,6 +127,7 @@ def roster_digest(proposal: bytes, beacons: dict[int, bytes]) -> bytes:
     return digest("roster", proposal, [[party, beacons[party]] for party in sorted(beacons)])
 
 
+@shared(2, lambda view, _entries, roster: (roster, view.digest))
 def open_roster(view: RoundView, entries: bytes, roster: bytes) -> RosterView | Refused:
     """The roster view of `entries` (whose blob a quorum voted for) under the roster hash `roster`."""
     try:
@@ -149,6 +156,7 @@ def open_roster(view: RoundView, entries: bytes, roster: bytes) -> RosterView | 
     return RosterView(roster, devices, keys, survivors_min(size, threat), degree)
 
 
+@shared(8, lambda view, proposal_raw, vote_raws: (proposal_raw, tuple(vote_raws), view.digest))
 def open_roster_announcement(
     view: RoundView, proposal_raw: bytes, vote_raws: Sequence[bytes]
 ) -> tuple[RosterProposal, bytes, bytes] | Refused:
@@ -185,6 +193,7 @@ def pack_survivors(headers: dict[int, bytes]) -> bytes:
     return encode([[index, headers[index]] for index in sorted(headers)])
 
 
+@shared(2, lambda data, size: (data, size))
 def read_survivors(data: bytes, size: int) -> dict[int, bytes] | Refused:
     """The header digest by index of a packed survivor set of a roster of `size` devices."""
     try:

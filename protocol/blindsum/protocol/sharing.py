@@ -47,6 +47,8 @@ def xor(left: bytes, right: bytes) -> bytes:
 
 def combine(value: bytes, pads: Iterable[bytes]) -> bytes:
     """`value` XOR every pad: a pairwise key to its cap, and, with the same pads, a cap to its pairwise key."""
+    total = int.from_bytes(value, "big")
     for pad in pads:
-        value = xor(value, pad)
-    return value
+        assert len(pad) == len(value), "xor of different lengths"
+        total ^= int.from_bytes(pad, "big")
+    return total.to_bytes(len(value), "big")

@@ -17,6 +17,7 @@ from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.graph import degree_for
 from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, box_usable
+from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import (
     MESSAGE_SIZE_MAX,
     MESSAGES,
@@ -63,6 +64,7 @@ P = TypeVar("P", bound=Payload)
 # -- envelopes --------------------------------------------------------------------------------------------------------
 
 
+@shared(64, lambda trust, raw: (raw, trust))
 def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
     """Size, syntax, version, type, fleet, role and (except for devices, whose key comes with their join) signature."""
     if len(raw) > MESSAGE_SIZE_MAX:
@@ -98,6 +100,7 @@ def digest_of(trust: Trust, raw: bytes) -> bytes:
     return signed.digest
 
 
+@shared(64, lambda signed, kind: (signed.raw, kind))
 def payload_of(signed: Signed, kind: type[P]) -> P | Refused:
     """The typed body, or the sender's fault (not a device's: its signature is not checked yet)."""
     try:
@@ -178,6 +181,7 @@ class TaskView:
         )
 
 
+@shared(8, lambda trust, raw: (raw, trust))
 def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
     """A task is taken only with the operator's signature, this trust bundle, and parameters that are safe together."""
     signed = open_message(trust, raw)
@@ -291,6 +295,7 @@ class RoundView:
         return Head(type=kind, fleet=self.trust.fleet, task=self.name, round=self.number, sender=sender, to=to)
 
 
+@shared(8, lambda base, raw: (raw, base.digest))
 def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
     """A manifest of this task signed by the coordinator, with at least a quorum of genuine offers and deadlines in order."""
     opened = open_message(base.trust, raw)

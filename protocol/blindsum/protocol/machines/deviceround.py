@@ -10,6 +10,7 @@ from blindsum.protocol.codec import convert, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.step import Store
+from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
 from blindsum.protocol.secret import Secret
@@ -111,6 +112,7 @@ class DeviceRound(Secret):
         self.body = convert(signed.payload, Header).body
 
 
+@shared(8, lambda trust, signed: (signed.raw, trust))
 def open_announcement(trust: Trust, signed: Signed) -> RoundView | Refused:
     """The round that an announcement shows, where a quorum voted for its manifest and the operator signed its task."""
     announcement = payload_of(signed, Announcement)

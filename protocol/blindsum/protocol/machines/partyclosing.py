@@ -8,7 +8,6 @@ from blindsum.protocol.blobs import WINDOW, bits_set, read_blob, write_blob
 from blindsum.protocol.codec import encode
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import Refused
-from blindsum.protocol.keys import box_open
 from blindsum.protocol.machines.partydesk import PartyDesk
 from blindsum.protocol.machines.partyround import HeaderRow, PartyRound
 from blindsum.protocol.masks import Seal, Seeds, header_fault, open_box
@@ -72,10 +71,7 @@ class PartyClosing:
         code = header_fault(view, roster, header, packed_size(view.base.segments))
         seeds: Seeds | str = code or Seeds({}, {})
         if not code and view.member(self._desk.number) is not None:
-            private = round_.state.box_private
-            seeds = open_box(
-                view, roster, header, party=self._desk.number, opener=lambda info, box: box_open(private, info, box)
-            )
+            seeds = open_box(view, roster, header, party=self._desk.number, opener=round_.open_box)
         if isinstance(seeds, str):
             self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, seeds), signed.raw)
             self._desk.journal.event("complaint", task=view.name, round=view.number, index=header.index, code=seeds)
@@ -264,6 +260,7 @@ class PartyClosing:
         self._desk.journal.delete_all(f"round/{view.name}/header/")
         self._desk.journal.delete_all(f"round/{view.name}/upload/")
         round_.change(opened=True, box_private=b"", beacon=b"")
+        round_.forget_box()
         self._desk.save(round_)
         self._desk.journal.event("opened", task=view.name, round=view.number, survivors=len(survivors))
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from blindsum.protocol.codec import decode, encode, ready
 from blindsum.protocol.envelope import Signed
+from blindsum.protocol.keys import box_open, box_private
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.masks import Seeds
 from blindsum.protocol.messages import Payload, RosterAnnouncement
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
 from blindsum.protocol.secret import Secret
 from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, payload_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
 __all__ = ["HeaderRow", "PartyRound", "PartyState"]
 
@@ -72,6 +77,17 @@ class PartyRound(Secret):
     identities: list[bytes] = field(default_factory=list)
     headers: dict[int, HeaderRow] = field(default_factory=dict)
     waiting: dict[str, bytes] = field(default_factory=dict)
+    _box: MLKEM768X25519PrivateKey | None = field(default=None, repr=False)
+
+    def open_box(self, info: bytes, sealed: bytes) -> bytes | None:
+        """`keys.box_open` under the box key of this round, which is made ready once and goes with it."""
+        if self._box is None:
+            self._box = box_private(self.state.box_private)
+        return box_open(self._box, info, sealed)
+
+    def forget_box(self) -> None:
+        """Nothing more is opened: what is left of the box key goes."""
+        self._box = None
 
     @property
     def expires_at(self) -> int:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from blindsum.protocol.keys import digest
+from blindsum.protocol.memo import shared
 
 __all__ = [
     "BLOB_CHUNKS_MAX",
@@ -80,7 +81,7 @@ class BlobRef(Payload, frozen=True):
         if not 0 <= index < self.count:
             return False
         size = min(self.chunk_size, self.size - index * self.chunk_size)
-        return len(data) == size and hashlib.sha256(data).digest() == self.digests[32 * index : 32 * index + 32]
+        return len(data) == size and _chunk_digest(data) == self.digests[32 * index : 32 * index + 32]
 
 
 def chunks_of(data: bytes, chunk_size: int = CHUNK_SIZE) -> tuple[BlobRef, list[bytes]]:
@@ -95,3 +96,8 @@ def chunks_of(data: bytes, chunk_size: int = CHUNK_SIZE) -> tuple[BlobRef, list[
 def chunk_key(blob: bytes, index: int) -> str:
     """Where a chunk lives in a role's store."""
     return f"blob/{blob.hex()}/{index:06d}"
+
+
+@shared(16, lambda data: data)
+def _chunk_digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -1,0 +1,67 @@
+"""Reading a public message once where one process plays many roles.
+
+A fleet in one process hears every announcement a thousand times, and each time would verify the same ten signatures. What reads
+public bytes and depends on nothing else is marked `shared`: inside `sharing()` the process keeps the last answers by what they
+were made from. Outside of it, in every production process, a marked function is just called. Nothing that takes a secret is
+marked: answers would outlive what they were made from.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+__all__ = ["shared", "sharing"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Shared(Generic[P, R]):
+    """A function that remembers its last `bound` answers while sharing is on."""
+
+    def __init__(self, function: Callable[P, R], bound: int, key: Callable[P, Hashable]) -> None:
+        update_wrapper(self, function)
+        self._function, self._bound, self._key = function, bound, key
+        self.answers: OrderedDict[Hashable, R] | None = None
+
+    def __call__(self, *args: P.args, **named: P.kwargs) -> R:
+        answers = self.answers
+        if answers is None:
+            return self._function(*args, **named)
+        key = self._key(*args, **named)
+        answer = answers.get(key)
+        if answer is None:
+            answer = answers[key] = self._function(*args, **named)
+            if len(answers) > self._bound:
+                answers.popitem(last=False)
+        return answer
+
+
+_ALL: list[_Shared[Any, Any]] = []
+
+
+def shared(bound: int, key: Callable[P, Hashable]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a pure function of public arguments. `key(*arguments)` says what its answer depends on."""
+
+    def mark(function: Callable[P, R]) -> Callable[P, R]:
+        made = _Shared(function, bound, key)
+        _ALL.append(made)
+        return cast(Callable[P, R], made)
+
+    return mark
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let the roles of this process share their readings. Not nested; not while other threads read."""
+    for each in _ALL:
+        each.answers = OrderedDict()
+    try:
+        yield
+    finally:
+        for each in _ALL:
+            each.answers = None
