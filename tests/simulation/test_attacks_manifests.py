@@ -14,7 +14,7 @@ from blindsum.protocol.keys import edge_keypair
 from blindsum.protocol.machines.device import Floor
 from blindsum.protocol.machines.party import PartyFloor
 from blindsum.protocol.masks import header_fault, mask_upload, self_sum
-from blindsum.protocol.messages import Offer, OfferRequest, Result, Task, Vote, chunks_of
+from blindsum.protocol.messages import Header, Offer, OfferRequest, Result, Task, Vote, chunks_of
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import add_packed, equal, pack, packed_size, reduce, subtract_packed, unpack, zeros
 from blindsum.protocol.view import RoundView, open_manifest, open_task
@@ -164,7 +164,7 @@ def test_devices_shown_different_manifests_give_a_sum_of_noise() -> None:
 def test_header_made_under_another_manifest_is_a_complaint() -> None:
     world = World(4, devices=4)
     world.run()
-    header = world.round.bodies.headers[0][1]
+    header = body_of(world.round.bodies.raw(0), Header)
     strange = altered(header, manifest=other_manifest(world).digest)
     size = packed_size(world.base.segments)
     assert header_fault(world.view, world.roster, header, size) == ""
@@ -423,7 +423,7 @@ def test_floors_of_devices_and_parties_stand_above_any_task() -> None:
 def test_unmasked_bytes_are_never_what_a_device_sends() -> None:
     world = World(4, devices=4)
     world.run()
-    for index, (_, header) in world.round.bodies.headers.items():
+    for index, header in world.round.bodies.headers.items():
         rows = world.actors["coordinator"].store.scan(f"blob/{header.body.id.hex()}/")
         body = b"".join(value for _, value in rows)
         plain = world.truth[1, world.devices[index]]

@@ -330,7 +330,7 @@ def test_dropouts_chosen_after_the_graph_leave_a_device_masked() -> None:
     world.finish()
     assert world.phase == "done" and world.results[0].count == 40 - len(dropped)
     base = world.base
-    header = world.round.bodies.headers[victim][1]
+    header = world.round.bodies.headers[victim]
     rows = world.actors["coordinator"].store.scan(f"blob/{header.body.id.hex()}/")
     lanes = unpack(base.segments, b"".join(value for _, value in rows))
     private = world.drawn[f"device/{roster_view.devices[victim]}"][0]

@@ -192,7 +192,7 @@ def test_set_below_the_promised_minimum_gets_neither_vote_nor_opening() -> None:
 def test_set_with_unknown_repeated_or_unordered_devices_is_refused() -> None:
     world = world_before_the_vote()
     headers = world.round.bodies.headers
-    digests = {index: headers[index][0].digest for index in headers}
+    digests = {index: headers[index].digest for index in headers}
     beyond = proposal(world, range(7), headers={**digests, 6: bytes(32)})
     assert hand(world, "party/1", beyond).refused.code == "survivors-malformed"
     for rows in ([[1, digests[1]], [0, digests[0]]], [[0, digests[0]], [0, digests[0]]], [[0, b""]], {"0": 1}, []):
@@ -257,7 +257,7 @@ def opened_total(world: World, proposed: Forged, parties: list[int]) -> bytes:
         step = hand(world, f"party/{party}", certificate(world, proposed, votes))
         contents[party] = [content_of(world, party, said(step, "opening")[0])]
     rows, bodies, segments = world.actors["coordinator"].store, world.round.bodies, world.base.segments
-    headers = {index: bodies.headers[index][1] for index in range(len(survivors_of(proposed)))}
+    headers = {index: bodies.headers[index] for index in range(len(survivors_of(proposed)))}
     lanes = zeros(segments)
     for header in headers.values():
         packed = read_blob(rows, header.body)

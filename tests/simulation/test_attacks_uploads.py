@@ -28,7 +28,7 @@ def is_kind(body: bytes, kind: str) -> bool:
 
 def body_bytes(world: World, index: int) -> bytes:
     """The masked vector of a device as the coordinator holds it."""
-    rows = world.actors["coordinator"].store.scan(f"blob/{world.round.bodies.headers[index][1].body.id.hex()}/")
+    rows = world.actors["coordinator"].store.scan(f"blob/{world.round.bodies.headers[index].body.id.hex()}/")
     return b"".join(value for _, value in rows)
 
 
@@ -100,13 +100,14 @@ def test_two_headers_of_a_device_are_kept_as_proof() -> None:
     world.start()
     world.until(lambda: 1 in world.round.bodies.headers if world.round.bodies else False)
     world.settle(30)
-    first = world.round.bodies.headers[1]
-    other = world.forge("header", "device/d-0001", "all", altered(first[1], edges=bytes(len(first[1].edges))))
+    first = world.round.bodies.raw(1)
+    header = body_of(first, Header)
+    other = world.forge("header", "device/d-0001", "all", altered(header, edges=bytes(len(header.edges))))
     for role in ("coordinator", "party/1"):
         refused = world.give(role, other).refused
         assert (refused.code, refused.culprit) == ("second-header", "device/d-0001")
     proof = next(value for _, value in world.actors["coordinator"].store.scan("evidence/"))
-    assert decode(proof) == ["device/d-0001", first[0].raw, other, world.round.joins["d-0001"][0]]
+    assert decode(proof) == ["device/d-0001", first, other, world.round.joins["d-0001"][0]]
     world.finish()
     assert world.results[0].survivors == ("d-0000", "d-0002", "d-0003")
     world.check()
@@ -208,7 +209,7 @@ def test_copied_body_takes_no_place_and_blames_nobody() -> None:
     world.until("upload")
     world.stop("device/d-0004")
     world.until(lambda: 0 in world.round.bodies.headers)
-    stolen = world.round.bodies.headers[0][1]
+    stolen = body_of(world.round.bodies.raw(0), Header)
     copy = world.forge("header", "device/d-0004", "all", altered(stolen, index=4))
     step = world.give("coordinator", copy)
     assert (step.refused.code, step.refused.culprit) == ("header-foreign", "")
@@ -298,7 +299,7 @@ def closing(*, corrupt: tuple[str, ...] = (), devices: int = 5, **task: object) 
 def test_coordinator_that_adds_an_upload_of_its_own_gets_no_vote() -> None:
     """It would need the device's signature under a header the parties have seen."""
     world = closing(devices=6, join_ms=10_000)
-    headers = {index: world.round.bodies.headers[index][0].digest for index in range(6)}
+    headers = {index: world.round.bodies.headers[index].digest for index in range(6)}
     step = hand(world, "party/1", proposal(world, range(6), headers={**headers, 5: bytes(range(32))}))
     assert not said(step, "vote")
     assert (5, "second-header") in body_of(said(step, "check")[0], Check).bad
@@ -310,17 +311,17 @@ def test_party_votes_for_no_device_whose_header_it_has_not_seen() -> None:
     step = hand(world, "party/1", proposal(world, range(5)))
     assert not said(step, "vote")
     assert body_of(said(step, "check")[0], Check).missing == [2]
-    world.give("party/1", world.round.bodies.headers[2][0].raw)
+    world.give("party/1", world.round.bodies.raw(2))
     assert said(hand(world, "party/1", proposal(world, range(5))), "vote")
 
 
 def test_header_that_the_coordinator_signs_for_a_device_is_refused() -> None:
     world = closing()
-    header = world.round.bodies.headers[0][1]
+    header = body_of(world.round.bodies.raw(0), Header)
     forged = altered(header, edges=bytes(len(header.edges)))
     by_coordinator = world.forge("header", "coordinator", "all", forged)
     assert world.give("party/1", by_coordinator).refused.code == "sender-wrong-role"
-    own = world.round.bodies.headers[0][0].raw
+    own = world.round.bodies.raw(0)
     wrong_signature = world.fleet.resign(own, forged)[:-64] + own[-64:]
     assert world.give("party/1", wrong_signature).refused.code == "signature-invalid"
     other_device = world.fleet.forge("header", "device/d-0001", "all", forged, task=world.task, number=1)

@@ -77,9 +77,9 @@ def test_one_upload_finds_a_second_vector() -> None:
     other.run()
     with pytest.raises(AssertionError, match="more vectors than uploads"):
         for header in other.round.bodies.headers.values():
-            rows = other.actors["coordinator"].store.scan(f"blob/{header[1].body.id.hex()}/")
+            rows = other.actors["coordinator"].store.scan(f"blob/{header.body.id.hex()}/")
             for index, (_, data) in enumerate(rows):
-                world.checkers[0].sent(world, "device/d-0001", "chunk", encode_chunk(header[1].body.id, index, data))
+                world.checkers[0].sent(world, "device/d-0001", "chunk", encode_chunk(header.body.id, index, data))
 
 
 def test_cohort_kept_finds_an_opening_below_the_minimum() -> None:
@@ -134,7 +134,7 @@ def test_rounds_forgotten_finds_a_seed_that_was_left() -> None:
 def test_forged_messages_are_genuine() -> None:
     """What the forgeries sign is refused for what it says, never for how it is signed."""
     world = played(ExactSums)
-    header = world.round.bodies.headers[0][0]
-    again = world.fleet.resign(header.raw, altered(body_of(header.raw, Header), edges=b""))
-    assert again != header.raw and len(again) < len(header.raw)
-    assert world.fleet.resign(header.raw, body_of(header.raw, Header)) == header.raw
+    header = world.round.bodies.raw(0)
+    again = world.fleet.resign(header, altered(body_of(header, Header), edges=b""))
+    assert again != header and len(again) < len(header)
+    assert world.fleet.resign(header, body_of(header, Header)) == header

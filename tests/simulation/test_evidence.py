@@ -10,7 +10,7 @@ from blindsum.protocol.codec import decode, encode
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX
-from blindsum.protocol.messages import Join, Offer, Opening, Result, Vote
+from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, Vote
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.view import digest_of
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
@@ -69,7 +69,7 @@ def two_votes(world: World) -> None:
 def two_headers(world: World) -> None:
     world.until(lambda: 1 in world.round.bodies.headers if world.round.bodies else False)
     world.settle(30)
-    header = world.round.bodies.headers[1][1]
+    header = body_of(world.round.bodies.raw(1), Header)
     other = world.forge("header", "device/d-0001", "all", altered(header, edges=bytes(len(header.edges))))
     world.give("coordinator", other)
     world.give("party/1", other)

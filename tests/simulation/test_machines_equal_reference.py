@@ -57,7 +57,7 @@ def test_machines_make_the_bytes_of_the_reference_round(f: int, suite: str) -> N
     assert bodies is not None and sorted(bodies.complete) == survivors
     store = world.actors["coordinator"].store
     for index in survivors:
-        assert read_blob(store, bodies.headers[index][1].body) == told.bodies[index]
+        assert read_blob(store, bodies.headers[index].body) == told.bodies[index]
     opened = {
         subset: vector for parts in world.round.contents.values() for part in parts for subset, vector in part.vectors
     }

@@ -72,7 +72,9 @@ def self_stream(view: RoundView, roster: RosterView, index: int, subset: int, se
     return derive(seed, "self", view.digest, roster.digest, index, subset, size=SUITES[view.task.suite])
 
 
-def edge_secret(view: RoundView, roster: RosterView, private: X25519PrivateKey, mine: int, theirs: int) -> bytes | None:
+def edge_secret(
+    view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
+) -> bytes | None:
     """s_uv, the same for both ends (`private`: of device `mine`); None where the other key is a small-order point."""
     shared = agree(private, roster.keys[theirs])
     if shared is None:

@@ -9,8 +9,7 @@ marked: answers would outlive what they were made from.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -55,13 +54,13 @@ def shared(bound: int, key: Callable[P, Hashable]) -> Callable[[Callable[P, R]],
     return mark
 
 
-@contextmanager
-def sharing() -> Iterator[None]:
+class sharing:
     """Let the roles of this process share their readings. Not nested; not while other threads read."""
-    for each in _ALL:
-        each.answers = OrderedDict()
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        for each in _ALL:
+            each.answers = OrderedDict()
+
+    def __exit__(self, *_: object) -> None:
         for each in _ALL:
             each.answers = None

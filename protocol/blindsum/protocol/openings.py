@@ -11,16 +11,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
+from typing import Protocol
 
 from blindsum.protocol.keys import SEED_SIZE, equal
 from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, pad, self_sum, unmask_edges
-from blindsum.protocol.messages import EDGE_SIZE, Header, OpeningContent
+from blindsum.protocol.messages import EDGE_SIZE, OpeningContent
 from blindsum.protocol.ring import packed_size, reduce, subtract_packed
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.sharing import combine as combine_pads
 from blindsum.protocol.view import RoundView
 
-__all__ = ["Combined", "combine", "designated", "holders", "make_content"]
+__all__ = ["Capped", "Combined", "combine", "designated", "holders", "make_content"]
+
+
+class Capped(Protocol):
+    """A header, as far as its capped edges go."""
+
+    @property
+    def edges(self) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -80,7 +88,7 @@ def combine(
     roster: RosterView,
     lanes: Lanes,
     *,
-    headers: Mapping[int, Header],
+    headers: Mapping[int, Capped],
     contents: Mapping[int, Sequence[OpeningContent]],
     threads: int = 1,
 ) -> Combined:
@@ -152,7 +160,7 @@ def _edge_secrets(
     view: RoundView,
     roster: RosterView,
     edges: Sequence[tuple[int, int]],
-    headers: Mapping[int, Header],
+    headers: Mapping[int, Capped],
     contents: Mapping[int, Sequence[OpeningContent]],
     out: Combined,
 ) -> list[bytes] | None:

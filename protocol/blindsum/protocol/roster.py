@@ -127,7 +127,7 @@ def roster_digest(proposal: bytes, beacons: dict[int, bytes]) -> bytes:
     return digest("roster", proposal, [[party, beacons[party]] for party in sorted(beacons)])
 
 
-@shared(2, lambda view, _entries, roster: (roster, view.digest))
+@shared(2, lambda view, entries, roster: (roster, view.digest))
 def open_roster(view: RoundView, entries: bytes, roster: bytes) -> RosterView | Refused:
     """The roster view of `entries` (whose blob a quorum voted for) under the roster hash `roster`."""
     try:

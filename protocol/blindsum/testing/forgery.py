@@ -124,7 +124,7 @@ def _survivors(
     bodies = world.round.bodies
     assert bodies is not None
     chosen = {
-        index: headers[index] if index in headers else bodies.headers[index][0].digest for index in sorted(indices)
+        index: headers[index] if index in headers else bodies.headers[index].digest for index in sorted(indices)
     }
     ref, chunks = chunks_of(pack_survivors(chosen), world.base.chunk_size)
     body = world.forge(kind, "coordinator", "parties", payload(roster=world.roster.digest, survivors=ref))

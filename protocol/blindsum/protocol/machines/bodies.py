@@ -7,6 +7,7 @@ so that a device which the parties complain about can be taken out again, and th
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 from blindsum.protocol.blobs import WINDOW, Fetch, Fetches, read_blob
@@ -14,17 +15,26 @@ from blindsum.protocol.codec import convert
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.machines.device import PUSH_DEVICES_MAX
 from blindsum.protocol.machines.journal import Journal
-from blindsum.protocol.messages import Header
+from blindsum.protocol.messages import BlobRef, Header
 from blindsum.protocol.ring import Lane, PackedSum
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView, open_message
 
-__all__ = ["SLOTS", "Bodies"]
+__all__ = ["SLOTS", "Bodies", "HeldHeader"]
 
 SLOTS: Final = 64
 """Bodies on their way at once: with `WINDOW` chunks each, what the broker may have to hold."""
 STALL_MS: Final = 10_000
 """A body that has not moved for this long gives its slot to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldHeader:
+    """What stays in memory of a header; the boxes in it are for the parties, and the whole lies in the store."""
+
+    digest: bytes
+    body: BlobRef
+    edges: bytes
 
 
 class Bodies:
@@ -39,7 +49,7 @@ class Bodies:
         self._waiting: deque[int] = deque()
         self._moving: dict[int, int] = {}
         self._by_blob: dict[bytes, int] = {}
-        self.headers: dict[int, tuple[Signed, Header]] = {}
+        self.headers: dict[int, HeldHeader] = {}
         self.complete: set[int] = set()
         self._sum = PackedSum(view.base.segments)
 
@@ -74,6 +84,12 @@ class Bodies:
         """The ring sum of the complete bodies, masks and all."""
         return self._sum.lanes()
 
+    def raw(self, index: int) -> bytes:
+        """The signed header of a device."""
+        raw = self._journal.get(f"{self._prefix}/header/{index:06d}")
+        assert raw is not None
+        return raw
+
     def owns(self, blob: bytes) -> bool:
         return blob in self._by_blob
 
@@ -81,7 +97,7 @@ class Bodies:
         """Take a device out of the sum."""
         if index in self.complete:
             self.complete.remove(index)
-            packed = read_blob(self._journal, self.headers[index][1].body)
+            packed = read_blob(self._journal, self.headers[index].body)
             assert packed is not None
             self._sum.subtract(packed)
 
@@ -90,7 +106,7 @@ class Bodies:
         for index, since in list(self._moving.items()):
             if now - since >= STALL_MS and self._waiting:
                 self._moving.pop(index)
-                self._fetches.drop(self.headers[index][1].body.id)
+                self._fetches.drop(self.headers[index].body.id)
                 self._waiting.append(index)
         while self._waiting and len(self._moving) < SLOTS:
             self._start(self._waiting.popleft(), now, pushed=0)
@@ -117,16 +133,15 @@ class Bodies:
             self.fill_slots(0)
 
     def _index(self, signed: Signed, header: Header) -> None:
-        self.headers[header.index] = (signed, header)
+        self.headers[header.index] = HeldHeader(signed.digest, header.body, header.edges)
         self._by_blob[header.body.id] = header.index
 
     def _start(self, index: int, now: int, *, pushed: int) -> None:
-        header = self.headers[index][1]
         self._moving[index] = now
-        self._fetches.want(header.body, f"device/{self._roster.devices[index]}", now, pushed=pushed)
+        self._fetches.want(self.headers[index].body, f"device/{self._roster.devices[index]}", now, pushed=pushed)
 
     def _add(self, index: int) -> None:
-        packed = read_blob(self._journal, self.headers[index][1].body)
+        packed = read_blob(self._journal, self.headers[index].body)
         assert packed is not None
         self._sum.add(packed)
         self.complete.add(index)

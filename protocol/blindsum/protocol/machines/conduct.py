@@ -266,7 +266,7 @@ class Conduct:
     def _combine(self, round_: CoordinatorRound, now: int) -> None:
         view, roster, bodies = round_.view, round_.roster, round_.bodies
         assert view is not None and roster is not None and bodies is not None
-        headers = {index: bodies.headers[index][1] for index in bodies.complete}
+        headers = {index: bodies.headers[index] for index in bodies.complete}
         lanes = bodies.lanes()
         combined = combine(view, roster, lanes, headers=headers, contents=round_.contents, threads=self._threads)
         if combined.complete:

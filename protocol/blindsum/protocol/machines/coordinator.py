@@ -16,13 +16,14 @@ from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
 from blindsum.protocol.machines.intake import Intake
-from blindsum.protocol.machines.step import Step, Store
+from blindsum.protocol.machines.step import Step, Store, Write
 from blindsum.protocol.messages import (
     Candidate,
     Opening,
     OpeningContent,
     Proposal,
     Result,
+    chunk_key,
     chunks_of,
 )
 from blindsum.protocol.roster import (
@@ -139,9 +140,8 @@ class CoordinatorMachine:
         yield "certificate", state.certificate
         yield "survivors", self._desk.blob(proposal.survivors)
         for index in sorted(bodies.complete):
-            signed, header = bodies.headers[index]
-            yield "header", signed.raw
-            yield "body", self._desk.blob(header.body)
+            yield "header", bodies.raw(index)
+            yield "body", self._desk.blob(bodies.headers[index].body)
         for raw in state.openings:
             opening = self._desk.signed(raw)
             party = party_number(opening.head.sender)
@@ -221,8 +221,8 @@ class CoordinatorMachine:
         if round_.view is not None and round_.view.manifest.state != state:
             self._journal.delete_all(f"blob/{round_.view.manifest.state.hex()}/")
         if round_.bodies is not None:
-            for _, header in round_.bodies.headers.values():
-                self._journal.delete_all(f"blob/{header.body.id.hex()}/")
+            for header in round_.bodies.headers.values():
+                self._journal.write(Write(chunk_key(header.body.id, part), None) for part in range(header.body.count))
         if round_.state.roster_proposal:
             proposal = self._desk.roster_proposal(round_)
             self._desk.unserve(name, proposal.entries)

@@ -103,7 +103,7 @@ class Desk:
     def make_survivors(self, round_: CoordinatorRound) -> BlobRef:
         bodies = round_.bodies
         assert bodies is not None
-        packed = pack_survivors({index: bodies.headers[index][0].digest for index in bodies.complete})
+        packed = pack_survivors({index: bodies.headers[index].digest for index in bodies.complete})
         ref, chunks = chunks_of(packed, round_.base.chunk_size)
         self.journal.write(write_blob(ref, chunks))
         self.serve(ref)

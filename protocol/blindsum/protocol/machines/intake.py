@@ -163,8 +163,10 @@ class Intake:
             return Refused("signature-invalid", detail=signed.head.sender)
         known = bodies.headers.get(header.index)
         if known is not None:
-            if known[0].digest != signed.digest:
-                return self._desk.evidence(round_, "second-header", signed.head.sender, known[0].raw, signed.raw)
+            if known.digest != signed.digest:
+                return self._desk.evidence(
+                    round_, "second-header", signed.head.sender, bodies.raw(header.index), signed.raw
+                )
             if header.index in bodies.complete:
                 self._desk.receipt(view, device, signed.digest, "complete", "")
             elif round_.state.phase != "upload":
@@ -212,7 +214,7 @@ class Intake:
         party = party_number(signed.head.sender)
         for index in check.missing:
             if index in bodies.headers:
-                self._desk.journal.send("header", f"party/{party}", bodies.headers[index][0].raw)
+                self._desk.journal.send("header", f"party/{party}", bodies.raw(index))
         if check.missing:
             round_.wait_ms = min(round_.wait_ms, RESEND_MS)
             self._conduct.resend_after_relay(round_, party)
@@ -276,7 +278,7 @@ class Intake:
         index = round_.bodies.add(fetch, now)
         assert round_.roster is not None
         device = round_.roster.devices[index]
-        self._desk.receipt(round_.view, device, round_.bodies.headers[index][0].digest, "complete", "")
+        self._desk.receipt(round_.view, device, round_.bodies.headers[index].digest, "complete", "")
         self._desk.journal.event("upload", task=round_.base.name, round=round_.state.number, device=device)
         self._conduct.turn(round_, now)
         for due in list(self._desk.fetches.due(now)):
