@@ -66,6 +66,11 @@ class Phone(Device):
     """A device whose connection can be made to die in the middle of an upload."""
 
     cut = False
+    ahead_ms = 0
+    """How far its clock is ahead."""
+
+    def _now(self) -> int:
+        return super()._now() + self.ahead_ms
 
     def _link(self, topics: Topics) -> Link:
         link = super()._link(topics)
@@ -487,6 +492,36 @@ def test_round_whose_deadline_passed_meanwhile_is_left_cleanly(living: Living) -
     assert ("header", "asleep", number) not in living.said
     store = (app.device._kit / "device.db").read_bytes()
     assert held_key[1] not in store  # the key of the round is erased, not only forgotten
+
+
+@on_the_embedded_broker
+def test_weeks_offline_and_clocks_that_jump_cost_rounds_and_nothing_else(living: Living) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def held(_context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        entered.set()
+        assert release.wait(WAIT_S)
+        yield BATCH
+
+    app = living.app("sailor", examples=held)
+    app.device.start()
+    assert entered.wait(WAIT_S)
+    number = app.next("train").data["round"]
+    stop_in_time(app.device)
+    release.set()
+    app.examples = some_digits
+    app.device.ahead_ms = 21 * 86_400_000  # three weeks later, or so this clock says
+    app.device.start()
+    assert app.next("round-abandoned", round=number).data["code"] == "deadline"
+    time.sleep(2 * JOIN_S)  # rounds begin whose joining is long over by this clock
+    assert not [event for event in app.heard if event.name == "joined" and event.data["round"] != number]
+    app.device.ahead_ms = -21 * 86_400_000  # while it runs
+    assert app.next("refused").data["code"] == "clock-skew"
+    assert "set the clock" in app.device.reason
+    app.device.ahead_ms = 0
+    assert app.next("uploaded").data["round"] > number
+    stop_in_time(app.device)
+    assert ("header", "sailor", number) not in living.said
 
 
 @on_the_embedded_broker

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from blindsum.backend.provision import create_fleet, enrol
 from blindsum.protocol.codec import encode
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import Write
+from blindsum.runtime.driver import IDLE_MAX_S
+from blindsum.runtime.ports import LinkState
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.sdk import Device, Policy, State, Use
 
@@ -159,3 +163,24 @@ def test_doctor_says_what_is_wrong_with_a_device(kit: Path) -> None:
     wrong = {name: finding.detail for name, finding in findings.items() if not finding.ok}
     assert wrong.keys() == {"broker", "conditions", "consent"}
     assert wrong["conditions"] == "not charging"
+
+
+def test_a_day_of_idling_leaves_nothing_behind_in_memory(kit: Path) -> None:
+    """As many turns as a device takes in 24 hours without news, and connections that come and go all day."""
+    device = Device.open(kit)
+    with device:
+        driver = device._life._driver  # type: ignore[union-attr]
+
+        def idle(turns: int) -> None:
+            for turn in range(turns):
+                lost = [LinkState(connected=turn % 120 > 0, code="broker-unreachable", detail="gone")]
+                driver._turn([], [], lost if turn % 60 == 0 else [])
+
+        driver.call(lambda _machine, _now: idle(500)).result(WAIT_S)
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        driver.call(lambda _machine, _now: idle(24 * 3600 // int(IDLE_MAX_S))).result(WAIT_S)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+    assert grown < 50_000

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,16 @@ def test_all_roots_are_in_wheel_and_editable_install(project: dict[str, Any], ro
     build = project["tool"]["hatch"]["build"]
     assert sorted(build["dev-mode-dirs"]) == roots
     assert sorted(build["targets"]["wheel"]["packages"]) == [f"{name}/blindsum" for name in roots]
+
+
+def test_wheel_stays_below_a_megabyte(root: Path) -> None:
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for source in SOURCES:
+            for path in (root / source / "blindsum").rglob("*"):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    archive.write(path)
+    assert 100_000 < wheel.tell() < 1_000_000
 
 
 @pytest.mark.parametrize("module", ON_DEVICE)

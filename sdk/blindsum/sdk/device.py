@@ -23,12 +23,12 @@ from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identi
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import STORE_CODES, SqliteStore
-from blindsum.runtime.system import random_bytes
+from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 from blindsum.runtime.vault import open_store
 from blindsum.sdk.admission import Admission, Count
 from blindsum.sdk.erasure import DATABASE_FILE, erase_memory
-from blindsum.sdk.events import DeviceEvent, Events, State
+from blindsum.sdk.events import DeviceEvent, Events, State, call_back
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
 from blindsum.sdk.model import MODELS_FOLDER, Model
@@ -156,7 +156,7 @@ class Device:
             self._wanted = True
             if self._on_event is not None:
                 self._teller = threading.Thread(
-                    target=_call_back, args=(self._on_event, self.events()), name=f"events-{self.name}", daemon=True
+                    target=call_back, args=(self._on_event, self.events()), name=f"events-{self.name}", daemon=True
                 )
                 self._teller.start()
             try:
@@ -289,6 +289,9 @@ class Device:
     def _link(self, topics: Topics) -> Link:
         return make_link(self._kit, self._settings.broker, topics, self._vault)
 
+    def _now(self) -> int:
+        return now_ms()
+
     def _willing(self, view: RoundView) -> str:
         """ "" to take part in the round, else why not."""
         life, admission = self._life, self._admission
@@ -370,7 +373,7 @@ class Device:
         self._withdraw()
         topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
         tasks, ledger = frozenset(self._examples), self._ledger()
-        self._admission = admission = Admission(self.name, self._policy, ledger, self._counts)
+        self._admission = admission = Admission(self.name, self._policy, ledger, self._counts, clock=self._now)
         link = self._link(topics)
         life: Life
 
@@ -390,6 +393,7 @@ class Device:
             policy=self._policy,
             admission=admission,
             ledger=ledger,
+            clock=self._now,
             models=self.model,
             inspect=self._inspect,
             tell=lambda name, data: self._tell(DeviceEvent(name, data)),
@@ -436,11 +440,3 @@ class Device:
         life, doing = self._life, self._doing
         offline = life.offline if life is not None else ""
         return (State.CONNECTING, offline) if offline and doing[0] not in ALONE else doing
-
-
-def _call_back(on_event: Callable[[DeviceEvent], None], events: Events) -> None:
-    for event in events:
-        try:
-            on_event(event)
-        except Exception:
-            log.exception("the app's event callback failed")

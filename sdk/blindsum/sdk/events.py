@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["EVENTS_MAX", "DeviceEvent", "Events", "State"]
+__all__ = ["EVENTS_MAX", "DeviceEvent", "Events", "State", "call_back"]
+
+log = logging.getLogger("blindsum.sdk")
 
 EVENTS_MAX: Final = 1024
 """Events that wait for a slow listener; older ones are dropped."""
@@ -96,6 +100,15 @@ class Events:
             (loop, woken), self._sleeper = self._sleeper, None
             with suppress(RuntimeError):  # that loop is closed
                 loop.call_soon_threadsafe(_resolve, woken)
+
+
+def call_back(on_event: Callable[[DeviceEvent], None], events: Events) -> None:
+    """Call the app with each event; what it raises is logged."""
+    for event in events:
+        try:
+            on_event(event)
+        except Exception:
+            log.exception("the app's event callback failed")
 
 
 def _resolve(woken: asyncio.Future[None]) -> None:

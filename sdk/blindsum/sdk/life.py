@@ -17,7 +17,6 @@ from blindsum.protocol.view import RoundView
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.ports import DurableStore, Link
 from blindsum.runtime.sqlite import SqliteStore
-from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import Topics
 from blindsum.sdk.admission import Admission
 from blindsum.sdk.controls import Controls
@@ -61,6 +60,7 @@ class Life:
         policy: Policy,
         admission: Admission,
         ledger: Ledger,
+        clock: Callable[[], int],
         models: Callable[[str], Model],
         inspect: Inspect | None,
         tell: Tell,
@@ -69,7 +69,7 @@ class Life:
     ) -> None:
         self._name, self._url, self._store = name, url, store
         self._tell, self._show, self._failed = tell, show, failed
-        self._admission, self._ledger = admission, ledger
+        self._admission, self._ledger, self._clock = admission, ledger, clock
         self._link = MeteredLink(link)
         self.offline = f"to {url}"
         """Why there is no connection, "" where there is one."""
@@ -82,7 +82,9 @@ class Life:
             self._machine = make(store, willing)
             return self._machine
 
-        self._driver = Driver(machine, store, self._link, topics, on_event=self._event, on_refused=self._refused)
+        self._driver = Driver(
+            machine, store, self._link, topics, clock=clock, on_event=self._event, on_refused=self._refused
+        )
         self._controls = Controls(store)
         self._worker = Worker(
             self._driver, examples, policy, admission, models, self._controls, inspect=inspect, tell=self._trained
@@ -169,7 +171,7 @@ class Life:
         sent, received = self._link.take()
         try:
             if sent or received:
-                self._ledger.add_traffic(sent, received, now_ms())
+                self._ledger.add_traffic(sent, received, self._clock())
         except BlindsumError as error:
             log.warning("the ledger cannot be kept: %s", error.code)
 
