@@ -35,7 +35,7 @@ from blindsum.sdk.model import MODELS_FOLDER, Model
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.rehearsal import DryRun, rehearse
 from blindsum.sdk.secret import Secret, vault_of
-from blindsum.sdk.worker import Context, Examples, Inspect
+from blindsum.sdk.worker import Examples, Inspect
 
 __all__ = ["Device", "DeviceSettings"]
 
@@ -256,9 +256,7 @@ class Device:
             examples = self._examples.get(task)
         if examples is None:
             raise BlindsumError("task-not-registered", task)
-        return rehearse(
-            self.model(task), self._trust, task, lambda epoch: examples(Context(task, 0, epoch)), self._policy
-        )
+        return rehearse(self.model(task), self._trust, task, examples, self._policy)
 
     # -- telling --------------------------------------------------------------------------------------------------
 

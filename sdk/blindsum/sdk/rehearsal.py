@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -15,7 +14,8 @@ from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, JOIN_SIZE
 from blindsum.sdk.model import Model
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, Batch, contribute
+from blindsum.sdk.trainer import Aborted, contribute
+from blindsum.sdk.worker import Context, Examples
 
 __all__ = ["DryRun", "rehearse"]
 
@@ -45,9 +45,7 @@ class DryRun:
         return "\n".join([*lines, *(f"  - {line}" for line in self.leaves)])
 
 
-def rehearse(
-    model: Model, trust: Trust, task: str, batches: Callable[[int], Iterable[Batch]], policy: Policy
-) -> DryRun:
+def rehearse(model: Model, trust: Trust, task: str, examples: Examples, policy: Policy) -> DryRun:
     """Raises BlindsumError "model-unknown", "condition-unmet", and what training raises."""
     from blindsum.training import TrainingSession
 
@@ -59,7 +57,13 @@ def rehearse(
     session, settings = TrainingSession(plan), base.task.training
     try:
         trained = contribute(
-            base.task, plan, parameters, batches, obstacle=policy.obstacle, session=session, personal=model.personal()
+            base.task,
+            plan,
+            parameters,
+            lambda epoch: examples(Context(task, 0, epoch, base.task.algorithm.name == "evaluate")),
+            obstacle=policy.obstacle,
+            session=session,
+            personal=model.personal(),
         )
     except Aborted as error:
         raise BlindsumError("condition-unmet", str(error)) from None
@@ -82,7 +86,7 @@ def rehearse(
         f"{trained.update.size} shared parameters, and {lanes[-1].size} of: weight, examples, summed loss), masked; only "
         f"their sum over at least {cohort} devices is ever opened, though {liars} parties lie",
     ]
-    if own:
+    if trained.personal.size:
         leaves.append(f"not sent: {trained.personal.size} personal parameters ({', '.join(own)})")
     return DryRun(
         task=task,
