@@ -30,6 +30,7 @@ PROMTOOL = shutil.which("promtool", path=SEARCH_PATH)
 INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None) or shutil.which(
     "initdb"
 )
+RABBITMQ = shutil.which("rabbitmq-server", path=f"/usr/lib/rabbitmq/bin:{SEARCH_PATH}")
 IP = shutil.which("ip", path=SEARCH_PATH)
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
 CLIENT = Path(__file__).resolve().parents[1] / "examples" / "typescript"
@@ -44,6 +45,7 @@ NEEDS = {
     "postgres": (INITDB, "apt-get install postgresql"),
     "promtool": (PROMTOOL, "apt-get install prometheus"),
     "systemd_analyze": (SYSTEMD_ANALYZE, "apt-get install systemd"),
+    "rabbitmq": (RABBITMQ, "apt-get install rabbitmq-server"),
     "typescript": (NODE, "npm ci --prefix examples/typescript"),
 }
 """Fixture -> the program that it needs, and what brings that program."""
