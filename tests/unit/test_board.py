@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from blindsum.backend.board import NAMES_MAX, NOTES_MAX, OTHERS, ROUNDS_MAX, TASKS_MAX, Board
+from blindsum.backend.service import Reporter
+from blindsum.runtime.audit import AuditLog
 
 FACTS = {"task": "t", "round": 1}
 
@@ -28,6 +32,14 @@ def play(board: Board) -> None:
     board.tell(4_000, "round-finished", {**FACTS, "count": 2, "weight": 30, "statistics": [40, 20_000_000]})
 
 
+def play_on(reporter: Reporter) -> None:
+    """The same as a role reports it."""
+    for phase, facts in (("offer", {}), ("upload", {"devices": 3}), ("done", {})):
+        reporter.line("phase", **FACTS, phase=phase, **facts)
+    reporter.line("join", **FACTS, device="a")
+    reporter.line("round-finished", **FACTS, count=2, weight=30, statistics=[40, 20_000_000])
+
+
 def test_round_is_counted_phase_by_phase(board: Board) -> None:
     play(board)
     (task,) = board.snapshot()["tasks"]
@@ -37,6 +49,28 @@ def test_round_is_counted_phase_by_phase(board: Board) -> None:
     assert line["seconds"] == {"offer": 0.5, "join": 0.5, "upload": 2.0}
     assert (line["weight"], line["examples"], line["loss"]) == (30, 40, 0.5)
     assert (line["phase"], line["begun"], line["ended"]) == ("done", 1_000, 4_000)
+
+
+def test_rounds_come_back_from_the_audit_log_after_a_restart(tmp_path: Path) -> None:
+    for _ in range(3):
+        reporter = Reporter("coordinator", AuditLog(tmp_path / "audit", "coordinator"))
+        shown = reporter.board.snapshot()
+        if shown["tasks"]:
+            break
+        play_on(reporter)
+    (task,) = shown["tasks"]
+    (line,) = task["rounds"]
+    assert (task["finished"], line["phase"], line["code"]) == (1, "done", "")
+    assert (line["joined"], line["enrolled"], line["uploaded"], line["survivors"]) == (3, 3, 2, 2)
+    assert line["loss"] == 0.5
+    assert shown["events"] == {}, "counters begin anew, as Prometheus expects"
+
+
+def test_log_that_somebody_wrote_in_spoils_no_board(board: Board) -> None:
+    board.recall(1, "phase", {"task": "t"})
+    board.recall(1, "round-finished", {"task": 5, "round": "x", "count": None})
+    board.recall(1, "presence", {"who": "party-1", "kind": "party", "online": True})
+    assert board.snapshot()["online"] == {}
 
 
 def test_failed_round_shows_its_code(board: Board) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -86,6 +87,16 @@ class Board:
             if name in _NOTED:
                 self._notes.append({"at": at, "event": name, **data})
             self._version += 1
+
+    def recall(self, at: int, name: str, data: dict[str, Any]) -> None:
+        """Take in an event of an earlier process of the role, from its audit log: rounds and tasks come back, counters do not."""
+        if name not in _RECALLED:
+            return
+        with self._lock, suppress(KeyError, TypeError, AttributeError):  # a log that somebody wrote in
+            _HANDLERS[name](self, at, data)
+            if name in ("phase", "round-finished"):  # who was enrolled had joined, who is in the sum had uploaded
+                line = self._round(at, data)
+                line.joined, line.uploaded = max(line.joined, line.enrolled), max(line.uploaded, line.survivors)
 
     @property
     def version(self) -> int:
@@ -220,6 +231,8 @@ _HANDLERS: Final[dict[str, Handler]] = {
     "task": Board._task,
     "task-finished": Board._task_finished,
 }
+
+_RECALLED: Final = frozenset({"phase", "left-out", "round-finished", "round-failed", "task"})
 
 _NOTED: Final = frozenset(
     {"round-finished", "round-failed", "fault", "evidence", "left-out", "complaint", "undeliverable", "disconnected"}

@@ -31,7 +31,7 @@ PORT_MAX: Final = 65535
 AUDITED: Final = frozenset(
     {
         "started", "stopped", "offered", "voted", "opened", "followed", "round-over", "round-finished", "round-failed", "fault",
-        "evidence", "left-out", "memory-lost", "revocations", "revocations-refused", "task", "task-refused", "transcript",
+        "evidence", "left-out", "phase", "memory-lost", "revocations", "revocations-refused", "task", "task-refused", "transcript",
     }
 )  # fmt: skip
 """What goes into the audit log: what a role answered for, and nothing that every device can cause at will."""
@@ -63,6 +63,8 @@ class Reporter:
         self.board = Board(role, now_ms())
         self._role = role
         self._lock = threading.Lock()
+        for at, event, data in audit.recent() if audit is not None else ():
+            self.board.recall(at, event, data)
 
     def event(self, event: Event) -> None:
         self.line(event.name, **event.data)

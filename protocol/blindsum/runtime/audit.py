@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,6 +72,15 @@ class AuditLog:
                 self._write_head()
             except OSError as error:
                 raise BlindsumError("audit-unwritable", f"{self._path}: {error.strerror}") from error
+
+    def recent(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """(ms, event, data) of the newest records, the oldest first: those of at most one file. What is no record is passed over."""
+        data = self._path.read_bytes() if self._path.exists() else b""
+        for line in data.splitlines():
+            record = _record(line)
+            at, event, facts = record.get("at"), record.get("event"), record.get("data")
+            if isinstance(at, int) and isinstance(event, str) and isinstance(facts, dict):
+                yield at, event, facts
 
     def _resume(self) -> None:
         """Go on after the last whole line."""
