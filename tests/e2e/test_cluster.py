@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,8 +132,8 @@ def rabbitmq(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
     for letter, name in zip("abc", names, strict=True):
         settings = settings.replace(f"rabbit@node-{letter}", f"{name}@localhost")
     names = names[: request.param]
-    place, port = Path(f"/var/tmp/{names[0]}"), _free_port()
-    place.mkdir(mode=0o755)
+    place, port = Path(tempfile.mkdtemp()), _free_port()
+    place.chmod(0o755)
     nodes = [Node(place / name, name, settings, port) for name in names]
     try:
         for node in nodes:

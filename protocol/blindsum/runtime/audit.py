@@ -74,7 +74,7 @@ class AuditLog:
                 raise BlindsumError("audit-unwritable", f"{self._path}: {error.strerror}") from error
 
     def recent(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """(ms, event, data) of the newest records, the oldest first: those of at most one file. What is no record is passed over."""
+        """(ms, event, data) of the newest records, the oldest first, of one file at most. What is no record is passed over."""
         data = self._path.read_bytes() if self._path.exists() else b""
         for line in data.splitlines():
             record = _record(line)
