@@ -70,7 +70,7 @@ def test_cddl_has_the_maps_inside_blobs_and_messages() -> None:
     for kind in (messages.BlobRef, messages.OpeningContent):
         assert defined[kind.__name__] == set(kind.__struct_fields__)
     bodies = {kind.__name__ for outer, _, _ in MESSAGES.values() for kind in structs(outer)}
-    assert set(defined) == bodies | {"head", "BlobRef", "OpeningContent"}
+    assert set(defined) == bodies | {"head", "BlobRef", "OpeningContent", "query"}
 
 
 def test_label_table_is_complete() -> None:

@@ -171,6 +171,10 @@ CATALOGUE: dict[str, Entry] = {
         "another process connected to the broker under the same client id",
         "run each device, party and coordinator once; give copies an identity of their own",
     ),
+    "task-mismatch": Entry(
+        "the app's function for a task is not of the kind that the task asks for",
+        "register examples for training, @answer for a query, @update for training of your own",
+    ),
     "query-invalid": Entry("the query is none, or its bounds do not fit together", "correct what the detail names"),
     "query-values-invalid": Entry(
         "the app's function for a query yielded what is no value of it", "yield numbers, or names where the query has a domain"

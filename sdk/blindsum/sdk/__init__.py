@@ -19,11 +19,13 @@ from blindsum.sdk.device import Device
 from blindsum.sdk.events import DeviceEvent, Events, State
 from blindsum.sdk.ledger import Use
 from blindsum.sdk.model import Model, Version
+from blindsum.sdk.own import Answer, Update, answer, update
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.rehearsal import DryRun
 from blindsum.sdk.worker import Context, Inspection
 
 __all__ = [
+    "Answer",
     "Context",
     "Device",
     "DeviceEvent",
@@ -34,6 +36,9 @@ __all__ = [
     "Model",
     "Policy",
     "State",
+    "Update",
     "Use",
     "Version",
+    "answer",
+    "update",
 ]

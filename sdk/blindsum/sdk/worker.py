@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Machine, Step
+from blindsum.protocol.queries import Query
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.update import decode_lanes, encode_update
 from blindsum.protocol.view import RoundView
@@ -27,8 +28,9 @@ from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, Admission
 from blindsum.sdk.controls import Controls
 from blindsum.sdk.model import Model
+from blindsum.sdk.own import Own
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, Batch, contribute
+from blindsum.sdk.trainer import Aborted, Batch, Trained, contribute
 
 __all__ = ["Context", "Examples", "Inspect", "Inspection", "Worker"]
 
@@ -42,12 +44,13 @@ JOBS_MAX: Final = 64
 @dataclass(frozen=True, slots=True)
 class Context:
     """What an examples function is told: which task, round and epoch (from 0) it is asked for; with `evaluate`, the model is
-    evaluated on what it yields and not trained."""
+    evaluated on what it yields and not trained; `query` is the question where it answers one."""
 
     task: str
     round: int
     epoch: int
     evaluate: bool = False
+    query: Query | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +133,14 @@ class Worker:
             return
         view, plan, model = inputs
         self._admission.artifact(view, plan)
-        algorithm, length, control = view.task.algorithm.name, len(model) // 8, None
-        model_here = self._models(task)
-        with _of_the_disk():
-            model_here.keep(view, plan, model[: 4 * length] if algorithm == "scaffold" else model)
-        if algorithm == "scaffold":
-            control = self._call(lambda _machine, _now: self._controls.own(task, length))
-        trained = contribute(
-            view.task,
-            plan,
-            model,
-            lambda epoch: self._batches(Context(task, number, epoch, algorithm == "evaluate")),
-            obstacle=lambda: self._obstacle(task, number),
-            personal=model_here.personal(),
-            control=control,
-        )
-        if trained.personal.size:
-            with _of_the_disk():
-                model_here.keep_personal(trained.personal)
+        function, control, length = self._examples[task], None, len(model) // 8
+        if isinstance(function, Own):
+            with _of_the_app("task"):
+                trained = function.contribute(view, plan, model, Context(task, number, 0, query=function.query(plan)))
+        else:
+            if view.task.algorithm.name == "scaffold":
+                control = self._call(lambda _machine, _now: self._controls.own(task, length))
+            trained = self._learn(view, plan, model, control)
         weight = min(trained.examples, view.task.codec.weight_max)
         lanes = encode_update(
             view.base,
@@ -187,6 +180,26 @@ class Worker:
             raise
         if not any(event.name == "uploading" for event in step.events):
             self._admission.retract(entry)
+
+    def _learn(self, view: RoundView, plan: bytes, model: bytes, control: NDArray[np.float32] | None) -> Trained:
+        """Train or evaluate the task's model on the app's examples."""
+        task, number, evaluates = view.name, view.number, view.task.algorithm.name == "evaluate"
+        model_here = self._models(task)
+        with _of_the_disk():
+            model_here.keep(view, plan, model if control is None else model[: 4 * control.size])
+        trained = contribute(
+            view.task,
+            plan,
+            model,
+            lambda epoch: self._batches(Context(task, number, epoch, evaluates)),
+            obstacle=lambda: self._obstacle(task, number),
+            personal=model_here.personal(),
+            control=control,
+        )
+        if trained.personal.size:
+            with _of_the_disk():
+                model_here.keep_personal(trained.personal)
+        return trained
 
     def _batches(self, context: Context) -> Iterator[Batch]:
         with _of_the_app("examples"):
