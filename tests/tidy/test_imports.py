@@ -9,7 +9,7 @@ from typing import Any
 
 LAYERS = {
     "protocol": {"protocol"},
-    "testing": {"protocol", "testing"},
+    "testing": {"protocol", "runtime", "sdk", "backend", "testing"},  # its fake backend is made of all of them
     "runtime": {"protocol", "runtime"},
     "training": {"training"},  # and what FROM_PROTOCOL names
     "sdk": {"protocol", "runtime", "training", "sdk"},
