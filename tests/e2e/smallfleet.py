@@ -88,7 +88,7 @@ class SmallFleet:
     def _hear(self, name: str, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "refused":
-            self.refused[name, event["code"]] += 1
+            self.refused[name, event["code"]] += event.get("count", 1) + 1 >> 1  # told at the 1st, 2nd, 4th, 8th…
         if name != "coordinator":
             return
         if kind == "round-finished" and event["round"] not in self.finished:

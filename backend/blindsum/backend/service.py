@@ -74,10 +74,14 @@ class Reporter:
         self.line("started", version=version("blindsum"), audit=self._audit.head if self._audit is not None else "")
 
     def refused(self, refused: Refused) -> None:
-        self.line("refused", code=refused.code, culprit=refused.culprit, detail=refused.detail)
+        """Every one is on the board; in the log and the audit log are the 1st, 2nd, 4th, 8th… of a code: a peer must not be able to
+        fill them, nor to keep the role busy with writing."""
+        at, data = now_ms(), {"code": refused.code, "culprit": refused.culprit, "detail": refused.detail}
+        self.board.tell(at, "refused", data)
         self._refusals[refused.code] = count = self._refusals[refused.code] + 1
-        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th…: a peer must not be able to fill the log
-            self._keep(now_ms(), "refusals", {"code": refused.code, "count": count, "culprit": refused.culprit})
+        if count & (count - 1) == 0:
+            self._print(at, "refused", {**data, "count": count})
+            self._keep(at, "refusals", {"code": refused.code, "count": count, "culprit": refused.culprit})
 
     def line(self, name: str, **data: object) -> None:
         at = now_ms()

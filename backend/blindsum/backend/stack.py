@@ -72,6 +72,10 @@ class Stack:
         self.died.pop(name, None)
         self._run(name, self._commands[name])
 
+    def pid(self, name: str) -> int:
+        """The process of a role that runs."""
+        return self._processes[name].pid
+
     def check(self) -> None:
         """Raises BlindsumError "process-died" where a process has ended by itself, with the end of its log."""
         if self.died:

@@ -170,6 +170,8 @@ class MqttLink:
         self._bell.ring()
 
     def ack(self, token: Token) -> None:
+        if token.qos == 0:
+            return
         with self._changed:
             if token.connection != self._connection:
                 return  # the broker delivers it again

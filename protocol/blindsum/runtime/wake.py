@@ -18,14 +18,20 @@ class Bell:
         self.socket, self._far = socket.socketpair()
         for end in (self.socket, self._far):
             end.setblocking(False)
+        self._rung = False
 
     def ring(self) -> None:
+        if self._rung:
+            return
+        self._rung = True
         with suppress(OSError):  # full: it rings already; closed: nobody waits any more
             self._far.send(b"\0")
 
     def hush(self) -> None:
+        """Whoever waited looks at what there is to do after this: who rings meanwhile has put it there before."""
         with suppress(BlockingIOError):
             self.socket.recv(4096)
+        self._rung = False
 
     def rest(self, delay_s: float, until: Callable[[], bool]) -> None:
         """Wait for `delay_s` seconds; a ring ends it early if `until` then says so."""
