@@ -47,7 +47,7 @@ def test_package_brings_the_plugin_along() -> None:
 
 
 def test_round_of_the_fake_backend_is_a_real_one_also_when_deliveries_are_lost() -> None:
-    with FakeBackend(Count(values_max=9), task="things", join_s=20.0, devices_min=4) as backend:
+    with FakeBackend(Count(values_max=9), task="things", join_s=20.0, decide_s=30.0, devices_min=4) as backend:
         device = Device.open(backend.kit())
 
         @device.task("things")
