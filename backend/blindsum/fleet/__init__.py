@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .conditions import Availability, Conditions, DeviceClass, Dropout
     from .data import Dataset
     from .learner import Learned, Local
-    from .results import FleetReport
+    from .results import FleetReport, compare
     from .simulation import Fleet, plan_for
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "FleetReport",
     "Learned",
     "Local",
+    "compare",
     "plan_for",
 ]
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Learned": ".learner",
     "Local": ".learner",
     "FleetReport": ".results",
+    "compare": ".results",
     "Fleet": ".simulation",
     "plan_for": ".simulation",
 }

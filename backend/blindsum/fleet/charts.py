@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CHARTS", "DARK", "LIGHT", "Chart", "Theme", "draw_png", "draw_svg"]
+__all__ = ["CHARTS", "DARK", "LIGHT", "Chart", "Theme", "draw_png", "draw_svg", "drawn"]
 
 CHART_INCHES: Final = (4.7, 3.5)
 """About as wide as a phone, so that the text of a chart needs no shrinking there."""
@@ -82,15 +82,16 @@ def draw_png(figures: DemoFigures, path: Path) -> None:
             axes.set_title(chart.title)
             chart.draw(axes, figures, LIGHT)
 
-    path.write_bytes(_drawn(fill, LIGHT, "png", (width * len(CHARTS), height + 0.6)))
+    path.write_bytes(drawn(fill, LIGHT, "png", (width * len(CHARTS), height + 0.6)))
 
 
 def draw_svg(chart: Chart, figures: DemoFigures, theme: Theme) -> bytes:
     """One chart without its title; the same figures always give the same bytes. Raises "fleet-package-missing"."""
-    return _drawn(lambda figure: chart.draw(figure.subplots(), figures, theme), theme, "svg", CHART_INCHES)
+    return drawn(lambda figure: chart.draw(figure.subplots(), figures, theme), theme, "svg", CHART_INCHES)
 
 
-def _drawn(fill: Callable[[Figure], None], theme: Theme, kind: str, inches: tuple[float, float]) -> bytes:
+def drawn(fill: Callable[[Figure], None], theme: Theme, kind: str, inches: tuple[float, float]) -> bytes:
+    """What `fill` draws, in the colours of `theme`, as "svg" or "png". Raises "fleet-package-missing"."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

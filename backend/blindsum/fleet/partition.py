@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from blindsum.protocol.errors import BlindsumError
 
-__all__ = ["MINIMUM", "dirichlet", "iid"]
+__all__ = ["MINIMUM", "by_owner", "dirichlet", "iid", "quantity"]
 
 MINIMUM: Final = 8
 """Examples an owner has at least, unless told otherwise: with fewer, a local epoch is hardly a step."""
@@ -47,6 +47,25 @@ def iid(targets: NDArray[np.int64], owners: int, seed: int, minimum: int = MINIM
     _check(len(targets), owners, minimum)
     order = np.random.default_rng(seed).permutation(len(targets))
     return [np.sort(part) for part in np.array_split(order, owners)]
+
+
+def quantity(targets: NDArray[np.int64], owners: int, alpha: float, seed: int, minimum: int = MINIMUM) -> list[Indices]:
+    """Split at random into parts of unequal sizes, in shares drawn from Dirichlet(alpha): quantity skew (Li et al., arXiv
+    2102.02079). Every index is in exactly one part; parts are sorted and filled up as `dirichlet` does. Raises
+    "partition-impossible"."""
+    _check(len(targets), owners, minimum)
+    if not 0.0 < alpha < np.inf:
+        raise BlindsumError("partition-impossible", f"alpha is {alpha}, not a positive number")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(targets))
+    cuts = np.rint(np.cumsum(generator.dirichlet(np.full(owners, alpha)))[:-1] * len(targets)).astype(np.int64)
+    return _filled(list(np.split(order, cuts)), minimum, generator)
+
+
+def by_owner(owners: NDArray[np.int64]) -> list[Indices]:
+    """The indices of each owner's examples, for data that has owners: `owners` says whose each example is; parts are in the order
+    of the owners' numbers."""
+    return [np.flatnonzero(owners == owner) for owner in np.unique(owners)]
 
 
 def _filled(parts: list[Indices], minimum: int, generator: np.random.Generator) -> list[Indices]:

@@ -11,7 +11,7 @@ from typing import Final
 from .charts import CHARTS, DARK, LIGHT, Chart, draw_png, draw_svg
 from .figures import DemoFigures, RoundFigures, kilobytes, percent
 
-__all__ = ["write_report"]
+__all__ = ["STYLE", "write_report"]
 
 
 def write_report(path_html: Path, path_png: Path, figures: DemoFigures) -> None:
@@ -35,7 +35,7 @@ def _page(figures: DemoFigures) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
@@ -231,7 +231,7 @@ def _malicious(figures: DemoFigures) -> int:
     return (figures.parties - 1) // 3
 
 
-_STYLE: Final = """
+STYLE: Final = """
 :root{--page:#fff;--ink:#1c2430;--soft:#5a6573;--line:#dfe3e8;--tile:#f5f7f9;--good:#0072b2;--bad:#b3261e}
 @media(prefers-color-scheme:dark){
 :root{--page:#161b22;--ink:#e6e9ee;--soft:#9aa5b3;--line:#30363f;--tile:#1e252e;--good:#56b4e9;--bad:#ff8a80}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from blindsum.protocol.errors import BlindsumError
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["FleetReport", "RoundReport", "Spread"]
+__all__ = ["FleetReport", "RoundReport", "Spread", "compare"]
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -33,6 +33,10 @@ class Spread(msgspec.Struct, frozen=True):
         if not some.size:
             return cls((0.0,) * 7, 0.0)
         return cls(tuple(np.percentile(some, (0, 5, 25, 50, 75, 95, 100)).tolist()), float(some.mean()))
+
+    def scaled(self, factor: float) -> Spread:
+        """The same in other units."""
+        return Spread(tuple(factor * each for each in self.percentiles), factor * self.mean)
 
     @property
     def median(self) -> float:
@@ -158,6 +162,10 @@ class FleetReport:
             "per_round": [msgspec.to_builtins(each) for each in self.rounds],
         }
 
+    def plot(self, path: str | Path) -> Path:
+        """Write the report: HTML at `path` and the same charts as PNG beside it. Raises "fleet-package-missing"."""
+        return compare([self], path)
+
     def save(self, folder: str | Path) -> Path:
         """Write "report.json" and the final model, "model.npy", into `folder`."""
         place = Path(folder)
@@ -188,3 +196,10 @@ class FleetReport:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BlindsumError("simulation-unreadable", f"{place}: {error}") from None
+
+
+def compare(reports: Sequence[FleetReport], path: str | Path) -> Path:
+    """Write one page (and a PNG) with several runs side by side. Raises "fleet-package-missing"."""
+    from blindsum.fleet.fleetpage import write_page
+
+    return write_page(Path(path), reports)

@@ -1,0 +1,142 @@
+"""A simulation's report: one HTML file that needs neither network nor scripts, and its charts as PNG beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from blindsum.fleet.charts import DARK, LIGHT
+from blindsum.fleet.fleetcharts import draw
+from blindsum.fleet.report import STYLE
+from blindsum.fleet.results import FleetReport
+
+__all__ = ["write_page"]
+
+
+def write_page(path: Path, reports: Sequence[FleetReport]) -> Path:
+    """Write `path` (HTML) and a PNG of the same name. Several reports stand side by side. Raises "fleet-package-missing"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".png").write_bytes(draw(reports, LIGHT, "png"))
+    path.write_text(_page(reports), encoding="utf-8")
+    return path
+
+
+def _page(reports: Sequence[FleetReport]) -> str:
+    first = reports[0]
+    title = "blindsum simulation: " + ", ".join(report.name for report in reports)
+    light, dark = (base64.b64encode(draw(reports, theme, "svg")).decode() for theme in (LIGHT, DARK))
+    sections = "".join(_rounds(report) for report in reports)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{STYLE}
+.wide img{{max-width:64rem}}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(_lead(first))}</p>
+<section class="tiles">{"".join(_tiles(report) for report in reports)}</section>
+<figure class="wide"><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{dark}">
+<img src="data:image/svg+xml;base64,{light}" alt="charts of the rounds"></picture></figure>
+<h2>Settings</h2>
+{_settings(reports)}
+{sections}
+<h2>What follows from the threat model</h2>
+{"".join(f"<pre><code>{escape(report.derived)}</code></pre>" for report in reports)}
+</main>
+</body>
+</html>
+"""
+
+
+def _lead(report: FleetReport) -> str:
+    masks = "" if report.masks else " Masks were left out to see what they cost: this run protected nothing."
+    return (
+        "Every device, party and coordinator ran the production protocol, message by message, in virtual time. Bytes and seconds "
+        f"are those of the simulated links; processor time was measured.{masks}"
+    )
+
+
+def _tiles(report: FleetReport) -> str:
+    last = report.finished[-1] if report.finished else None
+    good = len(report.finished)
+    tiles = [
+        (
+            "exact" if report.exact else "NOT EQUAL",
+            "secure sum against the plain sum of the same vectors",
+            report.exact,
+        ),
+        (
+            f"{good} of {len(report.rounds)} rounds",
+            f"gave a sum, {report.devices:,} devices",
+            good == len(report.rounds),
+        ),
+        (f"{report.wall_s:.1f} s", "to simulate it all", True),
+    ]
+    if last is not None and last.accuracy is not None:
+        tiles.append((f"{100 * last.accuracy:.1f} %", "accuracy of the last model", True))
+    if last is not None:
+        tiles.append((f"{last.bytes_up.median / 1000:.1f} kB", "sent by a device in a round (median)", True))
+    return "".join(
+        f'<div class="tile{"" if fine else " bad"}"><b>{escape(value)}</b><span>{escape(report.name)}: {escape(text)}</span></div>'
+        for value, text, fine in tiles
+    )
+
+
+def _settings(reports: Sequence[FleetReport]) -> str:
+    names = list(dict.fromkeys(name for report in reports for name in report.settings))
+    rows = [[name, *(str(report.settings.get(name, "")) for report in reports)] for name in names]
+    rows += [
+        ["seed", *(str(report.seed) for report in reports)],
+        ["model", *(report.digest[:16] for report in reports)],
+    ]
+    return _table(["", *(report.name for report in reports)], rows)
+
+
+def _rounds(report: FleetReport) -> str:
+    head = [
+        "round",
+        "joined",
+        "in the sum",
+        "sum",
+        "loss",
+        "accuracy",
+        "virtual s",
+        "sent, kB",
+        "masking, ms",
+        "dropped",
+    ]
+    rows = []
+    for each in report.rounds:
+        dropped = ", ".join(f"{count} {why}" for why, count in {**each.dropped, **each.excluded}.items()) or "none"
+        rows.append(
+            [
+                str(each.round),
+                f"{each.joined} of {each.devices}",
+                str(each.survivors),
+                each.code or ("exact" if each.exact else "NOT EQUAL"),
+                f"{each.loss:.4f}",
+                "" if each.accuracy is None else f"{100 * each.accuracy:.1f} %",
+                f"{each.seconds:.1f}",
+                f"{each.bytes_up.median / 1000:.1f}",
+                f"{each.mask_ms.median:.2f}",
+                dropped,
+            ]
+        )
+    return f"<h2>{escape(report.name)}, round by round</h2>{_table(head, rows)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

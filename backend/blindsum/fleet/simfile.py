@@ -1,0 +1,193 @@
+"""A simulation as a file: TOML, or a Python script that makes a `Fleet`."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindsum.fleet.conditions import Availability, Conditions, DeviceClass, Dropout
+from blindsum.fleet.data import Dataset, digits
+from blindsum.fleet.learner import Local
+from blindsum.fleet.partition import dirichlet, iid, quantity
+from blindsum.fleet.simulation import Fleet, plan_for
+from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.params import ThreatModel
+from blindsum.runtime.settings import Settings, load_settings
+from blindsum.training import build_artifact, models
+
+__all__ = ["load_fleet"]
+
+ROUNDS = 5
+
+
+class ThreatSettings(Settings, frozen=True):
+    """`ThreatModel`, all of it or nothing."""
+
+    malicious_parties: int = 1
+    corrupt_permille: int = 50
+    dropped_permille: int = 100
+    cohort_min: int = 2
+
+
+class TaskSettings(Settings, frozen=True):
+    """How devices train; see `Plan`."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    rate: float = 0.1
+    clip_norm: float = 8.0
+    weight_max: int = 64
+    width: Literal[16, 24, 32, 64] = 24
+
+
+class DataSettings(Settings, frozen=True):
+    """`set` "digits": real digits, split over the devices; "none": bare vectors of `length`, to see what the protocol costs."""
+
+    set: Literal["digits", "none"] = "digits"
+    partition: Literal["iid", "dirichlet", "quantity"] = "dirichlet"
+    alpha: float = 0.5
+    hidden: int = 32
+    length: int = 10_000
+
+
+class DropoutSettings(Settings, frozen=True):
+    """`Dropout`."""
+
+    before_join: float = 0.0
+    after_roster: float = 0.0
+    mid_upload: float = 0.0
+    corrupted: float = 0.0
+    slow: float = 0.0
+
+
+class ClassSettings(Settings, frozen=True):
+    """`DeviceClass`."""
+
+    name: str = "phone"
+    share: float = 1.0
+    train_s: float = 4.0
+    spread: float = 0.5
+    latency_ms: float = 40.0
+    up: float = 1.25e6
+    down: float = 5e6
+
+
+class ConditionSettings(Settings, frozen=True):
+    """`Conditions`; `day`, `night` and `zones` are those of `Availability`."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    pause_s: float = 60.0
+    day: float = 1.0
+    night: float = 1.0
+    zones: int = 1
+    classes: list[ClassSettings] = []
+
+
+class SimulationSettings(Settings, frozen=True):
+    """The whole file."""
+
+    devices: int
+    name: str = "fleet"
+    rounds: int = ROUNDS
+    seed: int = 7
+    threat: ThreatSettings | None = None
+    task: TaskSettings = TaskSettings()
+    data: DataSettings = DataSettings()
+    dropout: DropoutSettings = DropoutSettings()
+    conditions: ConditionSettings = ConditionSettings()
+
+
+def load_fleet(path: Path, *, workers: int | None = None, masks: Literal["on", "off"] = "on") -> tuple[Fleet, int]:
+    """The fleet that a file describes, and for how many rounds. A script (".py") leaves it as `fleet`, with `rounds` where that
+    is not `ROUNDS`. Raises BlindsumError: "config-missing", "config-invalid", or what `Fleet` raises."""
+    if path.suffix != ".py":
+        return _from_settings(load_settings(path, SimulationSettings), workers, masks)
+    if not path.exists():
+        raise BlindsumError("config-missing", str(path))
+    made = runpy.run_path(str(path), run_name="blindsum-simulation")
+    fleet, rounds = made.get("fleet"), made.get("rounds", ROUNDS)
+    if not isinstance(fleet, Fleet) or not isinstance(rounds, int):
+        raise BlindsumError(
+            "config-invalid", f"{path}: the script leaves no `fleet` that is a Fleet (and `rounds`, a number)"
+        )
+    return fleet, rounds
+
+
+def _from_settings(settings: SimulationSettings, workers: int | None, masks: Literal["on", "off"]) -> tuple[Fleet, int]:
+    said, task, air = settings.dropout, settings.task, settings.conditions
+    dropout = Dropout(
+        before_join=said.before_join,
+        after_roster=said.after_roster,
+        mid_upload=said.mid_upload,
+        corrupted=said.corrupted,
+        slow=said.slow,
+    )
+    conditions = Conditions(
+        classes=tuple(
+            DeviceClass(
+                name=each.name,
+                share=each.share,
+                train_s=each.train_s,
+                spread=each.spread,
+                latency_ms=each.latency_ms,
+                up=each.up,
+                down=each.down,
+            )
+            for each in air.classes
+        )
+        or (DeviceClass(),),
+        availability=Availability(day=air.day, night=air.night, zones=air.zones),
+        loss=air.loss,
+        duplicate=air.duplicate,
+        pause_s=air.pause_s,
+    )
+    threat = settings.threat
+    chosen = {} if threat is None else {"threat": ThreatModel(**{name: getattr(threat, name) for name in THREAT})}
+    if settings.devices < 1:
+        raise BlindsumError("simulation-impossible", f"{settings.devices} devices")
+    plan = plan_for(
+        settings.devices,
+        dropout,
+        rounds=max(settings.rounds, 1),
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        rate=task.rate,
+        clip_norm=task.clip_norm,
+        weight_max=task.weight_max,
+        width=task.width,
+        **chosen,
+    )
+    common = {"plan": plan, "dropout": dropout, "conditions": conditions, "seed": settings.seed, "workers": workers}
+    common |= {"name": settings.name, "masks": masks}
+    if settings.data.set == "none":
+        zeros = np.zeros(settings.data.length, np.float32)
+        fleet = Fleet(zeros, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]
+    else:
+        train, test = digits()
+        artifact = build_artifact(models.mlp((64, settings.data.hidden, 10), seed=settings.seed), loss="cross-entropy")
+        fleet = Fleet(artifact, data=_parts(settings, train), test=test, **common)  # type: ignore[arg-type]
+    return fleet, settings.rounds
+
+
+THREAT = ("malicious_parties", "corrupt_permille", "dropped_permille", "cohort_min")
+
+
+def _parts(settings: SimulationSettings, train: Dataset) -> list[Dataset]:
+    data, count, seed = settings.data, settings.devices, settings.seed
+    least = min(8, max(1, len(train) // (2 * count)))
+    if data.partition == "iid":
+        found = iid(train.targets, count, seed, least)
+    elif data.partition == "quantity":
+        found = quantity(train.targets, count, data.alpha, seed, least)
+    else:
+        found = dirichlet(train.targets, count, data.alpha, seed, least)
+    return [train.take(indices) for indices in found]
+
+
+def _constant(local: Local) -> NDArray[np.float32]:
+    return np.full(local.parameters.size, 0.001, np.float32)

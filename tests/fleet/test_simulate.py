@@ -1,0 +1,132 @@
+"""Simulations from files: the command, the report, the document's own examples, and what is wrong in a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from blindsum.fleet import Dropout, Fleet, FleetReport, compare
+from blindsum.fleet.partition import by_owner, quantity
+from blindsum.fleet.simcli import simulate
+from blindsum.fleet.simfile import load_fleet
+from blindsum.protocol.errors import BlindsumError
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "SIMULATION.md"
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(found) == 1
+    return found[0]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    import typer
+
+    app = typer.Typer()
+    app.command()(simulate)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout
+
+
+def test_script_of_the_document_runs() -> None:
+    exec(compile(block("python"), str(DOCUMENT), "exec"), {"__name__": "document"})
+
+
+def test_file_of_the_document_gives_a_report_and_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(block("toml"), "utf-8")
+    status, said = run(str(file), "--workers", "0", "--out", str(tmp_path / "out"), "--json")
+    assert status == 0
+    told = json.loads(said.splitlines()[-1])
+    assert told["sum_exact"] and told["rounds"] == 1 and not told["failed"]
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "digits on phones" in page and 'src="http' not in page and "<script" not in page
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    kept = FleetReport.load(tmp_path / "out")
+    assert kept.digest == told["model"]
+    assert kept.rounds[0].accuracy == told["per_round"][0]["accuracy"]
+
+
+def test_script_that_leaves_a_fleet_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.py"
+    file.write_text(
+        "import numpy as np\nfrom blindsum.fleet import Fleet\nrounds = 2\n"
+        "fleet = Fleet(np.zeros(9, np.float32), devices=5, update=lambda local: np.ones(9, np.float32) / 9)\n"
+    )
+    fleet, rounds = load_fleet(file)
+    assert (fleet.devices, rounds) == (5, 2)
+    file.write_text("fleet = 5\n")
+    with pytest.raises(BlindsumError, match="leaves no `fleet`"):
+        load_fleet(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("device = 5\n", "config-invalid", "did you mean 'devices'"),
+        ("devices = 20\n[dropout]\nslow = 0.9\n", "simulation-impossible", "900 permille"),
+        ('devices = 20\n[data]\npartition = "sorted"\n', "config-invalid", "line 3"),
+        ("devices = 0\n", "simulation-impossible", "0 devices"),
+        ("devices = 20\n[conditions]\nloss = 2.0\n", "simulation-impossible", "chances"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, code: str, said: str) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(text)
+    with pytest.raises(BlindsumError) as caught:
+        load_fleet(file)
+    assert caught.value.code == code
+    assert said in caught.value.detail
+
+
+def test_runs_stand_side_by_side(tmp_path: Path) -> None:
+    reports = [
+        Fleet(
+            np.zeros(9, np.float32),
+            devices=12,
+            update=lambda local: np.ones(9, np.float32) / 9,
+            workers=0,
+            dropout=Dropout(before_join=share),
+            name=name,
+        ).run(1)
+        for name, share in (("calm", 0.0), ("rough", 0.3))
+    ]
+    page = compare(reports, tmp_path / "both.html").read_text("utf-8")
+    assert "calm, round by round" in page and "rough, round by round" in page
+    assert len(reports[0].frame()) == 1
+
+
+def test_a_finished_part_is_kept_when_it_is_interrupted() -> None:
+    def progress(done: float, _: str) -> None:
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    fleet = Fleet(np.zeros(9, np.float32), devices=5, update=lambda local: np.ones(9, np.float32) / 9, workers=1)
+    report = fleet.run(5, on_progress=progress)
+    assert report.interrupted
+    assert [each.round for each in report.rounds] == [1]
+    assert report.parameters.any()
+
+
+def test_damaged_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(BlindsumError, match="simulation-unreadable"):
+        FleetReport.load(tmp_path)
+
+
+def test_quantity_skew_gives_every_index_once_and_unequal_parts() -> None:
+    parts = quantity(np.zeros(1000, np.int64), 10, 0.5, seed=3)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 8 and max(sizes) > 3 * min(sizes)
+
+
+def test_parts_by_owner_are_those_of_the_owners() -> None:
+    parts = by_owner(np.asarray([3, 1, 3, 2, 1]))
+    assert [part.tolist() for part in parts] == [[1, 4], [3], [0, 2]]
