@@ -495,6 +495,20 @@ def test_round_whose_deadline_passed_meanwhile_is_left_cleanly(living: Living) -
 
 
 @on_the_embedded_broker
+def test_device_that_only_follows_gets_the_models_and_sends_nothing(living: Living) -> None:
+    kit = enrol(living.folder, ["reader"])[0]
+    device = Device.open(kit)
+    device.follow(TASK)
+    with device:
+        heard = device.events()
+        numbers = [next(event.data["round"] for event in heard if event.name == "model") for _ in range(2)]
+        versions = {version.number: version.sha256 for version in device.model(TASK).versions}
+    assert set(numbers) <= versions.keys() and len(set(versions.values())) == len(versions) >= 2
+    assert device.model(TASK).activate() and device.model(TASK).predict(BATCH[0]).shape == (24, 10)
+    assert not [who for who in living.said if who[1] == "reader"] and device.uses() == []
+
+
+@on_the_embedded_broker
 def test_weeks_offline_and_clocks_that_jump_cost_rounds_and_nothing_else(living: Living) -> None:
     entered, release = threading.Event(), threading.Event()
 

@@ -23,6 +23,7 @@ from blindsum.runtime.vault import Vault, unseal
 
 __all__ = [
     "BrokerSettings",
+    "DeviceSettings",
     "load_broadcast_key",
     "load_identity",
     "load_key",
@@ -50,6 +51,14 @@ class BrokerSettings(Settings, frozen=True):
     password_file: str = ""
     proxy: str = ""
     """http:// or socks5:// [user[:password]@]host[:port], where the way to the broker leads through one."""
+
+
+class DeviceSettings(Settings, frozen=True):
+    """`device.toml` of a device's kit."""
+
+    fleet: str
+    device: str
+    broker: BrokerSettings
 
 
 def read_file(path: Path) -> bytes:

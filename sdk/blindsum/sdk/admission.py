@@ -85,6 +85,18 @@ class Admission:
         hidden = f"hidden among at least {threat.cohort_min} devices, though {threat.malicious_parties} parties lie"
         return "; ".join([hidden, *self._policy.names])
 
+    def fetch(self, view: RoundView, held: Callable[[BlobRef], bool]) -> bool:
+        """Whether the model of a round may be fetched though this device takes no part."""
+        try:
+            return not (
+                self._policy.obstacle()
+                or self._below_floor(view)
+                or self._refused.get(view.task.plan.id, "")
+                or self._too_many_bytes(view, held, 0)
+            )
+        except BlindsumError:
+            return False
+
     def _obstacle(self, view: RoundView, held: Callable[[BlobRef], bool]) -> str:
         return (
             self._policy.obstacle()
@@ -121,12 +133,14 @@ class Admission:
         policy, now = self._policy, self._clock()
         if policy.rounds_per_day is not None and self._ledger.updates(now) >= policy.rounds_per_day:
             return f"{policy.rounds_per_day} rounds a day are the policy's limit"
-        if policy.bytes_per_day is not None:
-            used = self._ledger.traffic(now)
-            fetched = sum(ref.size for ref in (view.manifest.model, view.task.plan) if not held(ref))
-            needed = fetched + packed_size(view.base.segments) + HEADER_SIZE + JOIN_SIZE
-            if used + needed > policy.bytes_per_day:
-                return f"a round takes {needed} bytes, {used} of the day's {policy.bytes_per_day} are used"
+        return self._too_many_bytes(view, held, packed_size(view.base.segments) + HEADER_SIZE + JOIN_SIZE)
+
+    def _too_many_bytes(self, view: RoundView, held: Callable[[BlobRef], bool], sent: int) -> str:
+        if self._policy.bytes_per_day is not None:
+            used = self._ledger.traffic(self._clock())
+            needed = sent + sum(ref.size for ref in (view.manifest.model, view.task.plan) if not held(ref))
+            if used + needed > self._policy.bytes_per_day:
+                return f"a round takes {needed} bytes, {used} of the day's {self._policy.bytes_per_day} are used"
         return ""
 
     def _count(self, task: str) -> int | None:

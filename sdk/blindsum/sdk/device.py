@@ -19,15 +19,15 @@ from blindsum.protocol.machines.device import DeviceMachine, Floor
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.view import RoundView
 from blindsum.runtime.checkup import Finding, Patient, examine, examine_file
-from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_identity, load_trust, make_link, protect_kit
+from blindsum.runtime.kit import DeviceSettings, load_broadcast_key, load_identity, load_trust, make_link, protect_kit
 from blindsum.runtime.ports import Link
-from blindsum.runtime.settings import Settings, load_settings
+from blindsum.runtime.settings import load_settings
 from blindsum.runtime.sqlite import STORE_CODES, SqliteStore
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 from blindsum.runtime.vault import open_store
 from blindsum.sdk.admission import Admission, Count
-from blindsum.sdk.erasure import DATABASE_FILE, erase_memory
+from blindsum.sdk.erasure import DATABASE_FILE, erase_memory, leave_rounds
 from blindsum.sdk.events import DeviceEvent, Events, State, call_back
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
@@ -37,7 +37,7 @@ from blindsum.sdk.rehearsal import DryRun, rehearse
 from blindsum.sdk.secret import Secret, vault_of
 from blindsum.sdk.worker import Examples, Inspect
 
-__all__ = ["Device", "DeviceSettings"]
+__all__ = ["Device"]
 
 log = logging.getLogger("blindsum.sdk")
 logging.getLogger("blindsum").addHandler(logging.NullHandler())  # what is logged is the app's choice
@@ -47,14 +47,6 @@ REVIVE_S: Final = 30.0
 """How long after a failure of the disk the device looks whether it works again."""
 OURS_TO_MEND: Final = STORE_CODES - {"database-in-use"}
 """Codes at a start that the app's author cannot prevent: the device shows them and goes on trying."""
-
-
-class DeviceSettings(Settings, frozen=True):
-    """`device.toml` of a kit."""
-
-    fleet: str
-    device: str
-    broker: BrokerSettings
 
 
 class Device:
@@ -88,6 +80,7 @@ class Device:
         self._on_event, self._inspect = on_event, inspect
         self._examples: dict[str, Examples] = {}
         self._counts: dict[str, Count] = {}
+        self._followed: set[str] = set()
         self._listeners: weakref.WeakSet[Events] = weakref.WeakSet()
         self._lock = threading.RLock()  # guards what follows
         self._wanted = False
@@ -143,6 +136,14 @@ class Device:
             return examples
 
         return register
+
+    def follow(self, task: str) -> None:
+        """Also fetch the models of rounds of `task` in which this device takes no part, while the policy's conditions hold and its
+        bytes suffice; a device without examples for the task fetches them only. Raises BlindsumError "device-running"."""
+        with self._lock:
+            if self._wanted:
+                raise BlindsumError("device-running", f"task {task}")
+            self._followed.add(task)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -293,7 +294,16 @@ class Device:
     def _willing(self, view: RoundView) -> str:
         """ "" to take part in the round, else why not."""
         life, admission = self._life, self._admission
-        return "stopped" if life is None or admission is None else admission.join(view, life.held)
+        if life is None or admission is None or view.name not in self._examples:
+            return "the app only follows this task"
+        return admission.join(view, life.held)
+
+    def _following(self, view: RoundView) -> bool:
+        """Whether to fetch the model of a round in which this device takes no part."""
+        life, admission = self._life, self._admission
+        if life is None or admission is None or view.name not in self._followed:
+            return False
+        return admission.fetch(view, life.held)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -317,6 +327,7 @@ class Device:
             floor=Floor(cohort_min=self._policy.min_cohort),
             willing=willing,
             broadcast_key=self._broadcast_key,
+            follow=self._following,
         )
 
     def _agreed(self) -> bool:
@@ -339,14 +350,7 @@ class Device:
         if not self._ledger().switch("withdrawn"):
             return
         if (self._kit / DATABASE_FILE).exists():
-            store = self._open_store()
-            try:
-                tasks = frozenset(key.removeprefix("state/") for key in store.keys("state/"))
-                step = self._machine(store, lambda _view: "", tasks).abandon("consent-withdrawn")
-                store.commit(step.writes)
-                store.sent([row.seq for row in store.outbox(limit=100_000)])
-            finally:
-                store.close()
+            leave_rounds(self._open_store(), lambda store, tasks: self._machine(store, lambda _view: "", tasks))
         self._ledger().set_switch("withdrawn", 0)
 
     def _settle(self) -> None:
@@ -369,8 +373,8 @@ class Device:
 
     def _begin(self) -> None:
         self._withdraw()
-        topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(self._examples)))
-        tasks, ledger = frozenset(self._examples), self._ledger()
+        tasks, ledger = frozenset(self._examples) | self._followed, self._ledger()
+        topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(tasks)))
         self._admission = admission = Admission(self.name, self._policy, ledger, self._counts, clock=self._now)
         link = self._link(topics)
         life: Life

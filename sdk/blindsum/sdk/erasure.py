@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Write
 from blindsum.runtime.kit import BrokerSettings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.sdk.ledger import LEDGER_FILE
 from blindsum.sdk.model import MODELS_FOLDER
 
-__all__ = ["DATABASE_FILE", "erase_memory"]
+__all__ = ["DATABASE_FILE", "erase_memory", "leave_rounds"]
 
 DATABASE_FILE: Final = "device.db"
 KIT_FILES: Final = ("device.toml", "key.pem", "certificate.der", "trust.cbor", "broadcast.key")
@@ -39,6 +40,17 @@ def erase_memory(kit: Path, broker: BrokerSettings, open_store: Callable[[], Sql
     if spent:
         store = open_store()
         store.commit(spent)
+        store.close()
+
+
+def leave_rounds(store: SqliteStore, make: Callable[[SqliteStore, frozenset[str]], DeviceMachine]) -> None:
+    """Leave all rounds that are under way in a stopped device's store, erase what was to leave for them, and close it."""
+    try:
+        tasks = frozenset(key.removeprefix("state/") for key in store.keys("state/"))
+        store.commit(make(store, tasks).abandon("consent-withdrawn").writes)
+        while rows := store.outbox():
+            store.sent([row.seq for row in rows])
+    finally:
         store.close()
 
 

@@ -70,6 +70,7 @@ class Life:
         self._name, self._url, self._store = name, url, store
         self._tell, self._show, self._failed = tell, show, failed
         self._admission, self._ledger, self._clock = admission, ledger, clock
+        self._models = models
         self._link = MeteredLink(link)
         self.offline = f"to {url}"
         """Why there is no connection, "" where there is one."""
@@ -133,6 +134,8 @@ class Life:
                 self.offline = ""
             case "disconnected":
                 self.offline = f"to {self._url}: {data['detail'] or data['code']}"
+            case "model":
+                self._keep(task)
             case "joined" | "train":
                 view = self._machine.view(task)
                 if view is not None:
@@ -156,6 +159,19 @@ class Life:
             self._controls.uploaded(task, number)
         except BlindsumError as error:
             log.warning("the control variate cannot be kept: %s", error.code)
+
+    def _keep(self, task: str) -> None:
+        """Keep the model of a round in which this device takes no part."""
+        view = self._machine.following.view(task)
+        if view is None:
+            return
+        plan, model = self._machine.blob(view.task.plan), self._machine.blob(view.manifest.model)
+        try:
+            if plan is not None and model is not None:
+                self._admission.artifact(view, plan)
+                self._models(task).keep(view, plan, model)
+        except (BlindsumError, OSError) as error:
+            log.warning("the model cannot be kept: %s", error)
 
     def _ended(self, task: str, *, early: bool) -> None:
         view = self._views.pop(task, None)

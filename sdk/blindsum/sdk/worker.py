@@ -186,7 +186,7 @@ class Worker:
         task, number, evaluates = view.name, view.number, view.task.algorithm.name == "evaluate"
         model_here = self._models(task)
         with _of_the_disk():
-            model_here.keep(view, plan, model if control is None else model[: 4 * control.size])
+            model_here.keep(view, plan, model)
         trained = contribute(
             view.task,
             plan,

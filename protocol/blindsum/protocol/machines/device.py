@@ -30,6 +30,7 @@ from blindsum.protocol.machines.deviceround import (
     Floor,
     open_announcement,
 )
+from blindsum.protocol.machines.following import Following
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
@@ -53,7 +54,8 @@ PUSH_DEVICES_MAX: Final = 64
 
 class DeviceMachine:
     """One device in any number of tasks. `willing(view)` says "" or why it does not take part now (it is asked again at each
-    announcement, which coordinators repeat)."""
+    announcement, which coordinators repeat). Where `follow(view)` holds, the model of a round that it declines is fetched all the
+    same, and told as the event "model"."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class DeviceMachine:
         floor: Floor,
         willing: Callable[[RoundView], str],
         broadcast_key: bytes = b"",
+        follow: Callable[[RoundView], bool] = lambda _view: False,
     ) -> None:
         self._identity = identity
         self._trust = trust
@@ -77,6 +80,7 @@ class DeviceMachine:
         self._willing = willing
         self._journal = Journal(store)
         self._fetches = Fetches(self._journal, broadcast_key)
+        self._follow, self.following = follow, Following(self._journal, self._fetches)
         self._rounds: dict[str, DeviceRound] = {}
         self._restore()
 
@@ -209,6 +213,9 @@ class DeviceMachine:
         reason = self._willing(view)
         if reason:
             self._journal.event("declined", task=task, round=number, reason=reason)
+            if self._follow(view):
+                used = {ref.id for r in self._rounds.values() for ref in (r.view.manifest.model, r.view.task.plan)}
+                self.following.begin(view, used, now)
             return None
         if current is not None:
             self._leave(task, "round-abandoned", code="superseded")
@@ -303,6 +310,7 @@ class DeviceMachine:
             if fetch.outstanding == 0:
                 self._ask(fetch.id, now)
             return None
+        self.following.tell(fetch.id)
         for round_ in list(self._rounds.values()):
             self._journal.listen(round_.view.name, fetch.id, on=False)
             fault = self._advance(round_)
@@ -379,7 +387,9 @@ class DeviceMachine:
         wanting = next(
             (r for r in self._rounds.values() if blob in (r.view.manifest.model.id, r.view.task.plan.id)), None
         ) or next((r for r in self._rounds.values() if r.entries is not None and r.entries.id == blob), None)
-        if wanting is None:
+        if wanting is None and self.following.wants(blob):
+            fetch.ask(now)  # nobody answers it: the broadcast may still bring it
+        elif wanting is None:
             self._fetches.drop(blob)
         else:
             self._journal.send("ask", "coordinator", self._sign(wanting.view, "ask", fetch.ask(now)))
