@@ -22,6 +22,13 @@ RESULTS = {
     "secure_sum.py": r"result: anna \+ ben \+ cleo \+ eva = \[15, 16, 19, 19\]",
     TUNED: r"result: (\d+)\.\d% of 100 unseen sheets",
 }
+FLEETS = {
+    "hospitals.py": (4, r"0\.\d{3}"),
+    "phones_activity.py": (4, r"\d+\.\d%"),
+    "images.py": (3, r"\d+\.\d%"),
+}
+"""Rounds and the form of a score: these run in a reduced form; the others fetch wheels of tens of megabytes."""
+LARGE = {"city_sensors.py", "wind_turbines.py"}
 ACCURACY_MIN = 85
 GRADIENTS = """
 import numpy as np
@@ -43,7 +50,7 @@ print(*gradient())
 
 
 def test_every_example_has_a_result_to_check() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(RESULTS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*RESULTS, *FLEETS, *LARGE}
 
 
 @pytest.mark.parametrize("name", [name for name in RESULTS if sys.version_info < (3, 13) or name != TUNED])
@@ -57,6 +64,20 @@ def test_example_runs_as_is_and_ends_with_its_result(name: str, tmp_path: Path) 
     assert found, done.stdout
     assert all(int(accuracy) >= ACCURACY_MIN for accuracy in found.groups())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", FLEETS)
+def test_fleet_example_says_what_owners_gain_and_draws_it(name: str, tmp_path: Path) -> None:
+    rounds, score = FLEETS[name]
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, str(EXAMPLES / name), "--rounds", str(rounds), "--out", str(picture)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    last = done.stdout.splitlines()[-1]
+    form = rf"result: \S+ {score} alone, {score} together, {score} in one place; gain -?{score}, gap -?{score}, "
+    assert re.fullmatch(form + r"better for \d+ of \d+ owners; sums exact", last), last
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_tutorial_is_part_of_its_example() -> None:
