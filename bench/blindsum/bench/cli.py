@@ -25,7 +25,13 @@ def _training() -> list[dict[str, Any]]:
     return rows()
 
 
-BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {"masks": _masks, "training": _training}
+def _fleet() -> list[dict[str, Any]]:
+    from blindsum.bench.fleet import rows
+
+    return rows()
+
+
+BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {"masks": _masks, "training": _training, "fleet": _fleet}
 
 
 def bench(
