@@ -72,6 +72,15 @@ REFUSALS: Final[dict[str, Entry]] = {
         "this party has forgotten what it signed (its database is an old copy, or gone), and sits out what may be under way",
         "none; it takes part again when every round of the forgotten time has expired. Find out who restored the database",
     ),
+    "tasks-too-many": Entry(
+        "this party takes part in as many tasks as it may", "stop tasks, or begin a fleet of their own"
+    ),
+    "blobs-too-many": Entry("the coordinator names more blobs than a round has", _BLAME),
+    "joins-too-many": Entry(
+        "more joins arrive than the coordinator looks at",
+        "a high count means a flood; let the broker know devices by certificate",
+    ),
+    "relays-too-many": Entry("a party asks for the same headers again and again", _BLAME),
     # -- rosters ------------------------------------------------------------------------------------------------------
     "cohort-too-small": Entry("fewer devices joined than the task demands", "wait for more devices or lengthen join_s"),
     "cohort-full": Entry("the round has all the devices it may have", "none; the device takes part in a later round"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 from blindsum.protocol.codec import DecodeError, decode, encode
 from blindsum.protocol.envelope import is_name
@@ -12,15 +13,16 @@ from blindsum.protocol.errors import Refused
 from blindsum.protocol.graph import Graph, adjacency, degree_for
 from blindsum.protocol.keys import certificate_fault, digest, key_usable
 from blindsum.protocol.memo import shared
-from blindsum.protocol.messages import Join, RosterProposal
+from blindsum.protocol.messages import MESSAGES, Join, RosterProposal
 from blindsum.protocol.params import survivors_min
 from blindsum.protocol.revocation import certificate_serial
-from blindsum.protocol.view import RoundView, count_votes, expect, open_message, payload_of
+from blindsum.protocol.view import RoundView, TaskView, count_votes, expect, open_message, payload_of
 
 __all__ = [
     "Joins",
     "RosterView",
     "beacon_commitment",
+    "joins_size_max",
     "open_join",
     "open_joins",
     "open_roster",
@@ -28,10 +30,15 @@ __all__ = [
     "pack_joins",
     "pack_survivors",
     "read_survivors",
+    "survivors_size_max",
 ]
 
 JOINS_SHARED_MAX = 16_384
 """Joins that a process which plays a whole fleet reads once, though coordinator and parties all have to."""
+LIST_OVERHEAD: Final = 16
+SURVIVOR_SIZE_MAX: Final = 48
+"""Bytes that [index, digest] takes in a survivor list, and more."""
+JOIN_OVERHEAD: Final = 8
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ class Joins:
     devices: tuple[str, ...]
     identities: tuple[bytes, ...]
     entries: bytes
+
+
+def joins_size_max(base: TaskView) -> int:
+    """Bytes that the joins of a round of this task may take."""
+    return LIST_OVERHEAD + base.task.devices_max * (MESSAGES["join"][2] + JOIN_OVERHEAD)
 
 
 def pack_joins(raws: dict[str, bytes]) -> bytes:
@@ -191,6 +203,11 @@ def beacon_commitment(beacon: bytes, task: str, number: int, party: int) -> byte
 def pack_survivors(headers: dict[int, bytes]) -> bytes:
     """The list that candidates and proposals refer to: [index, header digest] in index order."""
     return encode([[index, headers[index]] for index in sorted(headers)])
+
+
+def survivors_size_max(size: int) -> int:
+    """Bytes that a survivor list of a roster of `size` devices may take."""
+    return LIST_OVERHEAD + size * SURVIVOR_SIZE_MAX
 
 
 @shared(2, lambda data, size: (data, size))

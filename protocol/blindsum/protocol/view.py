@@ -47,6 +47,7 @@ __all__ = [
     "open_manifest",
     "open_message",
     "open_task",
+    "opening_size_max",
     "payload_of",
 ]
 
@@ -235,13 +236,13 @@ def _task_fault(base: TaskView) -> str:
         return "the segments are not one exact of 64 bits and some quantised"
     if fault := algorithm_fault(task):
         return fault
-    opening, state, room = _opening_size(base), state_size(task), BLOB_CHUNKS_MAX * base.chunk_size
+    opening, state, room = opening_size_max(base), state_size(task), BLOB_CHUNKS_MAX * base.chunk_size
     if max(opening, state) > room:
         return f"an opening may have {opening} bytes, the state {state}, {BLOB_CHUNKS_MAX} chunks only {room}"
     return ""
 
 
-def _opening_size(base: TaskView) -> int:
+def opening_size_max(base: TaskView) -> int:
     """What a party may have to open at once: every self-mask sum it holds, and its shares of the edges of as many dropped
     devices as the threat model allows (a device has up to a quarter more neighbours than the graph's least)."""
     task, threat = base.task, base.threat

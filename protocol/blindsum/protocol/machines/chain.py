@@ -17,6 +17,7 @@ from blindsum.protocol.machines.inbox import Inbox
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.messages import BlobRef, Result, chunks_of
 from blindsum.protocol.optimiser import advance
+from blindsum.protocol.ring import packed_size
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import TaskView, open_message, payload_of
 
@@ -68,7 +69,7 @@ class Chain:
             return None
         if signed.head.round == self.followed(base.name):
             return self._second(base, self._last(base.name)[1], signed)
-        if not (result.sum.sound and result.model.sound):
+        if not (result.sum.sound and result.model.sound) or result.sum.size != packed_size(base.segments):
             return Refused("message-malformed", "coordinator", "blob reference")
         pending = self._pending(base, result.previous)
         if pending is not None and pending.digest != signed.digest:

@@ -46,7 +46,8 @@ class CoordinatorState(Payload, frozen=True):
 
 @dataclass(slots=True)
 class CoordinatorRound:
-    """A `CoordinatorState` with what follows from it. `joins` maps device to (raw, Ed25519 identity)."""
+    """A `CoordinatorState` with what follows from it. `joins` maps device to (raw, Ed25519 identity); `relayed` counts the
+    headers that each party asked for."""
 
     base: TaskView
     state: CoordinatorState
@@ -56,6 +57,7 @@ class CoordinatorRound:
     bodies: Bodies | None = None
     contents: dict[int, list[OpeningContent]] = field(default_factory=dict)
     wants: dict[int, list[int]] = field(default_factory=dict)
+    relayed: dict[int, int] = field(default_factory=dict)
     sent_at: int = 0
     wait_ms: int = RESEND_MS
     grace_over: bool = False

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from blindsum.protocol.blobs import WINDOW, Fetch, Fetches
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.messages import BlobRef
 
-__all__ = ["Inbox"]
+__all__ = ["BLOBS_MAX", "Inbox"]
+
+BLOBS_MAX: Final = 16
+"""Blobs of one task that are awaited or kept at a time. An honest coordinator names five: model, sum, joins, two survivor sets."""
 
 
 class Inbox:
@@ -27,6 +31,10 @@ class Inbox:
         if not fetch.complete:
             self._journal.listen(task, fetch.id)
         return fetch.complete
+
+    def room(self, task: str, ref: BlobRef) -> bool:
+        """Whether a blob may be wanted: it is already, or the task has fewer than `BLOBS_MAX`."""
+        return ref.id in self._tasks or sum(1 for owner in self._tasks.values() if owner == task) < BLOBS_MAX
 
     def accept(self, raw: bytes) -> tuple[Fetch, str] | Refused | None:
         """Take a chunk: its fetch and task; None for one already held."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Final
 
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.envelope import Signed, is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import box_open, box_usable
+from blindsum.protocol.machines.allowance import Allowance
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.desk import Desk
@@ -30,9 +32,14 @@ from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
 from blindsum.protocol.trust import party_number
 from blindsum.protocol.versions import UPGRADE_REQUIRED, foreign
-from blindsum.protocol.view import TaskView, payload_of
+from blindsum.protocol.view import TaskView, opening_size_max, payload_of
 
-__all__ = ["Intake"]
+__all__ = ["JOINS_PER_S", "RELAYS_MAX", "Intake"]
+
+JOINS_PER_S: Final = 2_000
+"""Joins of a task that are looked at, a second, beside one for each device it may have: a certificate takes 0.2 ms to check."""
+RELAYS_MAX: Final = 16
+"""How often, in all, a party may be sent the headers of a round that it lacks."""
 
 
 class Intake:
@@ -46,6 +53,7 @@ class Intake:
         self._rounds = rounds
         self._box_private = box_private
         self.openings: dict[bytes, tuple[str, bytes]] = {}
+        self._joins: dict[str, Allowance] = {}
 
     def on_foreign(self, raw: bytes) -> Refused | None:
         """A device that speaks another version is told so in this one. (Its signature tells nothing: keys come with joins.)"""
@@ -112,6 +120,10 @@ class Intake:
         view = round_.view
         if view is None:
             return Refused("round-stale", detail="no manifest yet")
+        limit = round_.base.task.devices_max + JOINS_PER_S
+        allowance = self._joins.setdefault(view.name, Allowance(burst=limit, per_s=JOINS_PER_S, now=now))
+        if not allowance.take(now):
+            return Refused("joins-too-many", detail=signed.head.sender)
         opened = open_join(view, signed.raw)
         if isinstance(opened, Refused):
             return opened
@@ -212,9 +224,14 @@ class Intake:
         if bodies is None or round_.state.phase not in ("check", "vote", "open"):
             return Refused("round-stale", detail="check")
         party = party_number(signed.head.sender)
-        for index in check.missing:
-            if index in bodies.headers:
-                self._desk.journal.send("header", f"party/{party}", bodies.raw(index))
+        wanted = sorted(bodies.headers.keys() & set(check.missing))
+        assert round_.roster is not None
+        relayed = round_.relayed.get(party, 0) + len(wanted)
+        if relayed > RELAYS_MAX * round_.roster.size:
+            return Refused("relays-too-many", signed.head.sender)
+        round_.relayed[party] = relayed
+        for index in wanted:
+            self._desk.journal.send("header", f"party/{party}", bodies.raw(index))
         if check.missing:
             round_.wait_ms = min(round_.wait_ms, RESEND_MS)
             self._conduct.resend_after_relay(round_, party)
@@ -246,6 +263,8 @@ class Intake:
                 return None
         if opening.part != len(round_.contents.get(party, [])) or not opening.content.sound:
             return Refused("opening-foreign", signed.head.sender)
+        if opening.content.size > 2 * opening_size_max(round_.base):
+            return Refused("opening-malformed", signed.head.sender, f"{opening.content.size} bytes")
         round_.change(openings=[*state.openings, signed.raw])
         self._desk.save(round_)
         self.openings[opening.content.id] = (view.name, signed.raw)

@@ -16,7 +16,7 @@ that sends it. A round number never comes back: a higher offer-request erases wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import Fetch
 from blindsum.protocol.codec import convert, decode, encode
@@ -50,7 +50,10 @@ from blindsum.protocol.view import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["PartyFloor", "PartyMachine"]
+__all__ = ["TASKS_MAX", "PartyFloor", "PartyMachine"]
+
+TASKS_MAX: Final = 1000
+"""Tasks that a party takes part in."""
 
 
 class PartyFloor(Payload, frozen=True):
@@ -251,6 +254,8 @@ class PartyMachine:
         known = self._bases.get(task)
         if known is not None:
             return Refused("task-differs", detail="another record under this name was adopted before")
+        if len(self._bases) >= TASKS_MAX:
+            return Refused("tasks-too-many", detail=f"{TASKS_MAX} tasks are here")
         base = open_task(self._trust, raw)
         if isinstance(base, Refused):
             return base

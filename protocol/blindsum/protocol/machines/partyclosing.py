@@ -29,6 +29,7 @@ from blindsum.protocol.openings import make_content
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import (
     read_survivors,
+    survivors_size_max,
 )
 from blindsum.protocol.view import (
     count_votes,
@@ -225,6 +226,10 @@ class PartyClosing:
         assert round_.roster is not None
         if not ref.sound:
             return Refused("message-malformed", "coordinator", "blob reference")
+        if ref.size > survivors_size_max(round_.roster.size):
+            return Refused("survivors-malformed", "coordinator", f"{ref.size} bytes")
+        if not self._desk.inbox.room(round_.base.name, ref):
+            return Refused("blobs-too-many", "coordinator", ref.id.hex())
         if not self._desk.inbox.want(round_.base.name, ref, now):
             round_.waiting[signed.head.type] = signed.raw
             return None

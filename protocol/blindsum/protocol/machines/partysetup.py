@@ -15,6 +15,7 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.roster import (
     Joins,
+    joins_size_max,
     open_joins,
     open_roster,
     open_roster_announcement,
@@ -98,6 +99,9 @@ class PartySetup:
             if state.roster_vote:
                 self._desk.send_vote(state.roster_vote)
             return None
+        fault = self._joins_fault(view, proposal)
+        if fault is not None:
+            return fault
         if not self._desk.inbox.want(view.name, proposal.joins, now):
             round_.waiting["roster-proposal"] = signed.raw
             return None
@@ -126,6 +130,9 @@ class PartySetup:
         if state.roster_proposal and digest != self._desk.digest(state.roster_proposal):
             return self._desk.caught(round_, "second-roster", state.roster_proposal, announcement.proposal)
         if not state.entries:
+            fault = self._joins_fault(view, proposal)
+            if fault is not None:
+                return fault
             if not self._desk.inbox.want(view.name, proposal.joins, now):
                 round_.waiting["roster"] = signed.raw
                 return None
@@ -150,6 +157,14 @@ class PartySetup:
         if mine is not None and round_.state.offer not in view.manifest.offers:
             return Refused("offer-differs", "coordinator")
         return view
+
+    def _joins_fault(self, view: RoundView, proposal: RosterProposal) -> Refused | None:
+        """Whether the joins behind a roster are more than may be asked for."""
+        if proposal.joins.size > joins_size_max(view.base):
+            return Refused("roster-malformed", "coordinator", f"{proposal.joins.size} bytes of joins")
+        if not self._desk.inbox.room(view.name, proposal.joins):
+            return Refused("blobs-too-many", "coordinator", proposal.joins.id.hex())
+        return None
 
     def _read_joins(self, round_: PartyRound, proposal: RosterProposal) -> Refused | None:
         """Verify every join behind a roster proposal and keep what follows from them."""
