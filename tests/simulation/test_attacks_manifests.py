@@ -328,7 +328,7 @@ def test_manifest_with_another_offer_of_a_party_than_it_made_is_refused() -> Non
         "offer", "party/4", "coordinator", altered(body_of(offers[3], Offer), beacon_commitment=bytes(32))
     )
     step = hand(world, "party/4", manifest(world, offers=[*offers[:3], mine]))
-    assert step.refused.code == "offer-differs", "also where the party's own key signed it, in an earlier life"
+    assert step.refused.code == "memory-lost", "where its own key signed it, the party has forgotten an earlier life"
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

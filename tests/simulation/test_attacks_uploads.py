@@ -118,8 +118,9 @@ def test_device_that_shows_a_second_header_after_the_check_is_named_and_stops_no
     world = World(5, devices=4, faulty=("device/d-0001",))
     world.start()
     world.until("vote")
-    first = world.round.bodies.headers[1]
-    other = world.forge("header", "device/d-0001", "all", altered(first[1], edges=bytes(len(first[1].edges))))
+    raw = world.round.bodies.raw(1)
+    first = body_of(raw, Header)
+    other = world.forge("header", "device/d-0001", "all", altered(first, edges=bytes(len(first.edges))))
     parties = [f"party/{number}" for number in range(1, 5)]
     for role in parties:
         refused = world.give(role, other).refused
@@ -128,7 +129,7 @@ def test_device_that_shows_a_second_header_after_the_check_is_named_and_stops_no
     world.finish()
     assert world.results[0].survivors == ("d-0000", "d-0001", "d-0002", "d-0003")
     proof = decode(next(value for _, value in world.actors["party/1"].store.scan("evidence/")))
-    assert proof[:3] == ["device/d-0001", first[0].raw, other]
+    assert proof[:3] == ["device/d-0001", raw, other]
     world.check()
 
 

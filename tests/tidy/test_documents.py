@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -132,6 +133,28 @@ def test_every_attack_has_a_test(pages: dict[str, str]) -> None:
     assert [name for name, _ in rows] == [f"A{number}" for number in range(1, len(rows) + 1)]
     assert len(rows) >= 14
     assert not [name for name, row in rows if "`test_" not in row]
+
+
+def test_every_bound_that_the_threat_model_names_is_there(pages: dict[str, str]) -> None:
+    """Constant, code and test of each row; every bound that a machine of the protocol has stands in the table."""
+    table = pages["docs/THREAT-MODEL.md"].partition("\n## Bounds\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| (`[^|]+`) \| (`test_[^|]+`) \|$", table, re.MULTILINE)
+    assert len(rows) >= 12
+    named = {bound for bounds, _, _ in rows for bound in re.findall(r"`([^`]+)`", bounds)}
+    for bound in named:
+        module, _, name = bound.rpartition(".")
+        assert hasattr(importlib.import_module(f"blindsum.{module}"), name), bound
+    codes = {code for _, told, _ in rows for code in re.findall(r"`([^`]+)`", told)}
+    assert codes <= CATALOGUE.keys() | REFUSALS.keys()
+    for module in ("intake", "inbox", "party", "journal"):
+        place = importlib.import_module(f"blindsum.protocol.machines.{module}")
+        limits = {name for name in vars(place) if re.search(r"_MAX$|_PER_S$", name)}
+        own = {
+            name
+            for name in limits
+            if re.search(rf"^{name}: Final = ", Path(str(place.__file__)).read_text("utf-8"), re.M)
+        }
+        assert not sorted(name for name in own if f"protocol.machines.{module}.{name}" not in named)
 
 
 def test_every_code_that_the_documents_name_is_in_a_table(pages: dict[str, str]) -> None:

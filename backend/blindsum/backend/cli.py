@@ -18,7 +18,7 @@ from rich.markup import escape
 from blindsum.backend.console import EXIT_ERROR, EXIT_INVALID, Json, fail, show
 from blindsum.backend.modelcli import model_app
 from blindsum.backend.taskcli import task_app
-from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.errors import CATALOGUE, BlindsumError
 
 PAGE = "127.0.0.1:8480"
 """Where a coordinator shows its page unless its settings say otherwise."""
@@ -233,8 +233,9 @@ def verify(
         console = Console(highlight=False)
         for name, value in report.facts.items():
             console.print(f"  {name.replace('_', ' '):16} {escape(str(value))}")
+        known = CATALOGUE | REFUSALS
         for fault in report.faults:
-            cause = REFUSALS[fault.code].cause if fault.code in REFUSALS else ""
+            cause = known[fault.code].cause if fault.code in known else ""
             console.print(f"[bold red]fault[/] {escape(f'{fault.principal}: {fault.code} {fault.detail}')}")
             console.print(f"      {cause}")
         console.print("[bold green]valid[/]" if report.valid else "[bold red]NOT valid[/]")

@@ -177,7 +177,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "query-invalid": Entry("the query is none, or its bounds do not fit together", "correct what the detail names"),
     "query-values-invalid": Entry(
-        "the app's function for a query yielded what is no value of it", "yield numbers, or names where the query has a domain"
+        "the app's function for a query yielded what is no value of it",
+        "yield numbers, or names where the query has a domain",
     ),
     "proxy-url-invalid": Entry(
         "the proxy's address is not http:// or socks5:// with a host", "correct 'proxy' in the settings"
@@ -220,6 +221,11 @@ CATALOGUE: dict[str, Entry] = {
     "audit-unwritable": Entry(
         "the role's audit log cannot be written or read",
         "check the folder audit in its kit: owner, permissions, room on the disk",
+    ),
+    "audit-altered": Entry("a record of an audit log is not the one that was written", "ask whoever keeps the log"),
+    "audit-cut": Entry(
+        "records of an audit log are missing",
+        "ask whoever keeps the log; the oldest files of a long one go by themselves",
     ),
     "revocations-invalid": Entry(
         "the file is not a revocation list of this fleet's CA", "copy revoked.crl again from the operator's kit"

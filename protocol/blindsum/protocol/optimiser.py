@@ -43,7 +43,9 @@ def advance(base: TaskView, model: bytes, state: bytes, total: bytes, rotation: 
     return narrow[0].tobytes(), b"".join(values.tobytes() for values in narrow[1:])
 
 
-def _step(algorithm: Algorithm, mean: Doubles, weight: int, kept: Sequence[Doubles]) -> tuple[Doubles, Sequence[Doubles]]:
+def _step(
+    algorithm: Algorithm, mean: Doubles, weight: int, kept: Sequence[Doubles]
+) -> tuple[Doubles, Sequence[Doubles]]:
     """What is added to the model, and the next state."""
     rate = algorithm.rate_micros / 1e6
     if algorithm.name == "fedavg":  # McMahan et al. 2017

@@ -139,11 +139,6 @@ REFUSALS: Final[dict[str, Entry]] = {
     "sum-differs": Entry("the published sum is not what uploads and openings give", _BLAME),
     "result-differs": Entry("the result names other messages than those of the round", _BLAME),
     "second-result": Entry("two results were published for one round", _BLAME),
-    "audit-altered": Entry("a record of an audit log is not the one that was written", "ask whoever keeps the log"),
-    "audit-cut": Entry(
-        "records of an audit log are missing",
-        "ask whoever keeps the log; the oldest files of a long one go by themselves",
-    ),
     "superseded": Entry("a newer round of the task began", _STRAY),
     "deadline": Entry("the round did not get this far in time", "lengthen join_s, upload_s or decide_s"),
     "expired": Entry("the round reached its end without a result here", _STRAY),

@@ -123,9 +123,7 @@ def _survivors(
 ) -> Forged:
     bodies = world.round.bodies
     assert bodies is not None
-    chosen = {
-        index: headers[index] if index in headers else bodies.headers[index].digest for index in sorted(indices)
-    }
+    chosen = {index: headers[index] if index in headers else bodies.headers[index].digest for index in sorted(indices)}
     ref, chunks = chunks_of(pack_survivors(chosen), world.base.chunk_size)
     body = world.forge(kind, "coordinator", "parties", payload(roster=world.roster.digest, survivors=ref))
     return Forged(body, tuple(encode_chunk(ref.id, index, chunk) for index, chunk in enumerate(chunks)))
