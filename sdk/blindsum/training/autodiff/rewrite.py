@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from . import winograd
 from .graph import Graph, Shape, attribute
 from .registry import Backward
 from .window import Window, of_conv
@@ -31,11 +32,13 @@ def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
     _take_last_states(graph)
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
-        window = _small_depthwise(graph, node) if node.op_type == "Conv" and node.input[1] in parameters else None
-        if window is None:
-            graph.nodes.append(node)
-        else:
+        trained = node.op_type == "Conv" and node.input[1] in parameters
+        if trained and (window := _small_depthwise(graph, node)) is not None:
             _as_product(graph, node, window)
+        elif trained and (window := winograd.window_of(graph, node)) is not None:
+            winograd.as_products(graph, node, window)
+        else:
+            graph.nodes.append(node)
 
 
 def _pool_first(graph: Graph, output: str) -> None:
