@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.siege import Siege
 
-KILLS = 12
+KILLS = 8
 WITHIN_S = 280.0
 ROUNDS = 1000
 

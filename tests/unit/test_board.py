@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from blindsum.backend.board import NAMES_MAX, NOTES_MAX, OTHERS, ROUNDS_MAX, TASKS_MAX, Board
 from blindsum.backend.service import Reporter
+from blindsum.protocol.errors import Refused
 from blindsum.runtime.audit import AuditLog
 
 FACTS = {"task": "t", "round": 1}
@@ -126,3 +128,13 @@ def test_late_event_of_an_older_round_does_not_open_it_again(board: Board) -> No
     board.tell(2, "upload", {"task": "t", "round": 4, "device": "a"})
     (task,) = board.snapshot()["tasks"]
     assert [line["number"] for line in task["rounds"]] == [5] and task["rounds"][0]["uploaded"] == 0
+
+
+def test_flood_of_refusals_is_counted_whole_and_told_a_few_times(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter("coordinator")
+    for _ in range(1000):
+        reporter.refused(Refused("message-malformed"))
+    reporter.refused(Refused("signature-invalid"))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["count"] for line in told] == [*(1 << power for power in range(10)), 1]
+    assert reporter.board.snapshot()["refusals"] == {"message-malformed": 1000, "signature-invalid": 1}
