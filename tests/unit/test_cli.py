@@ -185,6 +185,32 @@ def test_task_create_puts_a_signed_task_where_the_coordinator_looks(
     assert status == 0 and "4: 1 may be malicious" in out  # for people: every number with what it follows from
 
 
+def test_task_create_takes_an_algorithm_that_the_artifact_can_do(
+    answer: Callable[..., Any], run: Run, fleet: Path, tmp_path: Path
+) -> None:
+    net, plain, terms = tmp_path / "net.onnx", tmp_path / "plain.bsa", tmp_path / "terms.bsa"
+    onnx.save(models.mlp([4, 8, 3], seed=1), net)
+    answer("model", "build", net, plain)
+    answer("model", "build", net, terms, "--proximal", 0.1, "--control")
+    model = tmp_path / "model.f32"
+    model.write_bytes(np.arange(67, dtype="<f4").tobytes())
+    for name, artifact, options in (
+        ("fedyogi", plain, ("--server-rate", 0.02)),
+        ("scaffold", terms, ("--population", 5000)),
+        ("fedavg", terms, ("--proximal", 0.5)),
+        ("evaluate", plain, ("--parameters", model)),
+    ):
+        answer("task", "create", fleet, name, artifact, "--devices-max", 50, "--algorithm", name, *options)
+        assert answer("task", "show", fleet, name)["algorithm"] == name
+    for artifact, options in (
+        (plain, ("--proximal", 1)),
+        (plain, ("--algorithm", "scaffold")),
+        (terms, ("--algorithm", "sgd")),
+    ):
+        status, _, said = run("task", "create", fleet, "no", artifact, "--devices-max", 50, *options)
+        assert status == console.EXIT_ERROR and "task-invalid" in said
+
+
 def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path) -> None:
     answer("task", "create", fleet, "life", artifact, "--devices-max", 100, "--rounds", 7)
     listed = {task["task"]: task for task in answer("task", "list", fleet)["tasks"]}

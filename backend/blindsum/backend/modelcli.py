@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.table import Table
 
 from blindsum.backend.console import Json, show
 from blindsum.protocol.errors import BlindsumError
+
+if TYPE_CHECKING:
+    from blindsum.training.optimisers import Optimiser
 
 model_app = typer.Typer(help="Training artifacts.", no_args_is_help=True)
 
@@ -31,6 +35,10 @@ def model_build(
         str, typer.Option(help="cross-entropy, binary-cross-entropy, mse, mae, huber, cosine, ...")
     ] = "cross-entropy",
     optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw, adagrad or rmsprop.")] = "sgd",
+    proximal: Annotated[
+        float | None, typer.Option(help="FedProx: give the optimiser a proximal term, with this mu at first.")
+    ] = None,
+    control: Annotated[bool, typer.Option("--control", help="SCAFFOLD: let steps take a control variate.")] = False,
     trainable: Annotated[
         list[str] | None, typer.Option(help="head, names or patterns of weights; default: all.")
     ] = None,
@@ -53,7 +61,7 @@ def model_build(
         model,
         loss=loss,
         trainable=[*(trainable or []), *([Adapters(rank=adapters)] if adapters is not None else [])] or None,
-        optimizer=optimizer,
+        optimizer=_optimiser(optimizer, proximal, control),
         output=output,
         dimensions={name: int(size) for name, size in _pairs("--dimension", dimension)},
         fixed=dict(_pairs("--fixed", fixed)),
@@ -113,6 +121,18 @@ def model_export(
     data = export_model(model, read_file(artifact), parameters)
     trained.write_bytes(data)
     show({"model": str(trained), "bytes": len(data)}, as_json=as_json)
+
+
+def _optimiser(name: str, proximal: float | None, control: bool) -> str | Optimiser:
+    """The optimiser of that name with the terms asked for."""
+    from blindsum.training.optimisers import Optimiser, as_optimiser
+
+    if proximal is None and not control:
+        return name
+    plain = as_optimiser(name)
+    if not isinstance(plain, Optimiser):
+        raise BlindsumError("training-request-invalid", f"{name} has no proximal term and no control")
+    return replace(plain, proximal=proximal or 0.0, control=control)
 
 
 def _pairs(option: str, given: list[str] | None) -> list[tuple[str, float]]:

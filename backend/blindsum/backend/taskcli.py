@@ -44,6 +44,19 @@ def task_create(
     chunk_size: Annotated[
         int, typer.Option(help="Bytes that travel at once; fewer for very bad lines. 0: 120 KiB where that is enough.")
     ] = 0,
+    algorithm: Annotated[
+        str,
+        typer.Option(help="fedavg, fedavgm, fedadam, fedyogi, scaffold, or evaluate (sums metrics, trains nothing)."),
+    ] = "fedavg",
+    server_rate: Annotated[
+        float | None, typer.Option(help="Rate of the server's step; default 0.01 for fedadam and fedyogi, else 1.")
+    ] = None,
+    momentum: Annotated[float, typer.Option(help="Of fedavgm; beta 1 of fedadam and fedyogi.")] = 0.9,
+    proximal: Annotated[float, typer.Option(help="FedProx: mu; the artifact's optimiser must have the term.")] = 0.0,
+    population: Annotated[int, typer.Option(help="SCAFFOLD: weight of all devices together, in a round or not.")] = 0,
+    parameters: Annotated[
+        Path | None, typer.Option(help="Model (flat float32) to start from instead of the artifact's own.")
+    ] = None,
     eligible: Annotated[
         list[str] | None,
         typer.Option(help="KIND=VALUES, such as examples-min=100 or share=10,5 (docs/SDK.md); may be given again."),
@@ -79,8 +92,14 @@ def task_create(
         decide_s=decide_s,
         chunk_size=chunk_size,
         eligibility=tuple(map(criterion, eligible or ())),
+        algorithm=algorithm,
+        server_rate=server_rate,
+        momentum=momentum,
+        proximal=proximal,
+        population=population,
     )
-    files, derived = create_task(made.operator, read_file(artifact), plan)
+    model = None if parameters is None else read_file(parameters)
+    files, derived = create_task(made.operator, read_file(artifact), plan, model)
     place = save_task(files, made.coordinator)
     if as_json:
         show({"task": name, "folder": str(place), "bits": derived.bits, "degree": derived.degree}, as_json=True)
@@ -175,6 +194,7 @@ def _summary(found: Any) -> dict[str, Any]:
         "rounds": task.rounds_max,
         "parameters": sum(segment.length for segment in task.segments if segment.codec == "quantised"),
         "devices": f"{task.devices_min} to {task.devices_max}",
+        "algorithm": task.algorithm.name,
         "cohort_min": found.view.threat.cohort_min,
         "eligibility": ", ".join(f"{c.kind}={','.join(map(str, c.values))}" for c in task.eligibility),
     }
