@@ -33,7 +33,8 @@ from blindsum.testing.scenario import scenario
 for seed in {seeds}:
     world = scenario(seed).play()
     sums = [(result.number, result.survivors, result.total.hex()) for result in world.results]
-    events = [(who, event.name, sorted((k, str(v)) for k, v in event.data.items() if k not in ("model", "digest"))) for who, event in world.events]
+    data = [sorted((k, str(v)) for k, v in event.data.items() if k not in ("model", "digest")) for _, event in world.events]
+    events = [(who, event.name, facts) for (who, event), facts in zip(world.events, data)]
     print(json.dumps([seed, sums, events, world.now, world.played]))
 """
 
