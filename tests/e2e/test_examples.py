@@ -98,7 +98,7 @@ def test_rule_of_the_training_page_takes_the_place_of_the_built_in() -> None:
 
 
 def test_training_of_the_readme_runs(tmp_path: Path) -> None:
-    _, alone = _python(EXAMPLES.parent / "README.md")
+    _, _, alone = _python(EXAMPLES.parent / "README.md")
     onnx.save(models.mlp([4, 8, 3], seed=1), tmp_path / "net.onnx")
     data = "import numpy as np\nfeatures, targets = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])\n"
     done = subprocess.run(
@@ -106,6 +106,29 @@ def test_training_of_the_readme_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert set(ast.literal_eval(done.stdout)) == {"loss", "accuracy"}
+
+
+def test_script_of_the_readme_runs_and_draws_its_report(tmp_path: Path) -> None:
+    _, script, _ = _python(EXAMPLES.parent / "README.md")
+    before = """
+import numpy as np
+from blindsum.fleet import Dataset
+from blindsum.training import build_artifact, models
+
+artifact = build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy")
+held_out = Dataset("four", np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]), 3)
+one_part_a_device = [held_out] * 12
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", before + script.replace("rounds=20", "rounds=1") + "print(report.exact)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.endswith("True\n"), done.stderr
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def _python(document: Path) -> list[str]:
