@@ -115,7 +115,8 @@ def test_link_goes_by_way_of_its_proxy_which_looks_up_the_broker(
     direct = client(embedded.url, "reader", "a/b").ready()
     through = client(url, "behind", link=MqttLink(url, "behind", proxy=way)).ready()
     assert through.send("a/b", b"hello") is Outcome.SENT
-    wait(lambda: direct.bodies == [b"hello"])
+    wait(lambda: b"hello" in direct.bodies)  # at least once is what MQTT promises: a broker may say it twice
+    assert set(direct.bodies) == {b"hello"}
     assert {host for host, _ in asked} == {"localhost"}
 
 
