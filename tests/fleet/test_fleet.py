@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from multiprocessing.context import ForkProcess
 
 import numpy as np
 import pytest
@@ -59,6 +60,19 @@ def test_one_seed_gives_the_same_bytes_with_any_number_of_workers() -> None:
     virtual = [[(each.survivors, each.seconds, each.bytes_up, each.upload_s) for each in run.rounds] for run in runs]
     assert virtual[0] == virtual[1] == virtual[2]
     assert small(devices=24, seed=8, dropout=DROPOUT, conditions=conditions).run(2).digest != runs[0].digest
+
+
+def test_workers_end_by_themselves_when_their_fleet_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int | None] = []
+    join = ForkProcess.join
+
+    def joined(process: ForkProcess, timeout: float | None = None) -> None:
+        join(process, timeout)
+        ended.append(process.exitcode)
+
+    monkeypatch.setattr(ForkProcess, "join", joined)
+    assert small(devices=6, workers=2).run(1).exact
+    assert ended == [0, 0]
 
 
 def test_one_seed_gives_the_same_bytes_under_any_hash_seed() -> None:

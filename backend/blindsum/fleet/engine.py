@@ -33,7 +33,8 @@ __all__ = ["Engine", "Outcome", "Setup"]
 
 WINDOWS_MAX: Final = 10_000_000
 """More windows of virtual time than this in one round mean that machines keep each other busy for nothing."""
-STOP_S: Final = 5.0
+STOP_S: Final = 30.0
+"""How long a worker that is told to end may take, training included, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,9 @@ class Engine:
         size = setup.population.size
         self._setup = setup
         self._on_event = on_event
-        self._remotes = [_Remote(setup, range(each, size, workers)) for each in range(workers)]
+        self._remotes: list[_Remote] = []
+        for each in range(workers):
+            self._remotes.append(_Remote(setup, range(each, size, workers), self._remotes))
         self._local = setup.island([] if workers else range(size), backends=True, threads=2 if workers else 1)
         self._now = START
         role = self._local.roles[0]
@@ -235,11 +238,13 @@ class Engine:
 class _Remote:
     """An island in a process of its own, as seen from here."""
 
-    def __init__(self, setup: Setup, devices: Sequence[int]) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    def __init__(self, setup: Setup, devices: Sequence[int], others: Sequence[_Remote]) -> None:
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, setup, devices), daemon=True)
+        # a forked process holds our ends, too, and while anybody does nobody learns that we have gone
+        inherited = [self._pipe, *(other._pipe for other in others)] if forks else []
+        self._process = context.Process(target=_serve, args=(theirs, setup, devices, inherited), daemon=True)
         self._process.start()
         theirs.close()
         self._posts: list[Post] = []
@@ -288,8 +293,10 @@ class _Remote:
             self._process.join(STOP_S)
 
 
-def _serve(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
+def _serve(pipe: Connection, setup: Setup, devices: Sequence[int], inherited: Sequence[Connection]) -> None:
     """The life of a worker process."""
+    for theirs in inherited:
+        theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
     with sharing():
         _work(pipe, setup, devices)
