@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pedometer import Pedometer
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.queries import Mean
 from blindsum.testing.backend import FakeBackend
+from blindsum.testing.recording import Recording, record
 from blindsum.training import SGD, build_artifact, models
 
 Make = Callable[..., FakeBackend]
@@ -61,20 +63,35 @@ def test_one_party_may_be_away_and_two_may_not(asked: FakeBackend, app: Pedomete
         asked.round(timeout_s=2.0)
 
 
-def test_model_learns_from_this_phone(blindsum_backend: Make) -> None:
+@pytest.fixture
+def walker(blindsum_backend: Make) -> Iterator[tuple[FakeBackend, Pedometer]]:
+    """A backend that trains, and a phone whose owner walks in some hours."""
     artifact = build_artifact(models.logistic(3), loss="binary-cross-entropy", optimizer=SGD(lr=0.5))
     backend = blindsum_backend(artifact, task="walking", rate=0.5)
     phone = Pedometer(backend.kit())
     phone.hours = np.float32([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1]])
     phone.walked = np.float32([[1], [0], [0], [1]])
     phone.start()
-    try:
-        done = backend.round()
-    finally:
-        phone.stop()
+    yield backend, phone
+    phone.stop()
+
+
+def test_model_learns_from_this_phone(walker: tuple[FakeBackend, Pedometer]) -> None:
+    done = walker[0].round()
     assert done.devices == ("other-1", "other-2", "other-3", "phone")
     assert done.weight == 4 + 3  # examples of this phone, and 1 of each other device
     assert done.statistics[0] == 4
     weights, bias = done.mean[:3], done.mean[3]
     assert weights[0] > 0 > weights[1]
     assert bias == pytest.approx(0, abs=0.1)
+
+
+def test_phone_makes_of_a_recorded_round_what_it_made_then(walker: tuple[FakeBackend, Pedometer]) -> None:
+    """`walking.recording` is a round of an earlier day; were the app to prepare its hours in another way, this would say so."""
+    backend, phone = walker
+    recorded = Recording.load(Path(__file__).with_name("walking.recording"))
+    assert not recorded.replay(phone.device).differences
+    phone.walked = 1 - phone.walked
+    assert recorded.replay(phone.device).differences
+    backend.round()
+    record(phone.device, "walking").save(backend.kit("spare") / "new.recording")  # as that one was made

@@ -13,7 +13,7 @@ from blindsum.protocol.messages import Training
 from blindsum.protocol.optimiser import advance
 from blindsum.protocol.ring import pack, zeros
 from blindsum.protocol.update import encode_update
-from blindsum.sdk.trainer import contribute, train
+from blindsum.sdk.trainer import Job, contribute, train
 from blindsum.training import SGD, TrainingSession, build_artifact, models
 
 STEPS, RATE, OWNERS = 20, 0.05, 4
@@ -111,7 +111,7 @@ def played(algorithm: str, rounds: int, **changes: object) -> float:
         for device, part in enumerate(parts):
             shuffled = part.shuffled(number, device)
             batches = [(shuffled.features, shuffled.targets)]
-            done = contribute(base.task, artifact, model, lambda _, b=batches: b, obstacle=str, session=session)
+            done = contribute(base.task, Job(artifact, model, lambda _, b=batches: b, session=session))
             lanes = encode_update(
                 base, done.update, weight=done.examples, statistics=done.statistics, rotation=b"", key=bytes(32)
             )
@@ -143,7 +143,7 @@ def test_fedprox_bounds_how_far_a_device_moves() -> None:
         artifact = linear(SGD(lr=RATE, proximal=0.5))
         start = np.zeros(4, "<f4")
         task = Training(epochs=200, batch_size=64, rate_micros=50_000, proximal_micros=int(mu * 1e6), control_micros=0)
-        done = train(artifact, start.tobytes(), task, lambda _: [(part.features, part.targets)], obstacle=str)
+        done = train(Job(artifact, start.tobytes(), lambda _: [(part.features, part.targets)]), task)
         assert np.linalg.norm(done.update) <= np.linalg.norm(slope) / mu
         expected = np.linalg.solve(hessian + mu * np.eye(4), -slope)
         assert flat(artifact, done.update) == pytest.approx(expected, abs=1e-3)

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindsum.backend import ledger as ledger_module
-from blindsum.backend.ledger import LEDGER_FILE, REVOKED_FILE
+from blindsum.backend import register as register_module
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol, revoke
+from blindsum.backend.register import REGISTER_FILE, REVOKED_FILE
 from blindsum.protocol import revocation
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.journal import Journal
@@ -160,15 +160,15 @@ def test_enrolment_stops_at_the_operators_limit_and_revoked_ones_do_not_count(fl
 
 
 def test_list_has_room_for_so_many_and_no_more(fleet: FleetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "REVOKED_MAX", 1)
+    monkeypatch.setattr(register_module, "REVOKED_MAX", 1)
     enrol(fleet, ["phone-1", "phone-2"])
     revoke(fleet, ["phone-1"])
     assert code(revoke, fleet, ["phone-2"]) == "enrolment-full"
 
 
-def test_ledger_has_a_line_for_each_certificate_and_is_no_guesswork(fleet: FleetFolder) -> None:
+def test_register_has_a_line_for_each_certificate_and_is_no_guesswork(fleet: FleetFolder) -> None:
     kits = enrol(fleet, ["phone-1", "phone-2"])
-    path = fleet.operator / LEDGER_FILE
+    path = fleet.operator / REGISTER_FILE
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [(line["device"], int(line["serial"], 16)) for line in lines] == [(kit.name, serial_of(kit)) for kit in kits]
     path.write_text(path.read_text("utf-8") + '{"device": "x"}\n', "utf-8")

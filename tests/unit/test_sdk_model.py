@@ -17,7 +17,7 @@ from blindsum.protocol.view import RoundView, TaskView, open_task
 from blindsum.runtime.kit import load_trust
 from blindsum.runtime.vault import Vault
 from blindsum.sdk import Context, Device, Model, Policy
-from blindsum.sdk.trainer import train
+from blindsum.sdk.trainer import Job, train
 from blindsum.training import TrainingSession, build_artifact, decode, export_model, models
 from blindsum.training.personal import join, split
 
@@ -96,12 +96,10 @@ def test_task_with_personal_layers_sums_the_others_only(task: tuple[TaskFiles, T
 
 def test_update_holds_shared_parameters_and_the_own_ones_train_on(task: tuple[TaskFiles, TaskView]) -> None:
     settings = task[1].task.training
-    first = train(ARTIFACT, SHARED.tobytes(), settings, lambda _e: [(X, Y)], obstacle=lambda: "")
+    first = train(Job(ARTIFACT, SHARED.tobytes(), lambda _e: [(X, Y)]), settings)
     assert first.update.shape == SHARED.shape and np.abs(first.update).max() > 0
     assert first.personal.shape == OWN.shape and np.abs(first.personal - OWN).max() > 0
-    second = train(
-        ARTIFACT, SHARED.tobytes(), settings, lambda _e: [(X, Y)], obstacle=lambda: "", personal=first.personal
-    )
+    second = train(Job(ARTIFACT, SHARED.tobytes(), lambda _e: [(X, Y)], personal=first.personal), settings)
     assert second.loss < first.loss
     assert np.abs(second.personal - first.personal).max() > 0
 

@@ -10,7 +10,7 @@ import pytest
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.messages import Training
-from blindsum.sdk.trainer import LOSS_MAX, Aborted, Trained, train
+from blindsum.sdk.trainer import LOSS_MAX, Aborted, Job, Trained, train
 from blindsum.training import SGD, TrainingSession, build_artifact, models
 
 PLAN = build_artifact(models.mlp([4, 8, 3], seed=1), loss="cross-entropy")
@@ -29,7 +29,7 @@ def settings(epochs: int = 1, batch_size: int = 8, rate: float = 0.2) -> Trainin
 
 
 def run(batches: Batches, how: Training | None = None, *, plan: bytes = PLAN, model: bytes = MODEL) -> Trained:
-    return train(plan, model, how or settings(), batches, obstacle=lambda: "")
+    return train(Job(plan, model, batches), how or settings())
 
 
 def everything(_epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -141,7 +141,7 @@ def test_obstacle_is_asked_before_the_examples_are() -> None:
         return [(X, Y)]
 
     with pytest.raises(Aborted, match="not charging"):
-        train(PLAN, MODEL, settings(), batches, obstacle=lambda: "not charging")
+        train(Job(PLAN, MODEL, batches, obstacle=lambda: "not charging"), settings())
     assert not asked
 
 
@@ -154,7 +154,7 @@ def test_obstacle_that_comes_up_ends_training_before_the_next_step() -> None:
             yield X[:8], Y[:8]
 
     with pytest.raises(Aborted, match="the round is over"):
-        train(PLAN, MODEL, settings(), endless, obstacle=lambda: "the round is over" if len(yielded) == 5 else "")
+        train(Job(PLAN, MODEL, endless, lambda: "the round is over" if len(yielded) == 5 else ""), settings())
     assert len(yielded) == 5
 
 

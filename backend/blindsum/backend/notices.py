@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from blindsum.backend.ledger import REVOKED_FILE
+from blindsum.backend.register import REVOKED_FILE
 from blindsum.backend.service import Reporter
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.driver import Driver

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.backend.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE, BrokerAuthority
 from blindsum.backend.broker import BrokerFiles, mosquitto_config
-from blindsum.backend.ledger import REVOKED_FILE, Enrolled, Ledger
+from blindsum.backend.register import REVOKED_FILE, Enrolled, Register
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, BROADCAST_KEY_SIZE, box_keypair, certificate_issue, public_of
@@ -137,15 +137,15 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
         if folder.device(name).exists():
             raise BlindsumError("folder-not-empty", str(folder.device(name)))
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
-    ledger, now = Ledger(folder.operator), now_ms()
-    valid = ledger.valid(now)
+    register, now = Register(folder.operator), now_ms()
+    valid = register.valid(now)
     if valid + len(names) > settings.devices_max:
         raise BlindsumError("enrolment-full", f"{valid} certificates are valid, devices_max is {settings.devices_max}")
     broadcast_key = load_broadcast_key(folder.operator)
     authority = BrokerAuthority.load(folder.operator) if secure else None
     serials = {name: secrets.randbits(127) + 1 for name in names}
     until = now + DEVICE_DAYS * _DAY_MS
-    ledger.add(*(Enrolled(device=name, serial=serials[name], at=now, until=until) for name in names))
+    register.add(*(Enrolled(device=name, serial=serials[name], at=now, until=until) for name in names))
     kits = []
     for name in names:
         key, kit = Ed25519PrivateKey.generate(), folder.device(name)
@@ -173,8 +173,8 @@ def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
     """Take back every certificate of the devices `names`: a new revocation list in the operator's kit and in each kit of
     `folder` that goes by it. Returns where it was written. Raises BlindsumError "device-unknown" or "enrolment-full"."""
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
-    ledger, now = Ledger(folder.operator), now_ms()
-    raw = ledger.revoke(names, now=now, issuer=trust.fleet, issuer_key=ca, ca=trust.ca)
+    register, now = Register(folder.operator), now_ms()
+    raw = register.revoke(names, now=now, issuer=trust.fleet, issuer_key=ca, ca=trust.ca)
     written = []
     for kit in (folder.operator, folder.coordinator, *folder.parties):
         if kit.is_dir():

@@ -14,7 +14,7 @@ from blindsum.fleet.data import Dataset
 from blindsum.protocol.ring import Lane
 from blindsum.protocol.update import decode_lanes
 from blindsum.protocol.view import RoundView
-from blindsum.sdk.trainer import contribute
+from blindsum.sdk.trainer import Job, contribute
 
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
@@ -84,8 +84,8 @@ class TrainingLearner:
             order = np.random.default_rng([self._seed, 3, device, view.number, epoch]).permutation(len(part))
             yield part.features[order], part.targets[order]
 
-        session, control = self._opened(plan), self._controls.get(device)
-        trained = contribute(view.task, plan, model, batches, obstacle=lambda: "", session=session, control=control)
+        job = Job(plan, model, batches, session=self._opened(plan), control=self._controls.get(device))
+        trained = contribute(view.task, job)
         weight = min(trained.examples, view.task.codec.weight_max)
         return Learned(trained.update, weight, trained.examples, trained.loss, trained.metrics)
 

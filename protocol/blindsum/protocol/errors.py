@@ -176,6 +176,9 @@ CATALOGUE: dict[str, Entry] = {
         "register examples for training, @answer for a query, @update for training of your own",
     ),
     "query-invalid": Entry("the query is none, or its bounds do not fit together", "correct what the detail names"),
+    "recording-invalid": Entry(
+        "the file is no recording of a round, or one of another version", "record the round again, with `record`"
+    ),
     "query-values-invalid": Entry(
         "the app's function for a query yielded what is no value of it",
         "yield numbers, or names where the query has a domain",

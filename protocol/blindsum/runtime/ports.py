@@ -9,7 +9,7 @@ from typing import Protocol
 
 from blindsum.protocol.machines.step import ChunkOut, Message, Outgoing, Write
 
-__all__ = ["DurableStore", "Inbound", "Link", "LinkState", "OutboxRow", "Outcome", "Token"]
+__all__ = ["DurableStore", "Inbound", "Link", "LinkAround", "LinkState", "OutboxRow", "Outcome", "Token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +130,45 @@ class Link(Protocol):
     def resume(self) -> None: ...
 
     def close(self, timeout_s: float = 2.0) -> None: ...
+
+
+class LinkAround:
+    """A `Link` that hands everything on to another; subclasses change what is different with them."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def max_packet_size(self) -> int:
+        return self._link.max_packet_size
+
+    @property
+    def room(self) -> int:
+        return self._link.room
+
+    def open(
+        self,
+        subscriptions: Iterable[str],
+        *,
+        on_message: Callable[[Inbound], bool],
+        on_state: Callable[[LinkState], None],
+    ) -> None:
+        self._link.open(subscriptions, on_message=on_message, on_state=on_state)
+
+    def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
+        return self._link.publish(topic, body, retain=retain, done=done)
+
+    def subscribe(self, topic_filter: str) -> None:
+        self._link.subscribe(topic_filter)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        self._link.unsubscribe(topic_filter)
+
+    def ack(self, token: Token) -> None:
+        self._link.ack(token)
+
+    def resume(self) -> None:
+        self._link.resume()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        self._link.close(timeout_s)

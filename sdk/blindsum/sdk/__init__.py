@@ -19,10 +19,10 @@ from blindsum.sdk.device import Device
 from blindsum.sdk.events import DeviceEvent, Events, State
 from blindsum.sdk.ledger import Use
 from blindsum.sdk.model import Model, Version
-from blindsum.sdk.own import Answer, Update, answer, update
+from blindsum.sdk.own import Answer, Context, Update, answer, update
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.rehearsal import DryRun
-from blindsum.sdk.worker import Context, Inspection
+from blindsum.sdk.worker import Inspection
 
 __all__ = [
     "Answer",

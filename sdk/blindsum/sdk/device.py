@@ -32,10 +32,11 @@ from blindsum.sdk.events import DeviceEvent, Events, State, call_back
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
 from blindsum.sdk.model import MODELS_FOLDER, Model
+from blindsum.sdk.own import Examples
 from blindsum.sdk.policy import Policy
 from blindsum.sdk.rehearsal import DryRun, rehearse
 from blindsum.sdk.secret import Secret, vault_of
-from blindsum.sdk.worker import Examples, Inspect
+from blindsum.sdk.worker import Inspect
 
 __all__ = ["Device"]
 
@@ -250,14 +251,10 @@ class Device:
             return self._models[task]
 
     def dry_run(self, task: str) -> DryRun:
-        """Train for `task` as a round would, on the app's own examples, and say what it takes and what would leave the
-        device. Nothing leaves and nothing is kept. Raises BlindsumError "model-unknown" before the first round, and what training
-        raises."""
-        with self._lock:
-            examples = self._examples.get(task)
-        if examples is None:
-            raise BlindsumError("task-not-registered", task)
-        return rehearse(self.model(task), self._trust, task, examples, self._policy)
+        """Do for `task` what a round would have the app's function do, and say what it takes and what would leave the device.
+        Nothing leaves and nothing is kept. Raises BlindsumError "model-unknown" before the first round, and what training or the
+        function raises."""
+        return rehearse(self.model(task), self._trust, task, self._function(task), self._policy)
 
     # -- telling --------------------------------------------------------------------------------------------------
 
@@ -315,6 +312,12 @@ class Device:
 
     def _open_store(self) -> SqliteStore:
         return open_store(self._kit / DATABASE_FILE, self._vault)
+
+    def _function(self, task: str) -> Examples:
+        with self._lock:
+            if task not in self._examples:
+                raise BlindsumError("task-not-registered", task)
+            return self._examples[task]
 
     def _machine(self, store: Store, willing: Callable[[RoundView], str], tasks: frozenset[str]) -> DeviceMachine:
         return DeviceMachine(

@@ -24,8 +24,9 @@ from blindsum.sdk.events import State
 from blindsum.sdk.ledger import Ledger
 from blindsum.sdk.meter import MeteredLink
 from blindsum.sdk.model import Model
+from blindsum.sdk.own import Examples
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.worker import Examples, Inspect, Worker
+from blindsum.sdk.worker import Inspect, Worker
 
 __all__ = ["ALONE", "Life", "Tell"]
 

@@ -1,31 +1,43 @@
-"""Functions of the app that do all of a round's work themselves: answers to queries, and training of the app's own."""
+"""The app's functions for a task: examples to train on, or all of a round's work: answers to queries, training of the app's own."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.queries import Query, read_query
-from blindsum.protocol.view import RoundView
-from blindsum.sdk.trainer import Trained
+from blindsum.protocol.view import TaskView
+from blindsum.sdk.trainer import Batch, Trained
 
-if TYPE_CHECKING:
-    from blindsum.sdk.worker import Context
-
-__all__ = ["Answer", "Own", "Update", "answer", "update"]
+__all__ = ["Answer", "Context", "Examples", "Own", "Update", "answer", "update"]
 
 _NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What an examples function is told: which task, round and epoch (from 0) it is asked for; with `evaluate`, the model is
+    evaluated on what it yields and not trained; `query` is the question where it answers one."""
+
+    task: str
+    round: int
+    epoch: int
+    evaluate: bool = False
+    query: Query | None = None
+
+
+Examples = Callable[[Context], Iterable[Batch]]
+
+
+@dataclass(frozen=True, slots=True)
 class Answered(Trained):
-    """What a device adds to a query's sums; `examples` is the number of values that count."""
+    """What a function of the app gave; `integers` go into the exact segment after the weight."""
 
     integers: tuple[int, ...] = ()
 
@@ -37,7 +49,11 @@ class Answered(Trained):
 class Own:
     """Work of the app's own for a round."""
 
-    def contribute(self, view: RoundView, plan: bytes, model: bytes, context: Context) -> Trained:
+    def perform(self, base: TaskView, plan: bytes, model: bytes, number: int) -> Trained:
+        """`contribute` to round `number`."""
+        return self.contribute(base, plan, model, Context(base.name, number, 0, query=self.query(plan)))
+
+    def contribute(self, base: TaskView, plan: bytes, model: bytes, context: Context) -> Trained:
         """Raises BlindsumError "task-mismatch" where the task asks for something else, or what the app's function raises."""
         raise NotImplementedError
 
@@ -58,9 +74,9 @@ class Answer(Own):
     def query(self, plan: bytes) -> Query:
         return read_query(plan)
 
-    def contribute(self, view: RoundView, plan: bytes, model: bytes, context: Context) -> Trained:
-        if model or any(spec.codec == "quantised" for spec in view.task.segments):
-            raise BlindsumError("task-mismatch", f"{view.name} trains a model and asks no query")
+    def contribute(self, base: TaskView, plan: bytes, model: bytes, context: Context) -> Trained:
+        if model or any(spec.codec == "quantised" for spec in base.task.segments):
+            raise BlindsumError("task-mismatch", f"{base.name} trains a model and asks no query")
         query = read_query(plan)
         values = list(itertools.islice(self._function(context), max(query.values_max, query.size)))
         return Answered(_NOTHING, max(1, len(values)), 0.0, _NOTHING, integers=tuple(query.encode(values)))
@@ -75,11 +91,11 @@ class Update(Own):
     def __call__(self, context: Context) -> Iterable[Any]:
         raise BlindsumError("task-mismatch", "this function makes updates and yields no examples")
 
-    def contribute(self, view: RoundView, plan: bytes, model: bytes, context: Context) -> Trained:
-        quantised = [spec for spec in view.task.segments if spec.codec == "quantised"]
-        [exact] = [spec for spec in view.task.segments if spec.codec == "exact"]
+    def contribute(self, base: TaskView, plan: bytes, model: bytes, context: Context) -> Trained:
+        quantised = [spec for spec in base.task.segments if spec.codec == "quantised"]
+        [exact] = [spec for spec in base.task.segments if spec.codec == "exact"]
         if len(quantised) != 1 or exact.length > 3:
-            raise BlindsumError("task-mismatch", f"{view.name} does not sum one update of each device")
+            raise BlindsumError("task-mismatch", f"{base.name} does not sum one update of each device")
         made = self._function(context, np.frombuffer(model, dtype="<f4").astype(np.float32))
         vector, examples = made if isinstance(made, tuple) else (made, 1)
         update = np.asarray(vector, dtype=np.float32).reshape(-1)

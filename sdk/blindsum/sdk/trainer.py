@@ -16,7 +16,7 @@ from blindsum.protocol.messages import Task, Training
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
 
-__all__ = ["STATISTICS", "Aborted", "Trained", "contribute", "evaluate", "train"]
+__all__ = ["STATISTICS", "Aborted", "Batch", "Job", "Trained", "contribute", "evaluate", "train"]
 
 STATISTICS = ("examples", "loss_micros")
 """What a device adds to the exact segment of a sum after its weight: number of examples, and their summed training loss of the last
@@ -52,58 +52,46 @@ class Trained:
         return [self.examples, *(round(value * self.examples * 1e6) for value in self.metrics or (self.loss,))]
 
 
-def contribute(
-    task: Task,
-    plan: bytes,
-    model: bytes,
-    batches: Callable[[int], Iterable[Batch]],
-    *,
-    obstacle: Callable[[], str],
-    session: TrainingSession | None = None,
-    personal: NDArray[np.float32] | None = None,
-    control: NDArray[np.float32] | None = None,
-) -> Trained:
-    """What a device adds to a round of `task`: `evaluate` or `train`, with their arguments and errors."""
-    if task.algorithm.name == "evaluate":
-        return evaluate(plan, model, batches, obstacle=obstacle, session=session, personal=personal)
-    return train(
-        plan,
-        model,
-        task.training,
-        batches,
-        obstacle=obstacle,
-        session=session,
-        personal=personal,
-        control=control,
-    )
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one training job works on. `plan`: the training artifact; `model`: the round's parameters, flat float32, little-endian;
+    `batches(epoch)`: the app's examples. `obstacle()` is asked before every epoch and every step: where it names one, `Aborted` is
+    raised with it. `session`: one of this plan to use again. `personal`: this device's own layers so far, where the plan has such;
+    None: as the plan has them. `control`: its own control variate, where the task is SCAFFOLD's (SPEC.md section 9.4); None:
+    zero."""
+
+    plan: bytes = field(repr=False)
+    model: bytes = field(repr=False)
+    batches: Callable[[int], Iterable[Batch]]
+    obstacle: Callable[[], str] = str
+    session: TrainingSession | None = None
+    personal: NDArray[np.float32] | None = field(default=None, repr=False)
+    control: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def opened(self) -> TrainingSession:
+        """A session of the plan."""
+        from blindsum.training import TrainingSession
+
+        return self.session or TrainingSession(self.plan)
 
 
-def train(
-    plan: bytes,
-    model: bytes,
-    settings: Training,
-    batches: Callable[[int], Iterable[Batch]],
-    *,
-    obstacle: Callable[[], str],
-    session: TrainingSession | None = None,
-    personal: NDArray[np.float32] | None = None,
-    control: NDArray[np.float32] | None = None,
-) -> Trained:
-    """Train `settings.epochs` epochs over `batches(epoch)`. `obstacle()` is asked before every epoch and every step: where it names
-    one, `Aborted` is raised with it. `session`: one of this plan to use again. `personal`: this device's own layers so
-    far, where the plan has such; None: as the plan has them. `control`: its own control variate, where the task is SCAFFOLD's
-    (SPEC.md section 9.4); None: zero. Raises BlindsumError "no-examples",
-    "training-batch-invalid", or what the training session raises (a loss that is not finite never becomes an update)."""
-    from blindsum.training import TrainingSession
+def contribute(task: Task, job: Job) -> Trained:
+    """What a device adds to a round of `task`: by `evaluate` or `train`, with their errors."""
+    return evaluate(job) if task.algorithm.name == "evaluate" else train(job, task.training)
+
+
+def train(job: Job, settings: Training) -> Trained:
+    """Train `settings.epochs` epochs. Raises BlindsumError "no-examples", "training-batch-invalid", or what the training session
+    raises (a loss that is not finite never becomes an update), or `Aborted`."""
     from blindsum.training.personal import split
 
     # what Dropout drops differs from round to round, and is the same where a round is trained again after a crash
-    session = session or TrainingSession(plan)
-    session.seed = int.from_bytes(hashlib.sha256(model).digest()[:8]) >> 1
-    values = np.frombuffer(model, dtype="<f4").astype(np.float32)
+    session = job.opened()
+    session.seed = int.from_bytes(hashlib.sha256(job.model).digest()[:8]) >> 1
+    values = np.frombuffer(job.model, dtype="<f4").astype(np.float32)
     length = split(session.manifest, session.parameters)[0].size
     start, server = values[:length], values[length:]
-    _place(session, plan, start, personal)
+    _place(session, job, start)
     known = session.hyperparameters
     rate, scale, proximal = (n / 1e6 for n in (settings.rate_micros, settings.control_micros, settings.proximal_micros))
     session.hyperparameters = {n: v for n, v in {"lr": rate, "proximal": proximal}.items() if n in known}
@@ -111,9 +99,9 @@ def train(
         raise BlindsumError("training-request-invalid", "the task asks for FedProx, the artifact was built without it")
     if scale:
         server = server if server.size else np.zeros_like(start)  # of a model without its control, as a rehearsal's
-        own = np.zeros_like(server) if control is None else control
+        own = np.zeros_like(server) if job.control is None else job.control
         session.control = (server - own) / np.float32(scale)
-    report = session.fit(batches, epochs=settings.epochs, batch_size=settings.batch_size, should_abort=obstacle)
+    report = session.fit(job.batches, epochs=settings.epochs, batch_size=settings.batch_size, should_abort=job.obstacle)
     if report.stopped == "aborted":
         raise Aborted(report.reason)
     last = report.epochs[-1]
@@ -125,23 +113,13 @@ def train(
     return Trained(update, last.examples, _bounded(last.loss), kept)
 
 
-def evaluate(
-    plan: bytes,
-    model: bytes,
-    batches: Callable[[int], Iterable[Batch]],
-    *,
-    obstacle: Callable[[], str],
-    session: TrainingSession | None = None,
-    personal: NDArray[np.float32] | None = None,
-) -> Trained:
-    """Evaluate `model` on `batches(0)` and train nothing. A metric is its mean over the batches, by examples. Raises as `train`."""
-    from blindsum.training import TrainingSession
-
-    session = session or TrainingSession(plan)
-    _place(session, plan, np.frombuffer(model, dtype="<f4").astype(np.float32), personal)
+def evaluate(job: Job) -> Trained:
+    """Evaluate on `batches(0)` and train nothing. A metric is its mean over the batches, by examples. Raises as `train`."""
+    session = job.opened()
+    _place(session, job, np.frombuffer(job.model, dtype="<f4").astype(np.float32))
     examples, totals = 0, np.zeros(len(session.manifest.metrics))
-    for features, targets in batches(0):
-        if reason := obstacle():
+    for features, targets in job.batches(0):
+        if reason := job.obstacle():
             raise Aborted(reason)
         rows = len(np.asarray(targets))
         if rows:
@@ -157,16 +135,14 @@ def evaluate(
     return Trained(nothing, examples, metrics[0], nothing, metrics)
 
 
-def _place(
-    session: TrainingSession, plan: bytes, shared: NDArray[np.float32], personal: NDArray[np.float32] | None
-) -> None:
+def _place(session: TrainingSession, job: Job, shared: NDArray[np.float32]) -> None:
     """Set a session's parameters: the shared ones, and this device's own layers where the plan has such."""
     from blindsum.training import decode
     from blindsum.training.personal import join, split
 
     manifest = session.manifest
     if manifest.personal:
-        own = split(manifest, decode(plan).parameters)[1] if personal is None else personal
+        own = split(manifest, decode(job.plan).parameters)[1] if job.personal is None else job.personal
         session.parameters = join(manifest, shared, own)
     else:
         session.parameters = shared

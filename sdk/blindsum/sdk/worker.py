@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Machine, Step
-from blindsum.protocol.queries import Query
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.update import decode_lanes, encode_update
 from blindsum.protocol.view import RoundView
@@ -28,29 +27,17 @@ from blindsum.runtime.system import random_bytes
 from blindsum.sdk.admission import HEADER_SIZE, Admission
 from blindsum.sdk.controls import Controls
 from blindsum.sdk.model import Model
-from blindsum.sdk.own import Own
+from blindsum.sdk.own import Context, Examples, Own
 from blindsum.sdk.policy import Policy
-from blindsum.sdk.trainer import Aborted, Batch, Trained, contribute
+from blindsum.sdk.trainer import Aborted, Batch, Job, Trained, contribute
 
-__all__ = ["Context", "Examples", "Inspect", "Inspection", "Worker"]
+__all__ = ["Inspect", "Inspection", "Worker"]
 
 log = logging.getLogger("blindsum.sdk")
 
 CALL_TIMEOUT_S: Final = 30.0
 JOBS_MAX: Final = 64
 """Rounds that wait for a slow examples function; later ones pass by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What an examples function is told: which task, round and epoch (from 0) it is asked for; with `evaluate`, the model is
-    evaluated on what it yields and not trained; `query` is the question where it answers one."""
-
-    task: str
-    round: int
-    epoch: int
-    evaluate: bool = False
-    query: Query | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +51,6 @@ class Inspection:
     lanes: list[np.ndarray] = field(repr=False)
 
 
-Examples = Callable[[Context], Iterable[Batch]]
 Inspect = Callable[[Inspection], None]
 
 
@@ -134,9 +120,11 @@ class Worker:
         view, plan, model = inputs
         self._admission.artifact(view, plan)
         function, control, length = self._examples[task], None, len(model) // 8
+        with _of_the_disk():
+            self._models(task).keep(view, plan, model)
         if isinstance(function, Own):
             with _of_the_app("task"):
-                trained = function.contribute(view, plan, model, Context(task, number, 0, query=function.query(plan)))
+                trained = function.perform(view.base, plan, model, number)
         else:
             if view.task.algorithm.name == "scaffold":
                 control = self._call(lambda _machine, _now: self._controls.own(task, length))
@@ -185,10 +173,7 @@ class Worker:
         """Train or evaluate the task's model on the app's examples."""
         task, number, evaluates = view.name, view.number, view.task.algorithm.name == "evaluate"
         model_here = self._models(task)
-        with _of_the_disk():
-            model_here.keep(view, plan, model)
-        trained = contribute(
-            view.task,
+        job = Job(
             plan,
             model,
             lambda epoch: self._batches(Context(task, number, epoch, evaluates)),
@@ -196,6 +181,7 @@ class Worker:
             personal=model_here.personal(),
             control=control,
         )
+        trained = contribute(view.task, job)
         if trained.personal.size:
             with _of_the_disk():
                 model_here.keep_personal(trained.personal)

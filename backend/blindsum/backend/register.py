@@ -16,10 +16,10 @@ from blindsum.runtime.kit import read_file
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["LEDGER_FILE", "REVOKED_FILE", "Enrolled", "Ledger"]
+__all__ = ["REGISTER_FILE", "REVOKED_FILE", "Enrolled", "Register"]
 
 REVOKED_FILE: Final = "revoked.crl"
-LEDGER_FILE: Final = "enrolled.jsonl"
+REGISTER_FILE: Final = "enrolled.jsonl"
 
 
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,11 +34,11 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     list: int = 0
 
 
-class Ledger:
+class Register:
     """The file in `kit` (the operator's). What is added is durable when `add` returns, before the certificate is made."""
 
     def __init__(self, kit: Path) -> None:
-        self._path = kit / LEDGER_FILE
+        self._path = kit / REGISTER_FILE
         self._by_serial: dict[int, Enrolled] = {}
         if self._path.exists():
             for record in self._records():
