@@ -89,6 +89,7 @@ class MqttLink:
         self._subscriptions = Subscriptions()
         self._commands: deque[_Publish | Callable[[paho.Client], object]] = deque()  # as many as the windows allow
         self._connection = 0  # tokens of another number are void
+        self._acknowledged: list[int] = []  # packet ids; as many as the broker leaves unacknowledged
         self._reserved = 0  # publishes taken and not done
         self._window = WINDOW_MAX
         self._limit = PacketLimit()
@@ -101,7 +102,6 @@ class MqttLink:
         self._retains = True
         self._silent_closes = 0
         self._asked = False  # CONNECT is on its way
-        self._held: deque[Inbound] = deque()  # at most one loop_read of paho: WINDOW_MAX packets
         self._flying: dict[int, tuple[int, Callable[[Outcome], None]]] = {}
         self._awaited: set[int] = set()
         self._reason = LinkState(connected=False)
@@ -175,7 +175,7 @@ class MqttLink:
         with self._changed:
             if token.connection != self._connection:
                 return  # the broker delivers it again
-            self._commands.append(lambda client: client.ack(token.mid, token.qos))
+            self._acknowledged.append(token.mid)
         self._bell.ring()
 
     def resume(self) -> None:
@@ -235,16 +235,14 @@ class MqttLink:
             if (left := client.socket()) is not None:
                 left.close()
 
-    def _turn(self, client: paho.Client, selector: selectors.BaseSelector, sock: Any) -> bool:
+    def _turn(self, client: PahoClient, selector: selectors.BaseSelector, sock: Any) -> bool:
         """Wait for something to do and do it. False: the connection is over."""
         self._do_commands(client)
-        while self._held and self._on_message(self._held[0]):
-            self._held.popleft()
+        reading = client.drain()  # not while the owner is full: the rest waits in TCP and in the broker
         if client.want_write() and client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
         if client.socket() is None:
             return False
-        reading = not self._held  # full: the rest waits in TCP and in the broker
         pending = reading and getattr(sock, "pending", int)() > 0
         interest = (selectors.EVENT_READ if reading else 0) | (selectors.EVENT_WRITE if client.want_write() else 0)
         known = selector.get_map().get(sock)
@@ -256,14 +254,16 @@ class MqttLink:
         ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else 1.0)}
         if self._bell.socket in ready:
             self._bell.hush()
-        if (
-            pending or ready.get(sock, 0) & selectors.EVENT_READ
-        ) and client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        if (pending or ready.get(sock, 0) & selectors.EVENT_READ) and not client.fill():
             return False
         client.loop_misc()
         return client.socket() is not None and not self._closing
 
-    def _do_commands(self, client: paho.Client) -> None:
+    def _do_commands(self, client: PahoClient) -> None:
+        with self._changed:
+            acknowledged, self._acknowledged = self._acknowledged, []
+        if acknowledged:
+            client.acknowledge(acknowledged)
         for _ in range(len(self._commands)):
             command = self._commands.popleft()
             if isinstance(command, _Publish):
@@ -272,7 +272,7 @@ class MqttLink:
                     self._flying[info.mid] = (command.size, command.done)
                 else:
                     self._finish(command.done, Outcome.LOST)
-            elif client.is_connected():  # before CONNACK there is nothing to ack, and CONNACK subscribes to all filters
+            elif client.is_connected():  # CONNACK subscribes to all filters
                 command(client)
 
     def _client(self) -> PahoClient:
@@ -291,7 +291,7 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
-        client.on_message = self._on_arrival
+        client.deliver = self._deliver
         return client
 
     def _on_connect(
@@ -338,14 +338,8 @@ class MqttLink:
             self._limit.passed(flight[0])
             self._finish(flight[1], Outcome.REFUSED if reason.is_failure else Outcome.SENT)
 
-    def _on_arrival(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        inbound = Inbound(topic, bytes(message.payload), Token(self._connection, message.mid, message.qos))
-        if self._held or not self._on_message(inbound):
-            self._held.append(inbound)
+    def _deliver(self, topic: str, body: bytes, mid: int) -> bool:
+        return self._on_message(Inbound(topic, body, Token(self._connection, mid, 1 if mid else 0)))
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _props: Any) -> None:
         if flags.is_disconnect_packet_from_server:
@@ -370,6 +364,7 @@ class MqttLink:
             self._limit.lost(largest, certain=self._reason.code == "packet-too-large")
         with self._changed:
             self._connection += 1
+            self._acknowledged.clear()
         self._tell(self._reason)
         for _, done in self._flying.values():
             self._finish(done, Outcome.LOST)
@@ -378,7 +373,6 @@ class MqttLink:
             if isinstance(command, _Publish):
                 self._finish(command.done, Outcome.LOST)
         self._flying.clear()
-        self._held.clear()
         self._awaited.clear()
 
     def _try_other_version(self) -> None:

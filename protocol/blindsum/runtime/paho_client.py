@@ -16,6 +16,7 @@ from paho.mqtt.properties import Properties
 
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.endpoint import Endpoint
+from blindsum.runtime.frames import Frames
 
 __all__ = ["PACKET_OVERHEAD_SIZE", "PACKET_SIZE_MAX", "RECEIVE_MAX", "PahoClient", "error_logger"]
 
@@ -27,12 +28,16 @@ PACKET_SIZE_MAX: Final = 268_435_460
 """MQTT's own limit on a packet."""
 KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 86_400
+READ_SIZE: Final = 1 << 16
+PUBACK: Final = 0x40
 
 
 class PahoClient(paho.Client):
-    """A client for one connection, driven by `loop_read`, `loop_write` and `loop_misc` from one thread."""
+    """A client for one connection, driven by `fill`, `drain`, `loop_write` and `loop_misc` from one thread."""
 
-    inbound_size_max = PACKET_SIZE_MAX
+    frames: Frames
+    deliver: Callable[[str, bytes, int], bool]
+    """Told topic, body and packet id (0 at QoS 0) of each message. False: not now; it is told again at the next `drain`."""
 
     @classmethod
     def make(cls, endpoint: Endpoint, client_id: str, version: MQTTProtocolVersion) -> PahoClient:
@@ -48,6 +53,9 @@ class PahoClient(paho.Client):
         )
         client.ws_set_options(path=endpoint.path)
         client.on_socket_register_write = lambda *_: None  # without one, paho writes from inside publish()
+        announced = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
+        five = version == MQTTProtocolVersion.MQTTv5
+        client.frames = Frames(announced if five else PACKET_SIZE_MAX, properties=five)
         return client
 
     def begin(self, endpoint: Endpoint, timeout_s: float) -> None:
@@ -57,7 +65,7 @@ class PahoClient(paho.Client):
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = SESSION_EXPIRY_S
             properties.ReceiveMaximum = RECEIVE_MAX
-            properties.MaximumPacketSize = self.inbound_size_max = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
+            properties.MaximumPacketSize = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
             self.connect(endpoint.host, endpoint.port, KEEPALIVE_S, clean_start=False, properties=properties)
         else:
             self.connect(endpoint.host, endpoint.port, KEEPALIVE_S)
@@ -77,11 +85,37 @@ class PahoClient(paho.Client):
                     selector.register(sock, selectors.EVENT_WRITE)
                 selector.select(left)
 
+    def fill(self) -> bool:
+        """Read once from the socket, which has something or is at its end. False: the end. Raises OSError."""
+        try:
+            data = super()._sock_recv(READ_SIZE)
+        except BlockingIOError:  # a part of a TLS record or of a websocket's frame
+            return True
+        self.frames.feed(data)
+        return bool(data)
+
+    def drain(self) -> bool:
+        """Deal with every whole packet that was read. False: a delivery must wait, and all behind it. Raises OSError for what is
+        not MQTT."""
+        frames = self.frames
+        while frames.whole():
+            if frames.delivery:
+                if not self.deliver(*frames.publish()):
+                    return False
+            elif self.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or self.socket() is None:
+                break
+            frames.drop()
+        return True
+
+    def acknowledge(self, mids: list[int]) -> None:
+        """Say PUBACK for these packet ids, in one write."""
+        packets = b"".join(b"\x40\x02" + mid.to_bytes(2) for mid in mids)
+        self._packet_queue(PUBACK, packets, mids[0], 1)
+
     def _sock_recv(self, bufsize: int) -> bytes:
-        # paho asks for all that is left of a packet and keeps it in memory: end a connection whose peer sends too much
-        if bufsize > self.inbound_size_max:
-            raise ConnectionError(f"a packet of {bufsize} bytes, more than was announced")
-        return super()._sock_recv(bufsize)
+        if not (data := self.frames.take(bufsize)):
+            raise BlockingIOError
+        return data
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         sent = super()._sock_send(buf)
