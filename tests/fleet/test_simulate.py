@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from blindsum.fleet import Dropout, Fleet, FleetReport, compare
+from blindsum.fleet import Conditions, Dataset, Dropout, Fleet, FleetReport, compare, plan_for
 from blindsum.fleet.partition import by_owner, quantity
 from blindsum.fleet.simcli import simulate
 from blindsum.fleet.simfile import load_fleet
 from blindsum.protocol.errors import BlindsumError
+from blindsum.training import SGD, build_artifact, models
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "SIMULATION.md"
 
@@ -112,6 +113,44 @@ def test_a_finished_part_is_kept_when_it_is_interrupted() -> None:
     assert report.interrupted
     assert [each.round for each in report.rounds] == [1]
     assert report.parameters.any()
+
+
+def drifting(workers: int, seed: int = 7) -> Fleet:
+    """A fleet all of whose state matters: devices keep control variates, the server its own, messages are lost, devices die."""
+    dice, drops = np.random.default_rng(1), Dropout.spread(0.3)
+    features = dice.normal(0, 1, (12, 8, 3)).astype(np.float32)
+    parts = [Dataset("planes", each, each[:, :1] + number % 3, 1) for number, each in enumerate(features)]
+    artifact = build_artifact(models.mlp((3, 1), seed=1), loss="mse", optimizer=SGD(lr=0.05, control=True))
+    plan = plan_for(12, drops, algorithm="scaffold", batch_size=8, rate=0.05)
+    air = Conditions(loss=0.03, duplicate=0.03)
+    return Fleet(artifact, data=parts, plan=plan, dropout=drops, conditions=air, workers=workers, seed=seed)
+
+
+def test_resumed_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    def progress(done: float, _: str) -> None:
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "kept" / "checkpoint"
+    whole = drifting(0).run(2)
+    part = drifting(1).run(2, checkpoint=file, on_progress=progress)
+    assert part.interrupted and [each.survivors for each in part.rounds] == [8]
+    rest = drifting(0).run(2, checkpoint=file, resume=True)
+    assert rest.digest == whole.digest != part.digest
+    seen = [[(r.survivors, r.seconds, r.bytes_up, r.bytes_down, r.model) for r in run.rounds] for run in (whole, rest)]
+    assert seen[0] == seen[1]
+    assert drifting(0).run(1, checkpoint=file, resume=True).digest == whole.digest, "all of it is there already"
+
+
+def test_what_is_resumed_must_be_the_same_run(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint"
+    drifting(0).run(1, checkpoint=file)
+    for fleet, place in ((drifting(0, seed=8), file), (drifting(0), tmp_path / "none"), (drifting(0), None)):
+        with pytest.raises(BlindsumError, match="simulation-unreadable"):
+            fleet.run(2, checkpoint=place, resume=True)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(BlindsumError, match="simulation-unreadable"):
+        drifting(0).run(2, checkpoint=file, resume=True)
 
 
 def test_damaged_report_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self
 
+from blindsum.fleet.checkpoint import IslandState
 from blindsum.fleet.conditions import Population
 from blindsum.fleet.identities import START, Identities, device_number
 from blindsum.fleet.island import BROKER, HOP_MS, Island, Post
@@ -63,7 +64,7 @@ class Setup:
                 DeviceRole(number, self.identities, shelf=shelf, behaviour=behaviour, learner=self.learner, task=task)
             )
         ledger = Ledger(devices, self.population.size, self.base.segments, shelf, keeps=bool(self.behaviours))
-        return Island(roles, self.population, ledger, self.identities, task=task)
+        return Island(roles, self.population, ledger, self.identities, learner=self.learner, task=task)
 
 
 HONEST: Final = Behaviour()
@@ -106,11 +107,10 @@ class Engine:
             self._remotes.append(_Remote(setup, range(each, size, workers), self._remotes))
         self._local = setup.island([] if workers else range(size), backends=True, threads=2 if workers else 1)
         self._now = START
-        role = self._local.roles[0]
-        coordinator = role.machine
-        assert isinstance(coordinator, CoordinatorMachine)
-        self._coordinator = coordinator
-        self._local.apply(role, coordinator.add_task(setup.base.raw, plan=setup.plan, model=setup.model))
+        self._number = 0
+        self._local.apply(
+            self._local.roles[0], self._coordinator.add_task(setup.base.raw, plan=setup.plan, model=setup.model)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +127,7 @@ class Engine:
     def run_round(self) -> Outcome:
         """Play the next round to its end, and then the pause after it."""
         name, began = self._setup.base.name, self._now
-        last = self._coordinator.round(name)
-        number = 1 if last is None else last.state.number + 1
+        self._number = number = self._number + 1
         self._local.begin(number, began)
         for remote in self._remotes:
             remote.begin(number, began)
@@ -141,8 +140,39 @@ class Engine:
         ended = phases["done" if "done" in phases else "failed"]
         # to the next full ten seconds: how long an opening takes depends on the graph (see Island), what comes after must not
         self._now = ended - (ended - began) % -10_000 + int(1000 * self._setup.population.conditions.pause_s)
+        self._play(self._now - 2 * HOP_MS, phases, faults)
+        self._local.apply(self._local.roles[0], self._coordinator.clear(name))
         self._play(self._now, phases, faults)
         return self._outcome(round_, began, ended, phases, faults)
+
+    @property
+    def now(self) -> int:
+        """When the next round begins, in virtual ms."""
+        return self._now
+
+    def state(self) -> IslandState:
+        """What everybody has stored, between two rounds."""
+        for remote in self._remotes:
+            remote.ask("state")
+        whole = self._local.state()
+        for remote in self._remotes:
+            whole.add(remote.answer())
+        return whole
+
+    def resume(self, number: int, now: int, state: IslandState) -> None:
+        """Go on at `now`, after round `number`, from what `state` gave: before the first round here."""
+        self._number, self._now = number, now
+        for remote in self._remotes:
+            remote.ask("resume", state.part([DEVICE + each for each in remote.devices], remote.devices))
+        self._local.resume(state.part(self._local.roles, () if self._remotes else range(self._setup.population.size)))
+        for remote in self._remotes:
+            remote.answer()
+
+    @property
+    def _coordinator(self) -> CoordinatorMachine:
+        machine = self._local.roles[0].machine
+        assert isinstance(machine, CoordinatorMachine)
+        return machine
 
     # -- virtual time -----------------------------------------------------------------------------------------------------
 
@@ -247,6 +277,7 @@ class _Remote:
         self._process = context.Process(target=_serve, args=(theirs, setup, devices, inherited), daemon=True)
         self._process.start()
         theirs.close()
+        self.devices = devices
         self._posts: list[Post] = []
         self._first: int | None = None
         self._next: int | None = None
@@ -332,5 +363,10 @@ def _answer(island: Island, what: str, arguments: list[Any]) -> object:
         horizon, posts = arguments
         island.take(posts)
         return island.advance(horizon), island.next_at
+    if what == "state":
+        return island.state()
+    if what == "resume":
+        island.resume(*arguments)
+        return None
     assert what == "close"
     return island.close(*arguments)

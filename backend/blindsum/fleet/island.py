@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from blindsum.fleet.checkpoint import IslandState, Retained
 from blindsum.fleet.conditions import FATES, Population, chance
 from blindsum.fleet.identities import Identities, device_number
+from blindsum.fleet.learner import Learner
 from blindsum.fleet.ledger import Ledger, Notes
 from blindsum.fleet.roles import DEVICE, DeviceRole, Role
 from blindsum.protocol.codec import encode_chunk
@@ -22,7 +24,7 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.graph import degree_for
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.device import DeviceMachine
-from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step
+from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step, Write
 from blindsum.protocol.messages import EDGE_SIZE, chunk_key
 from blindsum.protocol.view import RoundView
 from blindsum.testing.behaviours import Behaviour
@@ -85,12 +87,20 @@ class Island:
     parties told, with the time; whoever reads them clears them."""
 
     def __init__(
-        self, roles: Iterable[Role], population: Population, ledger: Ledger, identities: Identities, *, task: str
+        self,
+        roles: Iterable[Role],
+        population: Population,
+        ledger: Ledger,
+        identities: Identities,
+        *,
+        learner: Learner,
+        task: str,
     ) -> None:
         self.roles = {role.id: role for role in roles}
         self.events: list[tuple[int, int, Event]] = []
         self.task = task
         self.now = 0
+        self._learner = learner
         self._ledger = ledger
         self._number = 0
         self._population = population
@@ -113,28 +123,50 @@ class Island:
         return self._heap[0].at if self._heap else None
 
     def begin(self, number: int, now: int) -> None:
-        """A round begins at `now`: who was down is up again, every device meets its new fate, and nothing of the last round is on
-        its way any more."""
+        """A round begins at `now`: every role starts anew from what it has stored, every device meets its new fate, and nothing of
+        the last round is on its way any more."""
         self._number, self.now = number, now
-        self._heap = [post for post in self._heap if post.kind == _WAKE]
-        heapq.heapify(self._heap)
+        self._heap = []
         self._jobs, self._ahead = [], 0
         fates = self._population.fates(number, now)
         self._ledger.begin(now, fates)
         for role in self.roles.values():
             role.begin(number)
+            role.restart()
             if isinstance(role, DeviceRole):
                 role.fate = FATES[fates[role.number]]
                 if role.fate == "away":
                     role.stop()
                     continue
-            if not role.alive:
-                role.restart()
+            if not isinstance(role, DeviceRole) or role.store.unfinished:
                 self._wake_at(role, now)
 
     def close(self, survivors: Sequence[int]) -> Notes:
         """What this island noted of the round that is over."""
         return self._ledger.close(survivors)
+
+    def state(self) -> IslandState:
+        """What is stored here between two rounds."""
+        rows, held, chunks = {}, {}, {}
+        for role in self.roles.values():
+            rows[role.id], held[role.id] = role.store.contents()
+            chunks.update({name: role.store.get(name) or b"" for name in held[role.id] if name not in chunks})
+        retained = [
+            Retained(blob, place, body) for blob, all_ in self._retained.items() for place, body in all_.items()
+        ]
+        numbers = [role.number for role in self.roles.values() if isinstance(role, DeviceRole)]
+        return IslandState(
+            rows=rows, held=held, chunks=chunks, learnt=self._learner.memories(numbers), retained=retained
+        )
+
+    def resume(self, state: IslandState) -> None:
+        """Go on from what `state` gave, in whichever process."""
+        for role in self.roles.values():
+            role.store.commit(Write(key, value) for key, value in state.rows[role.id].items())
+            role.store.commit(Write(name, state.chunks[name]) for name in state.held[role.id])
+        for each in state.retained:
+            self._retained.setdefault(each.blob, {})[each.place] = each.body
+        self._learner.remember(state.learnt)
 
     def take(self, posts: Iterable[Post]) -> None:
         """What other islands sent here."""

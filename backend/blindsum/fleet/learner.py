@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,6 +53,11 @@ class Learner(Protocol):
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         """The coordinator holds what was made of the answer."""
 
+    def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
+        """What it has learnt of `devices` and later rounds depend on, for `remember` in another process."""
+
+    def remember(self, memories: Mapping[int, bytes]) -> None: ...
+
 
 class FunctionLearner:
     """A `Learner` from a function of `Local` that gives an update, or a `Learned`."""
@@ -65,6 +70,12 @@ class FunctionLearner:
         return learned if isinstance(learned, Learned) else Learned(learned)
 
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
+        pass
+
+    def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
+        return {}
+
+    def remember(self, memories: Mapping[int, bytes]) -> None:
         pass
 
 
@@ -94,6 +105,12 @@ class TrainingLearner:
             sent = decode_lanes(view.base, lanes, weight, view.manifest.rotation)
             change = sent[sent.size // 2 :]
             self._controls[device] = self._controls.get(device, np.zeros_like(change)) + change
+
+    def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
+        return {device: self._controls[device].tobytes() for device in devices if device in self._controls}
+
+    def remember(self, memories: Mapping[int, bytes]) -> None:
+        self._controls |= {device: np.frombuffer(raw, np.float32) for device, raw in memories.items()}
 
     def _opened(self, plan: bytes) -> TrainingSession:
         """One session serves all devices of a process: loading its graphs takes longer than a small model's epoch."""

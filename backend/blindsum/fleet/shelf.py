@@ -136,6 +136,16 @@ class ShelfStore:
             elif not rows:
                 del self._folders[folder]
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a round is under way for the role."""
+        return bool(self._folders.get("state"))
+
+    def contents(self) -> tuple[dict[str, bytes], list[str]]:
+        """(all rows, the names of the blob chunks)."""
+        rows = {key: self._shelf.read(value) for rows in self._folders.values() for key, value in rows.items()}
+        return rows, sorted(key for keys in self._blobs.values() for key in keys)
+
     def rows(self) -> Iterator[tuple[str, bytes]]:
         """Everything in this store."""
         return self.scan("")

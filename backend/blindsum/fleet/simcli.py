@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["simulate"]
 
+CHECKPOINT: Final = "checkpoint"
+
 
 def simulate(
     file: Annotated[Path, typer.Argument(help="A TOML file, or a Python script that leaves a `fleet`.")],
     rounds: Annotated[int, typer.Option(help="How many rounds; 0: as the file says.", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="Processes for the devices; -1: one a core.", min=-1, max=64)] = -1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last round that --out keeps.")] = False,
     no_masks: Annotated[bool, typer.Option("--no-masks", help="Leave masks out, to see what they cost.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the report and the final model.")] = Path("blindsum-simulation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")] = False,
@@ -41,7 +44,12 @@ def simulate(
         console=console,
     ) as progress:
         bar = progress.add_task(f"{fleet.devices} devices", total=count)
-        report = fleet.run(count, on_progress=lambda done, text: progress.update(bar, completed=done, description=text))
+        report = fleet.run(
+            count,
+            on_progress=lambda done, text: progress.update(bar, completed=done, description=text),
+            checkpoint=out / CHECKPOINT,
+            resume=resume,
+        )
     report.save(out)
     page = report.plot(out / "report.html") if report.rounds else None
     if as_json:
@@ -79,7 +87,7 @@ def _show(report: FleetReport, page: Path | None) -> None:
         )
     out.print(table)
     if report.interrupted:
-        out.print("interrupted: what was finished is kept")
+        out.print("interrupted: what was finished is kept; --resume goes on from there")
     out.print(f"model   {report.digest}", soft_wrap=True)
     if page is not None:
         out.print(f"report  {page}", soft_wrap=True)

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.backend.tasks import STATISTICS_LENGTH, Plan, check_plan, sign_task, statistics_length
+from blindsum.fleet.checkpoint import load_checkpoint, save_checkpoint
 from blindsum.fleet.conditions import Conditions, Dropout, Population
 from blindsum.fleet.data import Dataset
 from blindsum.fleet.engine import Engine, Outcome, Setup
@@ -146,8 +148,20 @@ class Fleet:
         self._workers = default if workers is None else workers
         self._session: TrainingSession | None = None
 
-    def run(self, rounds: int, *, on_progress: Progress | None = None) -> FleetReport:
-        """Play `rounds` rounds. Where it is interrupted (Ctrl-C), the report has the rounds that were finished."""
+    def run(
+        self,
+        rounds: int,
+        *,
+        on_progress: Progress | None = None,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+    ) -> FleetReport:
+        """Play `rounds` rounds. Where it is interrupted (Ctrl-C), the report has the rounds that were finished.
+
+        `checkpoint`: a file that is written after each round; `resume` goes on from it (with any number of workers), to the same
+        bytes as a run that was not interrupted. Raises BlindsumError "simulation-impossible", and "simulation-unreadable" where
+        the file is not there, damaged, or of a fleet with other settings.
+        """
         if not 1 <= rounds <= self.plan.rounds:
             raise BlindsumError("simulation-impossible", f"{rounds} rounds are not in 1..{self.plan.rounds}")
         began = time.monotonic()
@@ -161,8 +175,13 @@ class Fleet:
             self._learner,
             self._byzantine,
         )
-        found: list[RoundReport] = []
-        model, interrupted = self._model, False
+        file = None if checkpoint is None else Path(checkpoint)
+        if resume and file is None:
+            raise BlindsumError("simulation-unreadable", "resume needs the checkpoint to go on from")
+        kept = load_checkpoint(file, run=self._run) if resume and file is not None else None
+        found: list[RoundReport] = [] if kept is None else kept.rounds
+        model, before = (self._model, 0.0) if kept is None else (kept.model, kept.wall_s)
+        interrupted = False
         watch = _Watch(self.devices, tell)
         tell(0.0, f"{self.devices} devices, {self._parties()} parties")
         try:
@@ -171,12 +190,26 @@ class Fleet:
                 sharing(),
                 Engine(setup, workers=self._workers, on_event=watch.event) as engine,
             ):
-                for number in range(1, rounds + 1):
+                if kept is not None:
+                    engine.resume(len(found), kept.now, kept.state)
+                    kept = None
+                for number in range(len(found) + 1, rounds + 1):
                     watch.begin(number)
                     at = time.monotonic()
                     outcome = engine.run_round()
                     found.append(self._report(outcome, time.monotonic() - at))
                     model = outcome.model
+                    if file is not None:
+                        wall_s = before + time.monotonic() - began
+                        save_checkpoint(
+                            file,
+                            run=self._run,
+                            now=engine.now,
+                            rounds=found,
+                            model=model,
+                            wall_s=wall_s,
+                            state=engine.state(),
+                        )
                     tell(float(number), f"round {number}: " + (outcome.code or f"sum of {len(outcome.survivors)}"))
         except KeyboardInterrupt:
             interrupted = True
@@ -190,7 +223,7 @@ class Fleet:
             rounds=tuple(found),
             parameters=self._parameters(model),
             interrupted=interrupted,
-            wall_s=time.monotonic() - began,
+            wall_s=before + time.monotonic() - began,
         )
 
     # -- before the run ---------------------------------------------------------------------------------------------------
@@ -227,6 +260,12 @@ class Fleet:
                 "simulation-impossible",
                 f"{bad} byzantine devices, the threat model allows {threat.corrupt(self.devices)} of {self.devices}",
             )
+
+    @property
+    def _run(self) -> bytes:
+        """What tells this run from others: the task (with it model, artifact and plan), the world, the seed."""
+        world = (self.devices, self.dropout, self.conditions, self.masks, sorted(self._byzantine), self.seed)
+        return hashlib.sha256(self._base.raw + repr(world).encode()).digest()
 
     def _settings(self) -> dict[str, object]:
         plan, drops = self.plan, self.dropout

@@ -82,13 +82,12 @@ class CoordinatorMachine:
         return self._journal.take()
 
     def start(self, task: str, now: int) -> Step:
-        """Begin the next round of a task. What the last one left (transcript rows, bodies) is deleted."""
+        """Begin the next round of a task. What the last one left (transcript rows, bodies) is deleted. Raises BlindsumError
+        "task-invalid", "round-active" or "task-finished"."""
         base = self._bases.get(task)
         if base is None:
             raise BlindsumError("task-invalid", f"no task {task} here")
-        old = self._rounds.get(task)
-        if old is not None and old.active:
-            raise BlindsumError("round-active", f"round {old.state.number} of {task}")
+        old = self._last_round(task)
         number = self._desk.last(task) + 1
         if number > base.task.rounds_max:
             raise BlindsumError("task-finished", f"{task} has had its {base.task.rounds_max} rounds")
@@ -101,6 +100,15 @@ class CoordinatorMachine:
         self._desk.save(round_)
         self._conduct.request(round_, now)
         self._journal.event("phase", task=task, round=number, phase="offer")
+        return self._journal.take()
+
+    def clear(self, task: str) -> Step:
+        """Delete what the last round of a task left already now. Raises BlindsumError "round-active"."""
+        old = self._last_round(task)
+        if old is not None:
+            self._clear(old)
+            del self._rounds[task]
+            self._journal.delete(f"state/{task}")
         return self._journal.take()
 
     def revoke(self, revocations: bytes) -> Step:
@@ -211,6 +219,13 @@ class CoordinatorMachine:
         if handler is None:
             return Refused("message-misplaced", detail=head.type)
         return handler(round_, signed, now)
+
+    def _last_round(self, task: str) -> CoordinatorRound | None:
+        """The last round of a task, which must be over."""
+        last = self._rounds.get(task)
+        if last is not None and last.active:
+            raise BlindsumError("round-active", f"round {last.state.number} of {task}")
+        return last
 
     def _clear(self, round_: CoordinatorRound) -> None:
         """Delete what a finished round left: joins, headers, bodies, openings, rosters."""
