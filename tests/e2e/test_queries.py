@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import time
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from blindsum.backend.cli import app
 from blindsum.backend.provision import create_fleet, enrol
 from blindsum.backend.queries import answers, create_query
 from blindsum.backend.stack import Stack
@@ -32,6 +35,7 @@ MEAN = Mean(low=30_0, high=220_0, digits=1, values_max=10)
 MEDIAN = Quantiles(low=30, high=220, bins=191, values_max=10)
 RIDE = Top(domain=["walk", "cycle", "bus", "car"], k=2, values_max=10)
 VECTOR = VectorSum(low=-100, high=100, dimensions=3)
+HEART_RATE = "mean low=30 high=220 digits=1 values-max=10 --devices-min 4 --devices-max 4"
 QUERIES: dict[str, Query] = {"heart-rate": MEAN, "median": MEDIAN, "rides": RIDE, "vector": VECTOR}
 OWN = "own-training"
 
@@ -50,7 +54,11 @@ class Analysts:
         running.enter_context(self.stack)
         self.folder = create_fleet(self.root / "fleet", fleet="census", malicious_parties=1, broker=self.stack.broker())
         threat = ThreatModel(corrupt_permille=0, dropped_permille=0, cohort_min=4)
-        for name, query in QUERIES.items():
+        cli = ["query", "ask", str(self.folder.root), "heart-rate", *HEART_RATE.split()]
+        asked = CliRunner().invoke(app, [*cli, *["--dropped", "0", "--corrupt", "0", "--cohort-min", "4"]])
+        assert asked.exit_code == 0, asked.output
+        for name in QUERIES.keys() - {"heart-rate"}:
+            query = QUERIES[name]
             plan = Plan(name=name, threat=threat, devices_min=4, devices_max=4, rounds=1, join_s=30.0, upload_s=30.0)
             save_task(create_query(self.folder.operator, query, plan)[0], self.folder.coordinator)
         artifact = build_artifact(models.logistic(3, 1), loss="binary-cross-entropy")
@@ -120,6 +128,19 @@ def test_answers_are_exact_and_values_out_of_bounds_count_as_the_bound(analysts:
     assert found["vector"].value == [6, -6, 400]
 
 
+def test_command_line_reads_the_answers_to_people_and_to_programs(analysts: Analysts) -> None:
+    def told(name: str, *more: str) -> str:
+        return CliRunner().invoke(app, ["query", "answers", str(analysts.folder.root), name, *more]).stdout
+
+    exact = Fraction(61 + 74 + 80 + 90 + 100 + 220) + Fraction(117, 2)
+    [row] = json.loads(told("heart-rate", "--json"))["answers"]
+    assert row == {"round": 1, "devices": 4, "value": float(exact / 7), "exact": str(exact / 7)}
+    assert f"({exact / 7})" in told("heart-rate")
+    [row] = json.loads(told("rides", "--json"))["answers"]
+    assert row["value"] == row["exact"] == [["bus", 3], ["walk", 2]]
+    assert re.search(r"50 % +│ 80 ", told("median"))
+
+
 def test_app_sees_the_question_before_it_answers(analysts: Analysts) -> None:
     assert MEAN in analysts.asked and MEDIAN in analysts.asked
 
@@ -149,5 +170,11 @@ def test_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile(code, "docs/ANALYTICS.md", "exec"), world)
     assert answers(fleet.coordinator, "heart-rate") == {}
     assert list(world["rates"](Context("heart-rate", 1, 0, world["query"]))) == [60, 70.5]
+    create_fleet(tmp_path / "clinics", fleet="clinics", malicious_parties=1, broker="mqtt://127.0.0.1:1")
+    [shell] = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for line in shell.splitlines():
+        ran = CliRunner().invoke(app, line.split()[1:])
+        assert ran.exit_code == 0, ran.output
+    assert "mean values-max=24 low=30 high=220 digits=1" in ran.output
     kinds = re.findall(r"^\| `(\w+)\(", page, re.MULTILINE)
     assert kinds == ["Count", "Sum", "Mean", "Variance", "Histogram", "Top", "Quantiles", "VectorSum"]

@@ -29,7 +29,7 @@ from blindsum.training import TrainingSession, build_artifact, models
 
 COMMANDS = (
     ("bench",), ("broker",), ("coordinator",), ("demo",), ("enrol",), ("init",), ("model", "build"), ("model", "export"),
-    ("model", "show"), ("party",), ("task", "create"), ("verify",),
+    ("model", "show"), ("party",), ("query", "answers"), ("query", "ask"), ("task", "create"), ("verify",),
 )  # fmt: skip
 STREAMS = {("coordinator",), ("party",)}
 """Roles write a line of JSON for each event whether asked or not."""
@@ -74,7 +74,7 @@ def test_these_are_all_the_commands(run: Run) -> None:
     assert status == 0
     for command in COMMANDS:
         assert f" {command[0]} " in out, command
-    for group in ("model", "task"):
+    for group in ("model", "query", "task"):
         assert {command[1] for command in COMMANDS if command[0] == group} <= set(run(group, "--help")[1].split())
 
 
@@ -87,7 +87,7 @@ def test_help_shows_an_example_and_every_option_is_explained(run: Run, command: 
     assert ("--json" in out) is (command not in STREAMS)
 
 
-@pytest.mark.parametrize("arguments", [(), ("model",), ("task",)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [(), ("model",), ("query",), ("task",)], ids=" ".join)
 def test_command_without_a_job_shows_help(run: Run, arguments: tuple[str, ...]) -> None:
     status, out, err = run(*arguments)
     assert status in (0, 2)
@@ -209,6 +209,19 @@ def test_task_create_takes_an_algorithm_that_the_artifact_can_do(
     ):
         status, _, said = run("task", "create", fleet, "no", artifact, "--devices-max", 50, *options)
         assert status == console.EXIT_ERROR and "task-invalid" in said
+
+
+def test_query_is_asked_and_its_answers_are_told(answer: Callable[..., Any], run: Run, fleet: Path) -> None:
+    words = ["mean", "low=30", "high=220.5", "digits=1", "--devices-max", 100, "--rounds", 3]
+    made = answer("query", "ask", fleet, "rate", *words)
+    assert made["question"] == "mean values-max=1 low=30 high=220.5 digits=1" and made["integers"] == 2
+    assert answer("task", "show", fleet, "rate")["rounds"] == 3
+    told = answer("query", "answers", fleet, "rate")
+    assert told == {"task": "rate", "question": made["question"], "answers": []}
+    assert "no round has finished yet" in run("query", "answers", fleet / "coordinator", "rate")[1]
+    assert "may be malicious" in run("query", "ask", fleet, "how-many", "count", "--devices-max", 100)[1]
+    assert refusal(run, "query", "ask", fleet, "no", "median", "--devices-max", 100, "--json") == "query-invalid"
+    assert refusal(run, "query", "answers", fleet, "nothing", "--json") == "task-not-here"
 
 
 def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path) -> None:

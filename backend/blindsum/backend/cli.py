@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from blindsum.backend.console import EXIT_ERROR, EXIT_INVALID, Json, fail, show
 from blindsum.backend.modelcli import model_app
+from blindsum.backend.querycli import query_app
 from blindsum.backend.taskcli import task_app
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(model_app, name="model")
+app.add_typer(query_app, name="query")
 app.add_typer(task_app, name="task")
 
 Kit = Annotated[Path, typer.Argument(help="Folder of the role's kit.")]

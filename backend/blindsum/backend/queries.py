@@ -16,7 +16,7 @@ from blindsum.protocol.transcript import read_records
 from blindsum.protocol.update import exact_sums
 from blindsum.runtime.kit import load_key, load_trust, read_file
 
-__all__ = ["answer_of", "answers", "create_query"]
+__all__ = ["answer_of", "answers", "create_query", "question"]
 
 
 def create_query(operator: Path, query: Query, plan: Plan) -> tuple[TaskFiles, Derived]:
@@ -30,12 +30,16 @@ def create_query(operator: Path, query: Query, plan: Plan) -> tuple[TaskFiles, D
     return sign_task(trust, key, asked, b"", plan, statistics=1 + query.size)
 
 
+def question(kit: Path, name: str) -> Query:
+    """The query of a task in a coordinator's kit. Raises BlindsumError "task-not-here", "task-invalid", or "query-invalid" for a
+    task that is no query."""
+    read_task(kit, name)
+    return read_query(read_file(task_place(kit, name) / "plan.bin"))
+
+
 def answers(kit: Path, name: str) -> dict[int, Answer]:
-    """What each finished round of a query answered, by round, from a coordinator's kit. Raises BlindsumError "task-not-here",
-    "task-invalid", or "query-invalid" for a task that is no query."""
-    view = read_task(kit, name).view
-    query = read_query(read_file(task_place(kit, name) / "plan.bin"))
-    found = {}
+    """What each finished round of a query answered, by round, from a coordinator's kit. Raises as `question`."""
+    view, query, found = read_task(kit, name).view, question(kit, name), {}
     for path in sorted((kit / "transcripts").glob(f"{name}-[0-9]*.blindsum")):
         if number := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.stem):
             sums = exact_sums(view, unpack(view.segments, read_records(read_file(path))["sum"][0])).tolist()

@@ -65,17 +65,11 @@ def task_create(
 ) -> None:
     """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
     from blindsum.backend.provision import FleetFolder
-    from blindsum.backend.tasks import Plan, create_task, criterion, save_task, scaled
-    from blindsum.protocol.params import ThreatModel
-    from blindsum.runtime.kit import load_trust, read_file
+    from blindsum.backend.tasks import Plan, create_task, criterion, save_task, threat_of
+    from blindsum.runtime.kit import read_file
 
     made = FleetFolder(folder)
-    threat = ThreatModel(
-        malicious_parties=(len(load_trust(made.operator).parties) - 1) // 3,
-        corrupt_permille=scaled("corrupt", corrupt, 1e3),
-        dropped_permille=scaled("dropped", dropped, 1e3),
-        cohort_min=cohort_min,
-    )
+    threat = threat_of(made.operator, corrupt=corrupt, dropped=dropped, cohort_min=cohort_min)
     plan = Plan(
         name=name,
         threat=threat,

@@ -310,6 +310,16 @@ def scaled(name: str, value: float, factor: float) -> int:
     return round(value * factor)
 
 
+def threat_of(operator: Path, *, corrupt: float, dropped: float, cohort_min: int) -> ThreatModel:
+    """The threat model of a task in the fleet of an operator's kit; `corrupt` and `dropped` are shares of its devices."""
+    return ThreatModel(
+        malicious_parties=(len(load_trust(operator).parties) - 1) // 3,
+        corrupt_permille=scaled("corrupt", corrupt, 1e3),
+        dropped_permille=scaled("dropped", dropped, 1e3),
+        cohort_min=cohort_min,
+    )
+
+
 def task_place(kit: Path, name: str) -> Path:
     """Where a coordinator's kit keeps a task."""
     return kit / "tasks" / name

@@ -20,8 +20,8 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.update import statistic_max
 
 __all__ = [
-    "LENGTH_MAX", "Answer", "Count", "Histogram", "Mean", "Quantiles", "Query", "Sum", "Top", "Variance", "VectorSum",
-    "read_query", "write_query",
+    "DIGITS_MAX", "KINDS", "LENGTH_MAX", "Answer", "Count", "Histogram", "Mean", "Quantiles", "Query", "Sum", "Top", "Variance",
+    "VectorSum", "read_query", "write_query",
 ]  # fmt: skip
 
 LENGTH_MAX: Final = 1 << 20
@@ -256,6 +256,10 @@ class VectorSum(_Bounded, frozen=True, kw_only=True, tag="vector"):
         return [self._out(total) for total in sums]
 
 
+KINDS: Final[dict[str, type[Query]]] = {
+    str(kind.__struct_config__.tag): kind for kind in (Count, Sum, Mean, Variance, Histogram, Top, Quantiles, VectorSum)
+}
+"""Every query by the name that travels."""
 _KINDS = Count | Sum | Mean | Variance | Histogram | Top | Quantiles | VectorSum
 
 
