@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
+
+import pytest
 
 from blindsum.runtime.mqtt import MqttLink
 from blindsum.runtime.ports import Inbound
@@ -35,18 +40,43 @@ class Census:
         return True
 
 
+class OldDoor(BadLine):
+    """A way to a broker that knows MQTT 3.1.1 alone: it sends clients of version 5 away, as such brokers do."""
+
+    CONNECT, LEVEL_5, NOT_THIS_VERSION = b"\x10", b"\0\4MQTT\5", b"\x20\2\0\1"
+    sent_away = 0
+
+    def _forward(self, source: socket.socket, sink: socket.socket, dice: random.Random) -> None:
+        with suppress(OSError):
+            head = source.recv(64, socket.MSG_PEEK)
+            if head[:1] == self.CONNECT and self.LEVEL_5 in head:
+                self.sent_away += 1
+                source.sendall(self.NOT_THIS_VERSION)
+                self._end(source, sink)
+                return
+        super()._forward(source, sink, dice)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_rounds_stay_within_the_limits_of_aws_iot_core(
-    small_fleet: Callable[..., Any], local_mosquitto: Callable[..., Any]
+    small_fleet: Callable[..., Any], local_mosquitto: Callable[..., Any], version: str
 ) -> None:
-    """The model is larger than a payload may be; chunks of the size that tasks have by themselves are not."""
-    fleet = small_fleet(rounds=1, url=local_mosquitto(AWS_BROKER).url, chunk_size=0, hidden=512)
-    assert fleet.base.task.model.size > AWS["payload"]
-    census = Census(fleet.url)
-    try:
+    """The model is larger than a payload may be; chunks of the size that tasks have by themselves are not. Brokers of 3.1.1 cannot
+    say what they take, and cut the connection for more."""
+    url = local_mosquitto(AWS_BROKER).url
+    with ExitStack() as running:
+        if version == "3.1.1":
+            door = running.enter_context(OldDoor(("127.0.0.1", int(url.rpartition(":")[2]))))
+            url = f"mqtt://127.0.0.1:{door.port}"
+        fleet = small_fleet(rounds=1, url=url, chunk_size=0, hidden=512)
+        assert fleet.base.task.model.size > AWS["payload"]
+        census = Census(fleet.url)
+        running.callback(census.link.close)
         fleet.start()
         fleet.watch(90.0)
-    finally:
-        census.link.close()
+        assert census.link.protocol == version
+        if version == "3.1.1":
+            assert door.sent_away >= 14  # eight devices, four parties, a coordinator and the census
     assert fleet.finished == [1] and not fleet.failed
     fleet.judge()
     assert AWS["payload"] >= census.payload > 0.9 * AWS["payload"]
