@@ -101,8 +101,8 @@ def open_store(kit: Path, settings: CoordinatorSettings) -> SqliteStore | Postgr
 
 
 class _Rounds:
-    """Keeps every task of the kit going: takes up new ones, heeds their control, writes the transcript of a finished round, and
-    begins the next."""
+    """Keeps every task of the kit going: takes up new ones, heeds their control, writes the transcript of a round that is
+    over, and begins the next."""
 
     def __init__(self, kit: Path, driver: Driver, reporter: Reporter) -> None:
         self._kit, self._driver, self._reporter = kit, driver, reporter
@@ -150,8 +150,8 @@ class _Rounds:
             number, phase, since = state
             if phase not in ("done", "failed"):
                 return
-            if phase == "done" and not transcript_path(self._kit, task, number).exists():
-                self._write_transcript(task, number)
+            if not transcript_path(self._kit, task, number, failed=phase == "failed").exists():
+                self._write_transcript(task, number, failed=phase == "failed")
             if now_ms() < since + control.pause_s * 1e3:
                 return
         if control.state != "running":
@@ -164,9 +164,9 @@ class _Rounds:
             self._over.add(task)
             self._reporter.line("task-finished", task=task)
 
-    def _write_transcript(self, task: str, number: int) -> None:
+    def _write_transcript(self, task: str, number: int, *, failed: bool) -> None:
         records = self._call(lambda machine, _now: list(machine.records(task)))
-        path = transcript_path(self._kit, task, number)
+        path = transcript_path(self._kit, task, number, failed=failed)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -175,9 +175,9 @@ class _Rounds:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        for old in sorted(path.parent.glob(f"{task}-*.blindsum"))[:-TRANSCRIPTS_KEPT]:
+        for old in sorted(path.parent.glob(f"{task}-{'[0-9]' * 6}.blindsum"))[:-TRANSCRIPTS_KEPT]:
             old.unlink()
-        self._reporter.line("transcript", task=task, round=number, path=str(path))
+        self._reporter.line("failed-transcript" if failed else "transcript", task=task, round=number, path=str(path))
 
     def _call(self, fn: Callable[[Any, int], Any]) -> Any:
         return self._driver.call(fn).result(CALL_TIMEOUT_S)

@@ -330,8 +330,9 @@ def task_names(kit: Path) -> list[str]:
     return sorted(path.parent.name for path in (kit / "tasks").glob("*/task.cose"))
 
 
-def transcript_path(kit: Path, task: str, number: int) -> Path:
-    return kit / "transcripts" / f"{task}-{number:06d}.blindsum"
+def transcript_path(kit: Path, task: str, number: int, *, failed: bool = False) -> Path:
+    """Where the coordinator of `kit` writes what a round was, or, where it failed, what there was of it."""
+    return kit / ("failures" if failed else "transcripts") / f"{task}-{number:06d}.blindsum"
 
 
 def save_task(files: TaskFiles, kit: Path) -> Path:

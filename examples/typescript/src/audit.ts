@@ -336,7 +336,7 @@ function choose(items: number[], size: number): number[][] {
   return items.flatMap((item, i) => choose(items.slice(i + 1), size - 1).map((rest) => [item, ...rest]));
 }
 
-/** The code of what is wrong with signing both, or "" (section 10.1). */
+/** The code of what is wrong with signing both, or "" (section 10.2). */
 function contradiction(first: Signed, second: Signed): string {
   const [a, b] = [first, second].map((one) => bodyOf(one.head.type, one.payload));
   const [one, other] = [first.head.type, second.head.type];

@@ -1,4 +1,4 @@
-"""Two signed messages that contradict each other: who signed both did wrong, and anybody can see it (SPEC.md section 10.1).
+"""Two signed messages that contradict each other: who signed both did wrong, and anybody can see it (SPEC.md section 10.2).
 
 A file of `MAGIC` and then [trust bundle, first, second, join]: the join shows the key of a device and is empty for anybody else.
 """

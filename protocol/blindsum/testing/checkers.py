@@ -167,6 +167,10 @@ class Transcripts(Checker):
             blamed = [fault for fault in report.faults if fault.principal not in world.faulty]
             assert not blamed, f"round {result.number}: {blamed}"
             assert report.facts.get("survivors") == result.count, f"round {result.number}: {report.facts}"
+        for number, record in world.failed.items():
+            report = verify(record, trust=world.fleet.trust)
+            blamed = [fault for fault in report.faults if fault.principal not in world.faulty]
+            assert not blamed and "failed" in report.facts, f"round {number}: {blamed}"
 
 
 class OnlySums(Checker):

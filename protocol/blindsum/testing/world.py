@@ -90,6 +90,7 @@ class World(Stage):
         self.events: list[tuple[str, Event]] = []
         self.truth: dict[tuple[int, str], bytes] = {}
         self.results: list[Finished] = []
+        self.failed: dict[int, bytes] = {}
         self.rosters: dict[int, tuple[str, ...]] = {}
         self.drawn: dict[str, list[bytes]] = {}
         self._updates = updates
@@ -317,5 +318,8 @@ class World(Stage):
 
     def _file(self) -> None:
         """Take the last round's transcript, as late as it can be had."""
+        round_ = self.coordinator.round(self.task)
+        if round_ is not None and round_.state.phase == "failed":
+            self.failed[round_.state.number] = b"".join(write_records(self.coordinator.records(self.task)))
         if self.results and self.results[-1].number == self.number and not self.results[-1].transcript:
             self.results[-1].transcript = b"".join(write_records(self.coordinator.records(self.task)))

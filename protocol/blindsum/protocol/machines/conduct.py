@@ -333,7 +333,7 @@ class Conduct:
             round_.bodies.close()
         digest = round_.view.digest if round_.view is not None else bytes(32)
         raw = self._desk.sign(round_, "failure", "all", Failure(manifest=digest, code=code))
-        self._enter(round_, "failed", now, now, code=code)
+        self._enter(round_, "failed", now, now, code=code, failure=raw)
         self._desk.journal.send("failure", f"all/{round_.base.name}", raw, retain=True)
         self._desk.journal.event("round-failed", task=round_.base.name, round=round_.state.number, code=code)
 

@@ -12,6 +12,7 @@ from blindsum.protocol.blobs import write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import peek
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.machines.account import failed_records, finished_records
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
@@ -21,7 +22,6 @@ from blindsum.protocol.messages import (
     Candidate,
     Opening,
     OpeningContent,
-    Proposal,
     Result,
     chunk_key,
     chunks_of,
@@ -130,38 +130,10 @@ class CoordinatorMachine:
         return self._desk.blob(self._desk.chain(self._bases[task])[1])
 
     def records(self, task: str) -> Iterator[tuple[str, bytes]]:
-        """The transcript of the round that has just finished (`transcript.write_records` makes a file of it)."""
+        """The transcript of the round that is just over, finished or failed (`transcript.write_records` makes a file of it)."""
         round_ = self._rounds[task]
-        state, view, bodies = round_.state, round_.view, round_.bodies
-        assert state.phase == "done" and view is not None and bodies is not None
-        result = convert(self._desk.payload(state.result), Result)
-        proposal = convert(self._desk.payload(state.proposal), Proposal)
-        yield "trust", self._trust.encode()
-        yield "announcement", state.announcement
-        yield "roster", state.roster
-        yield "joins", self._desk.blob(self._desk.roster_proposal(round_).joins)
-        for party in sorted(state.checks):
-            yield "check", state.checks[party]
-        for _, row in self._journal.scan(f"evidence/{task}/{state.number:08d}/"):
-            _, first, second, _ = decode(row)
-            yield "evidence", encode([first, second])
-        yield "certificate", state.certificate
-        yield "survivors", self._desk.blob(proposal.survivors)
-        for index in sorted(bodies.complete):
-            yield "header", bodies.raw(index)
-            yield "body", self._desk.blob(bodies.headers[index].body)
-        for raw in state.openings:
-            opening = self._desk.signed(raw)
-            party = party_number(opening.head.sender)
-            plain = self._journal.get(f"round/{task}/opening/{party:02d}/{opening.payload['part']:02d}")
-            if plain is not None:
-                yield "opening", raw
-                yield "content", plain
-        yield "result", state.result
-        yield "sum", self._desk.blob(result.sum)
-        yield "model", self._desk.blob(view.manifest.model)
-        yield "state", self._desk.state(view.manifest.state)
-        yield "next", self._desk.blob(result.model)
+        records = finished_records if round_.state.phase == "done" else failed_records
+        return records(self._desk, round_)
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class CoordinatorState(Payload, frozen=True):
     certificate: bytes = b""
     openings: list[bytes] = []
     result: bytes = b""
+    failure: bytes = b""
     code: str = ""
 
 
