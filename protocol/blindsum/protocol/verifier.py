@@ -176,7 +176,7 @@ class Verifier:
     def headers(
         self, view: RoundView, joins: Joins, roster: RosterView, survivors: Mapping[int, bytes] | None
     ) -> dict[int, Header]:
-        """The headers by index, ascending in the file: those of exactly `survivors` (their digests), or of any devices where no set is given."""
+        """The headers by index, ascending: of exactly `survivors` (their digests), or of anybody where none are given."""
         raws = self.records["header"]
         if survivors is not None and len(raws) != len(survivors):
             self.stop(KEEPER, "transcript-malformed", "headers are not those of the survivor set")
