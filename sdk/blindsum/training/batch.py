@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blindsum.protocol.errors import BlindsumError
 
-from .manifest import TARGETS, Batch, Manifest, Targets, feature
+from .manifest import TARGETS, Batch, DType, Manifest, Targets, feature
 
 Features = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
 """An array where the model has one input, else one for each: by name, or as a tuple in the manifest's order."""
 Feeds = dict[str, NDArray[Any]]
 """Arrays of equal length by graph input."""
+
+_NATIVE = {name: np.dtype(name) for name in get_args(DType)}  # numpy has one object of each
 
 
 def feeds_of(manifest: Manifest, features: Features, targets: ArrayLike) -> Feeds:
@@ -97,7 +99,12 @@ def _array(title: str, values: ArrayLike, wanted: Batch) -> NDArray[Any]:
 def _is_ready(array: NDArray[Any], wanted: Batch) -> bool:
     """True for what the graph takes as it is."""
     shape = array.shape
-    return shape[1:] == wanted.shape and array.dtype == wanted.dtype and array.flags.c_contiguous and shape[:1] > (0,)
+    return (
+        array.dtype is _NATIVE[wanted.dtype]
+        and shape[1:] == wanted.shape
+        and array.flags.c_contiguous
+        and shape[:1] > (0,)
+    )
 
 
 def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -108,7 +115,7 @@ def _without_last_one(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _require_range(targets: NDArray[Any], wanted: Targets) -> None:
     if wanted.low is None or wanted.high is None:
         return
-    if wanted.low == 0 and wanted.dtype == "int64" and targets.view(np.uint64).max() <= wanted.high:
+    if wanted.low == 0 and wanted.dtype == "int64" and int(targets.view(np.uint64).max()) <= wanted.high:
         return  # read as unsigned, what is negative is above every class: one pass for both bounds
     low, high = targets.min(), targets.max()  # NaN fails too
     if low >= wanted.low and high <= wanted.high:

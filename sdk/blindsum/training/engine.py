@@ -24,6 +24,7 @@ PIECE_BYTES = 1 << 26  # of values that a step holds: beyond it, a batch in piec
 PIECE_ROWS_MIN = 8  # in a piece that is not cut smaller for that
 SHARE_ROWS_MIN = 4  # in what a thread gets of it
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
+SMALL_ROWS, SMALL_BYTES = 64, 1 << 23  # of a step whose memory is planned ahead
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
 
@@ -47,11 +48,13 @@ class Engine:
         self._banks = [Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
         self._at = 0  # the bank that holds the current parameters
         self.anchors, self.controls = Bank(manifest.anchors), Bank(manifest.controls)
-        self._train = open_graph(artifact.train, artifact.constants, threads)
+        small = budget.fits("train", SMALL_ROWS, SMALL_BYTES)
+        self._train = open_graph(artifact.train, artifact.constants, threads, small=small)
         self._steps = [self._step(at) for at in range(2)]
         self._evaluate: ort.InferenceSession | None = None
         self._predict: ort.InferenceSession | None = None
         self._halves: _Halves | None = None
+        self._whole = (0, 0)  # rows and the most at a time of the last batch that was taken as a whole
         self._weights_bytes = sum(array.nbytes for array in artifact.constants.values()) + 4 * manifest.size
         self._work_min = max(WORK_MIN, WORK_PER_WEIGHT_MIN * manifest.size)  # of a share
         self.place(artifact.parameters)
@@ -90,11 +93,13 @@ class Engine:
         """
         feeds, rows = self._with_noise(feeds), rows_of(feeds)
         self.noise = (self.noise[0], self.noise[1] + 1)
-        at_once = self._piece(min(rows, rows_max or rows))
-        shares = self._shares(at_once)
-        if at_once < rows or shares > 1:
-            return self._step_in_pieces(feeds, at_once, shares)
-        self.budget.require("train", rows)
+        if self._whole != (rows, rows_max):
+            at_once = self._piece(min(rows, rows_max or rows))
+            shares = self._shares(at_once)
+            if at_once < rows or shares > 1:
+                return self._step_in_pieces(feeds, at_once, shares)
+            self.budget.require("train", rows)
+            self._whole = rows, rows_max
         loss, weight = self._steps[self._at](feeds)
         if self.updates:
             self._swap()

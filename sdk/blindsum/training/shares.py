@@ -18,7 +18,7 @@ from blindsum.protocol.errors import BlindsumError
 from .bank import Bank, Floats
 from .batch import Feeds, infinite, pieces, rows_of
 from .manifest import LOSS, WEIGHT, Manifest, Weight, gradient
-from .opened import bound, failures
+from .opened import bound, failure
 
 WORK_MIN = 1 << 22  # multiplications of a share that are worth a thread
 WORK_PER_WEIGHT_MIN = 256  # and that are worth a gradient of its own, to be added to the others
@@ -34,10 +34,12 @@ class Run:
 
     def __call__(self, feeds: Feeds, options: ort.RunOptions | None = None) -> tuple[float, float]:
         """Raises "training-diverged" where the loss is not finite."""
-        for name, array in feeds.items():
-            self._binding.bind_cpu_input(name, array)
-        with failures():
+        try:
+            for name, array in feeds.items():
+                self._binding.bind_cpu_input(name, array)
             self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:
+            raise failure(error) from error
         loss = float(self._loss)
         require_finite(loss, feeds)
         return loss, float(self._weight)

@@ -7,12 +7,13 @@ import math
 from .kernels import softplus_tanh
 from .registry import Backward, Gradients, rule
 
+STEEP = 1e30  # times what is positive and not below 1e-30, it is one or more
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
 
 @rule("Relu", since=6)
 def relu(b: Backward) -> Gradients:
-    return [b.op("Mul", b.dy, b.mask(b.op("Greater", b.y[0], b.scalar(0.0))))]
+    return [b.op("Mul", b.dy, _on(b, b.y[0]))]
 
 
 @rule("LeakyRelu", since=6)
@@ -156,6 +157,13 @@ def clip(b: Backward) -> Gradients:
         cut = b.op("Mul", b.dy, b.mask(b.op(beyond, x, bound))) if bound else ""
         gradients.append(cut and b.op("Reshape", b.op("ReduceSum", cut, keepdims=0), b.op("Shape", bound)))
     return [gradient or None for gradient in gradients]
+
+
+def _on(b: Backward, y: str) -> str:
+    """1.0 where y is positive and 0.0 elsewhere, for a y that is not negative."""
+    if b.dtype == "float32":  # one pass instead of two; onnxruntime has it for no other type
+        return b.op("HardSigmoid", y, alpha=STEEP, beta=0.0)
+    return b.mask(b.op("Greater", y, b.scalar(0.0)))
 
 
 def _exponential(b: Backward, weight: float, slope: float) -> str:

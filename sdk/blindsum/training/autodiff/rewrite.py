@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import winograd
+from . import columns, winograd
 from .graph import Graph, Shape, attribute
 from .registry import Backward
 from .window import Window, of_conv
@@ -39,6 +39,7 @@ def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
             winograd.as_products(graph, node, window)
         else:
             graph.nodes.append(node)
+    columns.as_columns(graph, output, parameters)
 
 
 def _pool_first(graph: Graph, output: str) -> None:
