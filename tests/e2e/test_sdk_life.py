@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
+import selectors
+import subprocess
+import sys
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +21,14 @@ from blindsum.backend.provision import create_fleet, enrol
 from blindsum.protocol.codec import encode
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import Write
+from blindsum.runtime import mqtt
 from blindsum.runtime.driver import IDLE_MAX_S
 from blindsum.runtime.ports import LinkState
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.sdk import Device, Policy, State, Use
 
 WAIT_S = 30.0
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -165,22 +171,106 @@ def test_doctor_says_what_is_wrong_with_a_device(kit: Path) -> None:
     assert wrong["conditions"] == "not charging"
 
 
-def test_a_day_of_idling_leaves_nothing_behind_in_memory(kit: Path) -> None:
-    """As many turns as a device takes in 24 hours without news, and connections that come and go all day."""
+class Napping(Device):
+    """A device whose clock goes by the turns of its driver."""
+
+    at: int | None = None
+
+    def _now(self) -> int:
+        return super()._now() if self.at is None else self.at
+
+    def nap(self, hours: float) -> int:
+        """Let so many hours pass in its clock without news. Returns how often it woke."""
+        driver = self._life._driver  # type: ignore[union-attr]
+        changed, really = driver._changed, driver._changed.wait
+
+        def wait(timeout_s: float | None = None) -> bool:
+            assert timeout_s is not None and self.at is not None, "it would sleep for ever"
+            self.at += round(1000 * timeout_s)
+            return True
+
+        def turns(_machine: object, now: int) -> int:
+            self.at, count = now, 0
+            changed.wait = wait  # type: ignore[method-assign]
+            try:
+                while self.at - now < hours * HOUR_MS:
+                    driver._turn(*driver._wait())
+                    count += 1
+            finally:
+                changed.wait, self.at = really, None  # type: ignore[method-assign]
+            return count
+
+        return driver.call(turns).result(WAIT_S)
+
+
+def test_a_day_without_news_is_slept_through_and_leaves_nothing_behind_in_memory(kit: Path) -> None:
+    """24 hours of a connected device in its own clock: how often it wakes, and what of it stays."""
+    with EmbeddedBroker() as broker:
+        text = (kit / "device.toml").read_text("utf-8")
+        (kit / "device.toml").write_text(re.sub(r"mqtt://[\d.:]+", broker.url, text), "utf-8")
+        device = Napping.open(kit)
+        device.task("t")(lambda _context: [])
+        with device:
+            until(lambda: device.state is State.WAITING)
+            store, commits = device._life._store, []  # type: ignore[union-attr]
+            store.commit = lambda *_: commits.append(1)  # type: ignore[method-assign, assignment]
+            heard = device.events()
+            device.nap(1)
+            blocks, alive = sys.getallocatedblocks(), threading.active_count()
+            woken = device.nap(24)
+            gc.collect()
+            grown = sys.getallocatedblocks() - blocks
+            assert threading.active_count() == alive
+            assert device.state is State.WAITING
+        assert [event.data["state"] for event in heard] == ["stopped"]
+        assert not commits, "the disk sleeps too"
+    assert woken <= 24 * 3600 / IDLE_MAX_S + 1
+    assert grown < 1000, "small objects of Python; one an hour would be fine"
+
+
+def test_connection_at_rest_wakes_for_its_keep_alive_and_no_more(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    class Selector(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[Any]:
+            waits.append(-1.0 if timeout is None else timeout)
+            return super().select(timeout)
+
+    with EmbeddedBroker() as broker:
+        text = (kit / "device.toml").read_text("utf-8")
+        (kit / "device.toml").write_text(re.sub(r"mqtt://[\d.:]+", broker.url, text), "utf-8")
+        monkeypatch.setattr("blindsum.runtime.mqtt.selectors.DefaultSelector", Selector)
+        with Device.open(kit) as device:
+            until(lambda: device.state is State.WAITING)
+            until(lambda: waits[-1] == mqtt.IDLE_MAX_S)
+            seen = len(waits)
+            time.sleep(1.0)
+            assert len(waits) <= seen + 3  # none, but for what is still on its way
+    assert mqtt.IDLE_MAX_S >= 5.0
+
+
+def test_connections_that_come_and_go_all_day_leave_nothing_behind_in_memory(kit: Path) -> None:
     device = Device.open(kit)
     with device:
         driver = device._life._driver  # type: ignore[union-attr]
 
-        def idle(turns: int) -> None:
-            for turn in range(turns):
-                lost = [LinkState(connected=turn % 120 > 0, code="broker-unreachable", detail="gone")]
-                driver._turn([], [], lost if turn % 60 == 0 else [])
+        def come_and_go(times: int) -> None:
+            for turn in range(times):
+                driver._turn([], [], [LinkState(connected=turn % 2 > 0, code="broker-unreachable", detail="gone")])
 
-        driver.call(lambda _machine, _now: idle(500)).result(WAIT_S)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        driver.call(lambda _machine, _now: idle(24 * 3600 // int(IDLE_MAX_S))).result(WAIT_S)
+        driver.call(lambda _machine, _now: come_and_go(100)).result(WAIT_S)
+        blocks = sys.getallocatedblocks()
+        driver.call(lambda _machine, _now: come_and_go(24 * 60)).result(WAIT_S)
         gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-    assert grown < 50_000
+        assert sys.getallocatedblocks() - blocks < 1000
+
+
+def test_import_brings_no_more_than_it_needs() -> None:
+    """Seconds depend on the machine (docs/SDK.md has them); modules are what they come from."""
+    code = "import sys; import blindsum.sdk; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    ours = [name for name in loaded if name.split(".")[0] == "blindsum"]
+    assert len(ours) <= 85, "each takes 2 ms"
+    assert {name.split(".")[1] for name in ours if "." in name} == {"protocol", "runtime", "sdk"}
+    heavy = {"asyncio", "keyring", "multiprocessing", "onnx", "onnxruntime", "rich", "typer", "unittest"}
+    assert not heavy & set(loaded)

@@ -43,6 +43,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 GOODBYE_TIMEOUT_S: Final = 1.0
 BACKOFF_MIN_S: Final = 0.25
 BACKOFF_MAX_S: Final = 30.0
+IDLE_MAX_S: Final = 5.0
+"""Look at keep-alives this often when nothing comes or goes: a device at rest must let its machine sleep."""
 STABLE_S: Final = 5.0
 """After a connection that lasted this long the back-off starts anew."""
 SILENT_CLOSES_MAX: Final = 2
@@ -251,7 +253,8 @@ class MqttLink:
             known = None
         if known is None and interest:
             selector.register(sock, interest)
-        ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else 1.0)}
+        idle_s = IDLE_MAX_S if self._state.connected else 1.0  # before that somebody waits for what may not come
+        ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else idle_s)}
         if self._bell.socket in ready:
             self._bell.hush()
         if (pending or ready.get(sock, 0) & selectors.EVENT_READ) and not client.fill():
