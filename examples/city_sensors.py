@@ -54,9 +54,9 @@ def owners() -> list[Owner]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("city_sensors.png"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of training (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("city_sensors.png"), help="the picture (default: %(default)s)")
     given = parser.parse_args()
     print("car parks of Birmingham", flush=True)
     parks = owners()

@@ -15,9 +15,9 @@ from blindsum.training import SGD, build_artifact, models
 PHONES = 20
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("images.png"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of training (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("images.png"), help="the picture (default: %(default)s)")
     given = parser.parse_args()
     print("digits on twenty phones", flush=True)
     train, test = digits()
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     phones = [Owner(f"phone {number:02d}", train.take(part), test) for number, part in enumerate(parts, 1)]
     artifact = build_artifact(models.mlp((64, 64, 10), seed=1), loss="cross-entropy", optimizer=SGD(lr=0.1))
     metric = Metric("accuracy", accuracy, True, ".1%")
-    how = {"rounds": given.rounds, "epochs": 2, "batch_size": 16, "rate": 0.1}
+    how = {"rounds": given.rounds, "epochs": 2, "batch_size": 16, "rate": 0.1, "judge": "all"}
     server = {"algorithm": "fedyogi", "server_rate": 0.03}
     found = compare("Digits, twenty phones", phones, artifact, metric, plan=server, **how)
     print(*found.lines(), sep="\n")

@@ -50,9 +50,11 @@ def owners() -> list[Owner]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("phones_activity.png"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of training (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("phones_activity.png"), help="the picture (default: %(default)s)"
+    )
     given = parser.parse_args()
     print("exercises on ten watches", flush=True)
     people = owners()

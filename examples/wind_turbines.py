@@ -56,9 +56,11 @@ def owners() -> list[Owner]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("wind_turbines.png"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of training (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("wind_turbines.png"), help="the picture (default: %(default)s)"
+    )
     given = parser.parse_args()
     print("wind turbines of La Haute Borne", flush=True)
     turbines = owners()

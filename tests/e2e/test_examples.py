@@ -27,8 +27,8 @@ FLEETS = {
     "phones_activity.py": (4, r"\d+\.\d%"),
     "images.py": (3, r"\d+\.\d%"),
 }
-"""Rounds and the form of a score: these run in a reduced form; the others fetch wheels of tens of megabytes."""
-LARGE = {"city_sensors.py", "wind_turbines.py"}
+"""Rounds and the form of a score: these run in a reduced form; the others fetch tens of megabytes or simulate for a minute."""
+LARGE = {"bank_fraud.py", "city_sensors.py", "wind_turbines.py"}
 ACCURACY_MIN = 85
 GRADIENTS = """
 import numpy as np

@@ -22,7 +22,7 @@ __all__ = ["Comparison", "Metric", "Owner", "accuracy", "area_under_curve", "com
 Floats = NDArray[np.float32]
 INCHES: Final = (7.6, 4.6)
 ROW_INCHES: Final = 0.28
-ABOVE_INCHES, BELOW_INCHES = 1.1, 1.0
+ABOVE_INCHES, BELOW_INCHES = 1.2, 1.0
 PNG_DPI: Final = 150
 NAMES_MAX: Final = 24
 
@@ -162,9 +162,12 @@ def accuracy(predictions: Floats, targets: NDArray[Any]) -> float:
 
 def area_under_curve(predictions: Floats, targets: NDArray[Any]) -> float:
     """Area under the ROC curve of the last output, ties counted half (Mann and Whitney 1947)."""
-    scores, wanted = predictions[:, -1].astype(float), np.asarray(targets).ravel() > 0
-    above = scores[wanted][:, None] - scores[~wanted][None, :]
-    return float((above > 0).mean() + (above == 0).mean() / 2)
+    wanted = np.asarray(targets).ravel() > 0
+    _, place, many = np.unique(predictions[:, -1], return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(many) - (many - 1) / 2)[place]  # ties share their mean rank
+    positives = int(wanted.sum())
+    above = ranks[wanted].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * (wanted.size - positives)))
 
 
 def rms_error(scale: float) -> Callable[[Floats, NDArray[Any]], float]:
@@ -187,7 +190,7 @@ def draw(comparison: Comparison, path: Path, *, source: str) -> None:
         facecolor=LIGHT.page,
     )
     tall = figure.get_figheight()
-    axes = figure.add_axes((0.22, BELOW_INCHES / tall, 0.74, 1 - (ABOVE_INCHES + BELOW_INCHES) / tall))
+    axes = figure.add_axes((0.25, BELOW_INCHES / tall, 0.71, 1 - (ABOVE_INCHES + BELOW_INCHES) / tall))
     for row, place in enumerate(shown):
         before, after, best = comparison.alone[place], comparison.together[place], comparison.pooled[place]
         better = (after > before) == comparison.metric.up
@@ -212,6 +215,8 @@ def draw(comparison: Comparison, path: Path, *, source: str) -> None:
     )
     axes.grid(axis="x", color=LIGHT.faint)
     axes.set_axisbelow(True)
+    if comparison.metric.form.endswith("%"):
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, colors=LIGHT.ink, labelsize=9)
     form = comparison.metric.form
