@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from blindsum.protocol.codec import decode, encode
+from blindsum.protocol.codec import decode, encode, encode_chunk
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
-from blindsum.protocol.machines.journal import EVIDENCE_MAX
-from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, Vote
+from blindsum.protocol.machines.journal import EVIDENCE_MAX, EVIDENCE_SIZE_MAX
+from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, RosterAnnouncement, Vote, chunk_key
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.view import digest_of
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
 from blindsum.testing.forgery import (
     altered,
+    announcement,
     body_of,
     hand,
     manifest,
@@ -84,6 +85,74 @@ def two_openings(world: World) -> None:
     world.give("coordinator", again)
 
 
+def opening_of_another_set(world: World) -> None:
+    world.until("open")
+    world.until(lambda: world.round.state.openings)
+    first = world.round.state.openings[0]
+    world.give("coordinator", world.fleet.resign(first, altered(body_of(first, Opening), proposal=bytes(32))))
+
+
+def two_joins(world: World) -> None:
+    world.until(lambda: {"d-0001", "d-0002"} <= world.round.joins.keys())
+    raw, _ = world.round.joins["d-0001"]
+    world.give("coordinator", world.fleet.resign(raw, altered(body_of(raw, Join), key=bytes([9] * 32))))
+
+
+def header_under_another_manifest(world: World) -> None:
+    world.until("upload")
+    world.stop("device/d-0001")
+    world.until(lambda: 2 in world.round.bodies.headers if world.round.bodies else False)
+    header = body_of(world.round.bodies.raw(2), Header)
+    forged = altered(header, index=1, manifest=bytes(32))
+    world.give("coordinator", world.forge("header", "device/d-0001", "all", forged))
+
+
+def two_roster_messages(world: World) -> None:
+    world.until("upload")
+    world.settle(100)
+    raw = world.round.state.roster
+    votes = body_of(raw, RosterAnnouncement).votes
+    world.give("party/1", world.fleet.resign(raw, altered(body_of(raw, RosterAnnouncement), votes=votes[::-1])))
+
+
+# -- wrong by themselves ----------------------------------------------------------------------------------------------
+
+
+def unusable_offer(world: World) -> None:
+    first = world.forge("offer", "party/2", "coordinator", Offer(bytes(1216), bytes(32), bytes(32)))
+    world.give("coordinator", first)
+
+
+def join_with_a_key_of_small_order(world: World) -> None:
+    world.until("join")
+    device = next(each for each in world.fleet.devices if each.name == "d-0001")
+    join = Join(manifest=world.view.digest, certificate=device.certificate, key=bytes(32))
+    world.give("coordinator", world.forge("join", "device/d-0001", "coordinator", join))
+
+
+def manifest_that_lasts_too_long(world: World) -> None:
+    world.until("manifest")
+    world.give("party/1", manifest(world, expires_at=world.view.manifest.expires_at + 1).body)
+
+
+def announcement_without_votes(world: World) -> None:
+    world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase != "offer" else body
+    world.until("join")
+    world.give("party/1", announcement(world, manifest(world), []))
+
+
+def model_that_does_not_follow(world: World) -> None:
+    world.finish()
+    world.settle()
+    world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase == "done" else body
+    world.run()
+    sum_ref = body_of(world.round.state.result, Result).sum
+    world.give("party/1", result_of(world, state=bytes(32)))
+    for index in range(sum_ref.count):
+        row = world.actors["coordinator"].store.get(chunk_key(sum_ref.id, index))
+        world.give("party/1", encode_chunk(sum_ref.id, index, row))
+
+
 def two_manifests(world: World) -> None:
     world.until("join")
     world.give("party/1", manifest(world, issued_at=world.view.manifest.issued_at + 1).body)
@@ -136,6 +205,10 @@ def result_of_another_set(world: World) -> None:
         (two_headers, "device/d-0001", "second-header", "coordinator"),
         (two_headers, "device/d-0001", "second-header", "party/1"),
         (two_openings, None, "second-opening", "coordinator"),
+        (opening_of_another_set, None, "opening-foreign", "coordinator"),
+        (two_joins, "device/d-0001", "second-join", "coordinator"),
+        (header_under_another_manifest, "device/d-0001", "header-foreign", "coordinator"),
+        (two_roster_messages, "coordinator", "second-roster", "party/1"),
         (two_manifests, "coordinator", "second-manifest", "party/1"),
         (two_rosters, "coordinator", "second-roster", "party/1"),
         (two_sets, "coordinator", "second-set", "party/1"),
@@ -166,6 +239,38 @@ def test_evidence_that_a_role_keeps_names_the_culprit_to_anybody(
         with pytest.raises(BlindsumError) as caught:
             verify_evidence(write_evidence(world.fleet.trust, *unproven), trust=world.fleet.trust)
         assert caught.value.code == "evidence-unproven"
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "culprit", "code", "witness"),
+    [
+        (unusable_offer, "party/2", "offer-malformed", "coordinator"),
+        (join_with_a_key_of_small_order, "device/d-0001", "join-malformed", "coordinator"),
+        (manifest_that_lasts_too_long, "coordinator", "manifest-differs", "party/1"),
+        (announcement_without_votes, "coordinator", "votes-too-few", "party/1"),
+        (model_that_does_not_follow, "coordinator", "model-differs", "party/1"),
+    ],
+)
+def test_one_message_that_nobody_honest_signs_names_its_sender_to_anybody(
+    misbehave: Callable[[World], None], culprit: str, code: str, witness: str
+) -> None:
+    world = World(4, devices=4, faulty=["coordinator", "party/2", "device/d-0001"], checkers=())
+    world.start()
+    misbehave(world)
+    ((who, found), (evidence,)) = next(iter(kept(world, witness).items()))
+    assert (who, found) == (culprit, code)
+    assert named(world, evidence) == [(culprit, code)]
+    _, wrong, second, context = evidence
+    assert second == b""
+    spoilt = context[:-1] + bytes([context[-1] ^ 1]) if context else b"x"
+    true = {"offer-malformed": world.round.state.offers.get(1, b""), "join-malformed": world.task_raw}
+    for raw, held in ((wrong[:-1] + b"\0", context), (true.get(code, world.round.state.manifest), context), (b"", b"")):
+        with pytest.raises(BlindsumError) as caught:
+            verify_evidence(write_evidence(world.fleet.trust, raw, b"", held), trust=world.fleet.trust)
+        assert caught.value.code == "evidence-unproven"
+    if context:
+        with pytest.raises(BlindsumError):
+            verify_evidence(write_evidence(world.fleet.trust, wrong, b"", spoilt), trust=world.fleet.trust)
 
 
 def test_party_follows_no_result_of_a_set_that_it_did_not_open() -> None:
@@ -247,6 +352,10 @@ def test_evidence_is_bounded_and_the_first_of_a_kind_stays() -> None:
     world.give("party/1", proposal(world, range(3)).body)
     assert len(rows) == before - 1
     assert world.happened("evidence", "party/1")
+    del rows["evidence/sum/00000002/second-set/coordinator"]
+    rows["evidence/sum/00000003/second-set/coordinator"] = bytes(EVIDENCE_SIZE_MAX)
+    world.give("party/1", proposal(world, range(3)).body)
+    assert len(rows) == before - 2, "there is room in number, but not in bytes"
 
 
 @pytest.mark.parametrize(

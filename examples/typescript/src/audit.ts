@@ -17,7 +17,7 @@ const MANY = ["header", "body", "opening", "content", "check", "evidence"];
 const TWICE: Record<string, [string, string[]]> = {
   offer: ["second-offer", []], vote: ["second-vote", ["decides"]], manifest: ["second-manifest", []],
   "roster-proposal": ["second-roster", []], header: ["second-header", []], proposal: ["second-set", []],
-  opening: ["second-opening", ["proposal", "part"]], result: ["second-result", []],
+  opening: ["second-opening", ["part"]], join: ["second-join", []], roster: ["second-roster", []], result: ["second-result", []],
 };
 
 type Story = { secret: Bytes; liars: Set<number> };
@@ -352,6 +352,8 @@ function contradiction(first: Signed, second: Signed): string {
     const made = digest("beacon", first.head.task, first.head.round, partyOf(first), b.beacon);
     return equal(made, a.beacon_commitment) ? "" : "beacon-differs";
   }
+  if (one === "vote" && other === "opening" && a.decides === "set") return equal(b.proposal, a.digest) ? "" : "opening-foreign";
+  if (one === "join" && other === "header") return equal(b.manifest, a.manifest) ? "" : "header-foreign";
   const named = other === "result" && (one === "manifest" || one === "proposal");
   return named && !equal(b[one], first.digest) ? "result-differs" : "";
 }

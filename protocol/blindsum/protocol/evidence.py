@@ -1,6 +1,7 @@
-"""Two signed messages that contradict each other: who signed both did wrong, and anybody can see it (SPEC.md section 10.2).
+"""Two signed messages that contradict each other, or one wrong by itself: anybody can see who did it (SPEC.md section 10.2).
 
 A file of `MAGIC` and then [trust bundle, first, second, join]: the join shows the key of a device and is empty for anybody else.
+Where `second` is empty the first is wrong by itself, and in place of the join stands what it is held to (`wrong`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from blindsum.protocol.report import Report
 from blindsum.protocol.roster import beacon_commitment
 from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.view import open_message
+from blindsum.protocol.wrong import wrong_by_itself
 
 __all__ = ["MAGIC", "contradiction", "verify_evidence", "write_evidence"]
 
@@ -29,7 +31,9 @@ _TWICE: Final = {
     "roster-proposal": ("second-roster", ()),
     "header": ("second-header", ()),
     "proposal": ("second-set", ()),
-    "opening": ("second-opening", ("proposal", "part")),
+    "opening": ("second-opening", ("part",)),
+    "join": ("second-join", ()),
+    "roster": ("second-roster", ()),
     "result": ("second-result", ()),
 }
 
@@ -37,8 +41,9 @@ _TWICE: Final = {
 def contradiction(first: Signed, second: Signed) -> str:
     """The code of what one principal does wrong by signing both messages, or "". Their signatures are the caller's to check.
 
-    Nobody honest answers one question of a round twice, reveals another beacon than it committed to, names in a result another
-    manifest or set than it proposed, or has two results follow the same one.
+    Nobody honest answers one question of a round twice, opens another set than it voted for, reveals another beacon than it
+    committed to, uploads under another manifest than it joined, names in a result another manifest or set than it proposed, or has
+    two results follow the same one.
     """
     one, other = first.head, second.head
     if (one.sender, one.fleet, one.task) != (other.sender, other.fleet, other.task) or first.digest == second.digest:
@@ -57,6 +62,10 @@ def contradiction(first: Signed, second: Signed) -> str:
         return code if all(first.payload[name] == second.payload[name] for name in question) else ""
     if (one.type, other.type) in (("manifest", "result"), ("proposal", "result")):
         return "result-differs" if second.payload[one.type] != first.digest else ""
+    if (one.type, other.type) == ("vote", "opening") and first.payload["decides"] == "set":
+        return "opening-foreign" if second.payload["proposal"] != first.payload["digest"] else ""
+    if (one.type, other.type) == ("join", "header"):
+        return "header-foreign" if second.payload["manifest"] != first.payload["manifest"] else ""
     if (one.type, other.type) == ("offer", "vote") and second.payload["decides"] == "roster":
         committed = beacon_commitment(second.payload["beacon"], one.task, one.round, party_number(one.sender))
         return "beacon-differs" if committed != first.payload["beacon_commitment"] else ""
@@ -80,12 +89,24 @@ def verify_evidence(data: bytes, *, trust: Trust | None = None) -> Report:
         raise BlindsumError("evidence-unproven", str(error)) from None
     if trust is not None and found != trust:
         raise BlindsumError("evidence-unproven", "it is about another fleet, or other organisations")
+    if not parts[2]:
+        return _single(found, parts[1], parts[3])
     first, second = (_genuine(found, raw, parts[3]) for raw in parts[1:3])
     code = contradiction(first, second)
     if not code:
         raise BlindsumError("evidence-unproven", "the two messages do not contradict each other")
     report = Report(facts={"task": first.head.task, "round": first.head.round, "evidence": code})
     report.blame(first.head.sender, code, f"signed two contradicting messages: {first.head.type}, {second.head.type}")
+    return report
+
+
+def _single(trust: Trust, raw: bytes, context: bytes) -> Report:
+    signed = _genuine(trust, raw, raw)
+    code = wrong_by_itself(trust, signed, context)
+    if not code:
+        raise BlindsumError("evidence-unproven", "nothing is wrong with the message")
+    report = Report(facts={"task": signed.head.task, "round": signed.head.round, "evidence": code})
+    report.blame(signed.head.sender, code, f"signed a {signed.head.type} that nobody honest signs")
     return report
 
 
@@ -107,7 +128,11 @@ def _device_key(trust: Trust, signed: Signed, join: bytes) -> bytes:
         or (opened.head.type, opened.head.task, opened.head.round, opened.head.sender) != same
     ):
         raise BlindsumError("evidence-unproven", f"it does not show the key of {signed.head.sender}")
-    fault, name, key = certificate_fault(convert(opened.payload, Join).certificate, ca=trust.ca, now=None)
+    try:
+        join_ = convert(opened.payload, Join)
+    except DecodeError as error:
+        raise BlindsumError("evidence-unproven", str(error)) from None
+    fault, name, key = certificate_fault(join_.certificate, ca=trust.ca, now=None)
     if fault or f"device/{name}" != signed.head.sender or not opened.valid(key):
         raise BlindsumError("evidence-unproven", f"it does not show a certificate of {signed.head.sender}")
     return key

@@ -49,7 +49,9 @@ _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "roster-proposal": ("second-roster", ()),
     "header": ("second-header", ()),
     "proposal": ("second-set", ()),
-    "opening": ("second-opening", ("proposal", "part")),
+    "opening": ("second-opening", ("part",)),
+    "join": ("second-join", ()),
+    "roster": ("second-roster", ()),
     "result": ("second-result", ()),
 }
 
@@ -352,6 +354,10 @@ def contradiction(first: Signed, second: Signed) -> str:
         place = first.head["task"], first.head["round"], int(first.sender.split("/")[1])
         kept = digest("beacon", *place, second.body["beacon"]) == first.body["beacon_commitment"]
         return "" if kept else "beacon-differs"
+    if (one, other) == ("vote", "opening") and first.body["decides"] == "set":
+        return "opening-foreign" if second.body["proposal"] != first.body["digest"] else ""
+    if (one, other) == ("join", "header"):
+        return "header-foreign" if second.body["manifest"] != first.body["manifest"] else ""
     named = other == "result" and one in ("manifest", "proposal")
     return "result-differs" if named and second.body[one] != first.digest else ""
 

@@ -150,6 +150,9 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     second = msgspec.structs.replace(header.payload, edges=bytes(len(header.payload.edges)))
     other_set = msgspec.structs.replace(proposal, survivors=scene.blob(scene.joins))
     opening = msgspec.structs.replace(scene.openings[1][0].payload, plain=secret("plain"))
+    other_opening = msgspec.structs.replace(opening, proposal=secret("another set"))
+    own = scene.openings[1][0].sender
+    set_vote = signed("vote", own, "coordinator", votes[0])
     stated = scene.make_result(proposal=secret("another set"))
     party, device = scene.openings[1][0].sender, header.sender
     offers = open_envelope(announced.manifest).payload["offers"]
@@ -173,6 +176,8 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
         ("a device uploads twice", [twice("header", device, header.raw, second)]),
         ("a device that signs nothing twice", [("evidence", encode([header.raw, _flip(header.raw, -1)]))]),
         ("a party opens one part twice", [twice("opening", party, scene.openings[1][0].raw, opening)]),
+        ("a party opens another set", [twice("opening", party, scene.openings[1][0].raw, other_opening)]),
+        ("a party opens another set than it voted for", [twice("opening", party, set_vote, other_opening)]),
         ("the coordinator proposes two sets", [twice("proposal", "coordinator", scene.proposal.raw, other_set)]),
         ("a result of a set that was not proposed", [twice("result", "coordinator", scene.proposal.raw, stated)]),
         ("evidence that is no pair", [("evidence", encode([one]))]),

@@ -93,7 +93,8 @@ def _rostered(desk: Desk, round_: CoordinatorRound) -> Records:
     yield from (("check", state.checks[party]) for party in sorted(state.checks))
     for _, row in desk.journal.scan(f"evidence/{task}/{state.number:08d}/"):
         _, first, second, _ = decode(row)
-        yield "evidence", encode([first, second])
+        if second:  # what is wrong by itself has a file of its own
+            yield "evidence", encode([first, second])
 
 
 def _uploads(desk: Desk, round_: CoordinatorRound, indices: list[int], *, bodies: bool) -> Records:

@@ -105,11 +105,11 @@ class Chain:
         try:
             new, kept = advance(base, old, read_own(self._journal, state), total, result.rotation)
         except BlindsumError as error:
-            return Refused("sum-malformed", "coordinator", error.detail)
+            return self._caught(base, error.code, signed, [old, read_own(self._journal, state), total])
         ref, chunks = chunks_of(new, base.chunk_size)
         kept_ref, kept_chunks = chunks_of(kept, base.chunk_size)
         if (ref, kept_ref.id) != (result.model, result.state):
-            return Refused("model-differs", "coordinator", "the published model does not follow from the published sum")
+            return self._caught(base, "model-differs", signed, [old, read_own(self._journal, state), total])
         if ref != model:
             self._inbox.release(model)
             self._journal.write(write_blob(ref, chunks))
@@ -138,6 +138,11 @@ class Chain:
         value = self._journal.get(f"followed/{task}")
         number, raw = decode(value) if value else (0, b"")
         return number, raw
+
+    def _caught(self, base: TaskView, code: str, result: Signed, parts: list[bytes]) -> Refused:
+        """Keep a result that does not follow, with all that shows it."""
+        context = encode([base.raw, self._last(base.name)[1], *parts])
+        return self._journal.accuse(base.name, result.head.round, code, "coordinator", result.raw, b"", context)
 
     def _second(self, base: TaskView, first: bytes, second: Signed) -> Refused:
         number = second.head.round

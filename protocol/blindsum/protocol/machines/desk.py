@@ -62,7 +62,7 @@ class Desk:
 
     def evidence(self, round_: CoordinatorRound, code: str, culprit: str, first: bytes, second: bytes) -> Refused:
         """Keep what two signed messages prove about `culprit` and refuse the second."""
-        join, _ = round_.joins.get(culprit.removeprefix("device/"), (b"", b""))
+        join, _ = round_.joins.get(culprit.removeprefix("device/"), (b"", b"")) if second else (b"", b"")
         return self.journal.accuse(round_.base.name, round_.state.number, code, culprit, first, second, join)
 
     def signed(self, raw: bytes) -> Signed:

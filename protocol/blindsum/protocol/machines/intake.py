@@ -71,7 +71,7 @@ class Intake:
         if isinstance(offer, Refused):
             return offer
         if not box_usable(offer.box_key):
-            return Refused("offer-malformed", signed.head.sender, "an unusable box key")
+            return self._desk.evidence(round_, "offer-malformed", signed.head.sender, signed.raw, b"")
         party = party_number(signed.head.sender)
         self._catch_up(round_.base, party, offer.chain)
         known = round_.state.offers.get(party)
@@ -125,6 +125,8 @@ class Intake:
         if not allowance.take(now):
             return Refused("joins-too-many", detail=signed.head.sender)
         opened = open_join(view, signed.raw)
+        if isinstance(opened, Refused) and opened.code == "join-malformed":
+            return self._desk.evidence(round_, opened.code, opened.culprit, signed.raw, b"")
         if isinstance(opened, Refused):
             return opened
         device, identity, join, digest = opened
@@ -132,7 +134,9 @@ class Intake:
         if known is not None:
             same = self._desk.digest(known[0]) == digest
             self._desk.receipt(view, device, digest, "held" if same else "refused", "" if same else "second-join")
-            return None if same else Refused("second-join", signed.head.sender)
+            if same:
+                return None
+            return self._desk.evidence(round_, "second-join", signed.head.sender, known[0], signed.raw)
         if round_.state.phase != "join":
             self._desk.receipt(view, device, digest, "refused", "joining-closed")
             return Refused("joining-closed", detail=device)
@@ -190,6 +194,8 @@ class Intake:
         code = header_fault(view, roster, header, packed_size(view.base.segments))
         if code:
             self._desk.receipt(view, device, signed.digest, "refused", code)
+            if header.manifest != view.digest:
+                return self._desk.evidence(round_, code, signed.head.sender, round_.joins[device][0], signed.raw)
             return Refused(code, signed.head.sender)
         if not bodies.accept(signed, header, now):
             # one of the two has copied the other's; which one shows no signature
@@ -254,6 +260,10 @@ class Intake:
             return None if signed.raw in state.openings else Refused("round-stale", detail="opening")
         party = party_number(signed.head.sender)
         if view.member(party) is None or opening.proposal != self._desk.digest(state.proposal):
+            if party in state.set_votes and opening.proposal != self._desk.digest(state.proposal):
+                return self._desk.evidence(
+                    round_, "opening-foreign", signed.head.sender, state.set_votes[party], signed.raw
+                )
             return Refused("opening-foreign", signed.head.sender)
         for raw in state.openings:
             first = self._desk.signed(raw)

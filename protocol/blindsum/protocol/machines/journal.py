@@ -15,10 +15,12 @@ __all__ = ["Journal", "evidence_key"]
 
 EVIDENCE_MAX: Final = 256
 """Pieces of evidence kept of one task; of further ones there is the event alone."""
+EVIDENCE_SIZE_MAX: Final = 1 << 26
+"""Bytes that they may take together."""
 
 
 def evidence_key(task: str, number: int, code: str, culprit: str) -> str:
-    """The row that holds [culprit, first message, second message, join of a device or nothing]."""
+    """The row that holds [culprit, first message, second message or nothing, join of a device or context or nothing]."""
     return f"evidence/{task}/{number:08d}/{code}/{culprit}"
 
 
@@ -77,11 +79,14 @@ class Journal(Secret):
     def accuse(
         self, task: str, number: int, code: str, culprit: str, first: bytes, second: bytes, join: bytes = b""
     ) -> Refused:
-        """Keep what two signed messages prove about `culprit`, and refuse the second. `join` shows the key of a device."""
+        """Keep what two signed messages prove about `culprit`, and refuse the second. `join` shows the key of a device. Where
+        `second` is empty the first is wrong by itself, and `join` is what it is held to."""
         key = evidence_key(task, number, code, culprit)
         if self.get(key) is None:
-            if sum(1 for _ in self.keys(f"evidence/{task}/")) < EVIDENCE_MAX:
-                self.put(key, encode([culprit, first, second, join]))
+            row = encode([culprit, first, second, join])
+            rows = [len(held) for _, held in self.scan(f"evidence/{task}/")]
+            if len(rows) < EVIDENCE_MAX and sum(rows) + len(row) <= EVIDENCE_SIZE_MAX:
+                self.put(key, row)
             self.event("evidence", task=task, round=number, culprit=culprit, code=code)
         return Refused(code, culprit)
 

@@ -17,6 +17,7 @@ from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Opening, Payload, RosterProposal, Vote
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, open_message
+from blindsum.protocol.wrong import wrong_by_itself
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,6 +63,13 @@ class PartyDesk:
         """Keep what two signed messages prove about the coordinator and refuse the second."""
         task, number = round_.base.name, round_.state.number
         return self.journal.accuse(task, number, code, "coordinator", first, second)
+
+    def caught_alone(self, round_: PartyRound, refused: Refused, signed: Signed, context: bytes) -> Refused:
+        """Keep a message that is wrong by itself, where anybody can see that under its `context`, and refuse it."""
+        if wrong_by_itself(self.trust, signed, context) == refused.code:
+            task, number = round_.base.name, round_.state.number
+            self.journal.accuse(task, number, refused.code, signed.head.sender, signed.raw, b"", context)
+        return refused
 
     def save(self, round_: PartyRound) -> None:
         self.journal.put(f"state/{round_.base.name}", encode(round_.state))

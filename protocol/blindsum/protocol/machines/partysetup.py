@@ -40,7 +40,7 @@ class PartySetup:
     def on_manifest(self, round_: PartyRound, signed: Signed, now: int) -> Refused | None:
         view = self._open_manifest(round_, signed.raw)
         if isinstance(view, Refused):
-            return view
+            return self._desk.caught_alone(round_, view, signed, round_.base.raw)
         if round_.state.manifest_vote:
             if round_.view is None or round_.view.digest != view.digest:
                 return self._desk.caught(round_, "second-manifest", round_.state.manifest, signed.raw)
@@ -79,7 +79,7 @@ class PartySetup:
             return view
         votes = count_votes(view.base, view.number, announcement.votes, decides="manifest", digest=view.digest)
         if len(votes) < view.base.committee.quorum:
-            return Refused("votes-too-few", "coordinator")
+            return self._desk.caught_alone(round_, Refused("votes-too-few", "coordinator"), signed, b"")
         round_.set_manifest(announcement.manifest, view)
         self._desk.save(round_)
         return None
@@ -122,6 +122,8 @@ class PartySetup:
         if view is None:
             return Refused("message-early", detail="no manifest yet")
         if round_.roster is not None:
+            if state.roster != signed.raw and self._desk.digest(state.roster) != signed.digest:
+                return self._desk.caught(round_, "second-roster", state.roster, signed.raw)
             return None
         opened = open_roster_announcement(view, announcement.proposal, announcement.votes)
         if isinstance(opened, Refused):
