@@ -9,10 +9,13 @@ import os
 
 import pytest
 
+from blindsum.protocol import envelope
+from blindsum.protocol.envelope import Head
 from blindsum.protocol.machines import inbox, intake, party
-from blindsum.protocol.machines.allowance import Allowance
+from blindsum.protocol.machines.allowance import FRUITLESS_BURST, FRUITLESS_PER_S, SENDERS_MAX, Allowance, Shares
 from blindsum.protocol.messages import (
     MESSAGES,
+    Ask,
     BlobRef,
     Candidate,
     Check,
@@ -98,6 +101,61 @@ def test_party_that_asks_for_headers_again_and_again_is_refused() -> None:
     )
     codes = [refused(world, "coordinator", body) for _ in range(intake.RELAYS_MAX)]
     assert codes == [""] * (intake.RELAYS_MAX - 1) + ["relays-too-many"]
+
+
+@pytest.mark.parametrize("role", ["coordinator", "party/1"])
+def test_sender_whose_messages_come_to_nothing_is_looked_at_so_often_and_nobody_else_pays(role: str) -> None:
+    world = stopped_at("upload", upload_ms=600_000)
+
+    def header(device: str) -> bytes:
+        return world.fleet.forge(
+            "header", device, "all", Ask(blob=os.urandom(32), have=b"", window=1), task="sum", number=1
+        )
+
+    codes = [refused(world, role, header("device/d-0001")) for _ in range(2 * FRUITLESS_BURST)]
+    assert "sender-over-share" not in codes[:FRUITLESS_BURST] and codes[-1] == "sender-over-share"
+    assert refused(world, role, header("device/d-0002")) == codes[0] != "sender-over-share"
+    world.settle(1_000)
+    again = [refused(world, role, header("device/d-0001")) for _ in range(2 * FRUITLESS_PER_S)]
+    assert again[0] == codes[0] and again[-1] == "sender-over-share"
+
+
+def test_message_that_was_taken_is_answered_again_after_a_while_and_not_at_once() -> None:
+    world = stopped_at("join", devices_max=9, join_ms=60_000)
+    raw, _ = world.round.joins["d-0001"]
+    world.settle(intake.AGAIN_MS)
+    answers = [world.give("coordinator", raw) for _ in range(5)]
+    assert [len(step.messages) for step in answers] == [1, 0, 0, 0, 0]
+    assert [step.refused and step.refused.code for step in answers] == [None, *["message-repeated"] * 4]
+    world.settle(intake.AGAIN_MS)
+    assert len(world.give("coordinator", raw).messages) == 1
+
+
+def test_device_is_sent_what_it_asks_for_so_often_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "RELAYS_MAX", 3)
+    world = stopped_at("upload", upload_ms=600_000)
+    blob = world.base.task.model.id
+    ask = world.forge("ask", "device/d-0001", "coordinator", Ask(blob=blob, have=b"", window=4))
+    codes = [refused(world, "coordinator", ask) for _ in range(200)]
+    assert codes[0] == "" and codes[-1] == "relays-too-many"
+
+
+def test_devices_of_another_version_are_told_so_often_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = stopped_at("join", devices_max=9, join_ms=60_000)
+    monkeypatch.setattr(envelope, "PROTOCOL_VERSION", envelope.PROTOCOL_VERSION + 1)
+    head = Head(type="join", fleet=world.fleet.trust.fleet, task="sum", round=1, sender="device/x", to="coordinator")
+    foreign = envelope.seal_envelope(world.fleet.coordinator, head, {})
+    monkeypatch.undo()
+    steps = [world.give("coordinator", foreign) for _ in range(25 * intake.UPGRADES_PER_S)]
+    assert {step.refused and step.refused.code for step in steps} == {"upgrade-required"}
+    assert sum(len(step.messages) for step in steps) == 20 * intake.UPGRADES_PER_S
+
+
+def test_senders_that_are_counted_are_bounded_and_the_latest_stay() -> None:
+    shares = Shares(burst=1, per_s=1)
+    for number in range(SENDERS_MAX + 1):
+        shares.charge(f"device/{number}", 0)
+    assert shares.left("device/0", 0) and not shares.left("device/1", 0) and not shares.left(f"device/{SENDERS_MAX}", 0)
 
 
 def test_opening_larger_than_any_is_refused() -> None:

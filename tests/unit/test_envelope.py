@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blindsum.protocol.codec import DecodeError, encode
-from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope, peek, seal_envelope
+from blindsum.protocol.envelope import Head, Signed, glance, is_name, open_envelope, peek, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX, MESSAGES
@@ -75,6 +75,24 @@ def test_signature_holds_for_one_head_only(one: Head, other: Head) -> None:
     first, second = open_envelope(seal_envelope(KEY, one, BODY)), open_envelope(seal_envelope(KEY, other, BODY))
     moved = Signed(second.head, second.payload, second.digest, second.raw, second.tbs, first.signature)
     assert moved.valid(public_of(KEY)) == (one == other)
+
+
+@given(HEADS, st.binary(max_size=4))
+def test_glance_shows_the_head_that_opening_shows(head: Head, body: bytes) -> None:
+    raw = seal_envelope(KEY, head, body)
+    assert glance(raw) == open_envelope(raw).head == head
+    assert glance(raw[:20]) is None
+
+
+@given(HEADS, st.integers(0, 399), st.integers(1, 255))
+def test_whatever_opens_was_glanced_at_rightly(head: Head, at: int, flip: int) -> None:
+    raw = bytearray(seal_envelope(KEY, head, {}))
+    raw[at % len(raw)] ^= flip
+    try:
+        opened = open_envelope(bytes(raw))
+    except DecodeError:
+        return
+    assert glance(bytes(raw)) == opened.head
 
 
 def test_digest_names_what_was_signed_and_not_the_signature() -> None:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.codec import decode_chunk
+from blindsum.protocol.envelope import Head, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step, Store, Write
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX, chunk_key
 from blindsum.runtime.courier import CHUNK_WINDOW_MAX
-from blindsum.runtime.driver import CALLS_MAX, GROUP_MAX, INBOX_MAX, Driver
+from blindsum.runtime.driver import CALLS_MAX, GROUP_MAX, INBOX_MAX, PRESENCE_BURST, Driver
 from blindsum.runtime.ports import Inbound, LinkState, Outcome, Token
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.topics import Principal, Topics
@@ -511,6 +513,29 @@ def test_own_broadcast_and_presence_do_not_reach_the_machine(rig: Rig) -> None:
         {"who": "d1", "kind": "device", "online": True},
         {"who": "d1", "kind": "device", "online": False},
     ]
+
+
+def test_signed_message_on_a_topic_of_another_sender_or_type_does_not_reach_the_machine(rig: Rig) -> None:
+    key = Ed25519PrivateKey.generate()
+    head = Head(type="header", fleet="f1", task="t1", round=1, sender="device/d1", to="all")
+    body = seal_envelope(key, head, {})
+    started(rig)
+    for topic in ("up/00/d2/header", "up/00/d1/join", "px/2/all/header"):
+        rig.link.arrive(body, f"blindsum/1/f1/{topic}")
+    rig.settle()
+    assert [refused.code for refused in rig.refused] == ["message-misplaced"] * 3
+    assert rig.machine().count == 0
+
+
+def test_who_comes_and_goes_without_end_is_told_so_often(rig: Rig) -> None:
+    started(rig)
+    for number in range(3 * PRESENCE_BURST):
+        rig.link.arrive(b"offline" if number % 2 else b"online", "blindsum/1/f1/st/device/d1")
+    rig.link.arrive(b"online", "blindsum/1/f1/st/device/d2")
+    rig.settle()
+    told = [event.data["who"] for event in rig.events if event.name == "presence"]
+    assert told == ["d1"] * PRESENCE_BURST + ["d2"]
+    assert [refused.code for refused in rig.refused] == ["sender-over-share"] * 2 * PRESENCE_BURST
 
 
 def test_failing_disk_ends_the_driver_before_anything_is_acknowledged_or_sent(rig: Rig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.protocol import PROTOCOL_VERSION
@@ -17,7 +18,7 @@ from blindsum.protocol.keys import sign_verify
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["NAME_SIZE_MAX", "Head", "Signed", "is_name", "open_envelope", "peek", "seal_envelope"]
+__all__ = ["NAME_SIZE_MAX", "Head", "Signed", "glance", "is_name", "open_envelope", "peek", "seal_envelope"]
 
 COSE_SIGN1: Final = b"\xd2"
 """Tag 18, before the array of four."""
@@ -26,6 +27,10 @@ COSE_EDDSA: Final = -8
 SIGNATURE_SIZE: Final = 64
 NAME_SIZE_MAX: Final = 64
 ROUND_MAX: Final = 2**31 - 1
+HEAD_SIZE_MAX: Final = 512
+"""Bytes of a protected header, which five names of the greatest length do not fill."""
+HEADS_KEPT: Final = 1024
+"""Protected headers that have been read lately: most messages of a sender in a round have the same few."""
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
@@ -90,9 +95,22 @@ def open_envelope(raw: bytes) -> Signed:
     protected, unprotected, body, signature = parts
     if unprotected or len(signature) != SIGNATURE_SIZE:
         raise DecodeError("not a COSE_Sign1 message with an empty unprotected header and an Ed25519 signature")
-    head = _head(decode(protected))
+    head = _head(protected)
     tbs = _tbs(protected, body)
     return Signed(head, decode(body), hashlib.sha256(tbs).digest(), raw, tbs, signature)
+
+
+def glance(raw: bytes) -> Head | None:
+    """The head that `raw` claims, read from its first bytes alone: so much is known for a hundredth of the price of a signature.
+    None where `open_envelope` would refuse the head."""
+    if raw[:2] != COSE_SIGN1 + b"\x84" or raw[2:3] not in (b"\x58", b"\x59"):
+        return None
+    at = 4 if raw[2] == 0x58 else 5
+    size = int.from_bytes(raw[3:at])
+    try:
+        return _head(raw[at : at + size]) if size <= HEAD_SIZE_MAX else None
+    except DecodeError:
+        return None
 
 
 def peek(raw: bytes) -> bool:
@@ -105,7 +123,11 @@ def _tbs(protected: bytes, body: bytes) -> bytes:
     return encode(["Signature1", protected, b"", body])
 
 
-def _head(value: Any) -> Head:
+@lru_cache(HEADS_KEPT)
+def _head(protected: bytes) -> Head:
+    if len(protected) > HEAD_SIZE_MAX:
+        raise DecodeError("header too large")
+    value: Any = decode(protected)
     if not isinstance(value, dict) or value.get("v") != PROTOCOL_VERSION or type(value.get("v")) is not int:
         raise DecodeError("version")
     if set(value) != {COSE_ALG, "v", "type", "fleet", "task", "round", "from", "to"} or value[COSE_ALG] != COSE_EDDSA:

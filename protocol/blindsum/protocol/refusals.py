@@ -25,6 +25,11 @@ REFUSALS: Final[dict[str, Entry]] = {
         "the other side truly speaks another protocol version; nothing will come of it",
         "upgrade the side that speaks the lower version; the detail names both",
     ),
+    "message-repeated": Entry("a message was said again before an answer to it could have been lost", _STRAY),
+    "sender-over-share": Entry(
+        "too many messages under this name come to nothing; for now the rest of them is not looked at",
+        "see who it is: on a broker with an access list, the device of this name",
+    ),
     "message-type-unknown": Entry("no message type has this name", "upgrade this side if the sender is newer"),
     "message-misplaced": Entry("the message is genuine but does not belong to this role, task or state", _STRAY),
     "message-early": Entry(
@@ -80,7 +85,7 @@ REFUSALS: Final[dict[str, Entry]] = {
         "more joins arrive than the coordinator looks at",
         "a high count means a flood; let the broker know devices by certificate",
     ),
-    "relays-too-many": Entry("a party asks for the same headers again and again", _BLAME),
+    "relays-too-many": Entry("a party or device asks for the same things again and again", _BLAME),
     # -- rosters ------------------------------------------------------------------------------------------------------
     "cohort-too-small": Entry("fewer devices joined than the task demands", "wait for more devices or lengthen join_s"),
     "cohort-full": Entry("the round has all the devices it may have", "none; the device takes part in a later round"),

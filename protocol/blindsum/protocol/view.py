@@ -44,6 +44,7 @@ __all__ = [
     "count_votes",
     "digest_of",
     "expect",
+    "head_misfit",
     "open_manifest",
     "open_message",
     "open_task",
@@ -75,15 +76,8 @@ def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
     except DecodeError as error:
         return Refused("message-version" if str(error) == "version" else "message-malformed", detail=str(error))
     head = signed.head
-    if head.type not in MESSAGES:
-        return Refused("message-type-unknown", detail=head.type)
-    _, role, size_max = MESSAGES[head.type]
-    if len(raw) > size_max:
-        return Refused("message-too-large", detail=head.type)
-    if head.fleet != trust.fleet:
-        return Refused("fleet-foreign", detail=head.fleet)
-    if role not in ("any", head.sender.split("/")[0]):
-        return Refused("sender-wrong-role", detail=f"{head.type} from {head.sender}")
+    if (misfit := head_misfit(trust, head, len(raw))) is not None:
+        return misfit
     if head.sender.startswith("device/"):
         if not is_name(head.sender.removeprefix("device/")):
             return Refused("message-malformed", detail="device name")
@@ -92,6 +86,20 @@ def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
     if key is None or not signed.valid(key):
         return Refused("signature-invalid", detail=head.sender)
     return signed
+
+
+def head_misfit(trust: Trust, head: Head, size: int) -> Refused | None:
+    """Why no message of `size` bytes with this head can be one of the fleet."""
+    if head.type not in MESSAGES:
+        return Refused("message-type-unknown", detail=head.type)
+    _, role, size_max = MESSAGES[head.type]
+    if size > size_max:
+        return Refused("message-too-large", detail=head.type)
+    if head.fleet != trust.fleet:
+        return Refused("fleet-foreign", detail=head.fleet)
+    if role not in ("any", head.sender.split("/")[0]):
+        return Refused("sender-wrong-role", detail=f"{head.type} from {head.sender}")
+    return None
 
 
 def digest_of(trust: Trust, raw: bytes) -> bytes:

@@ -15,7 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from blindsum.protocol.envelope import glance
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.step import Event, Listen, Machine, Step
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.courier import Courier
@@ -36,6 +38,9 @@ IDLE_MAX_S: Final = 5.0
 """Look at the clock this often: it may have been set, and the host may have slept."""
 WAKE_MIN_MS: Final = 20
 """A deadline that does not move on must not spin."""
+PRESENCE_BURST: Final = 20
+PRESENCE_PER_S: Final = 1
+"""How often somebody may come or go and is told."""
 FAULT_PAUSE_MS: Final = 1000
 """After an internal error the machine is not woken sooner."""
 
@@ -85,6 +90,7 @@ class Driver:
         self._restored = True  # a machine that is new from the store is woken, whatever its deadline
         self._wake_after = 0
         self._dropped = 0
+        self._comings = Shares(burst=PRESENCE_BURST, per_s=PRESENCE_PER_S)
 
     @property
     def running(self) -> bool:
@@ -211,10 +217,17 @@ class Driver:
         if self._topics.is_own(inbound.topic):
             return Step()
         if (who := self._topics.presence_of(inbound.topic)) is not None:
+            if not self._comings.left(who.user, now := self._clock()):
+                return Step(refused=Refused("sender-over-share", detail=f"presence of {who.user}"))
+            self._comings.charge(who.user, now)
             online = inbound.body == b"online"
             return Step(events=(Event("presence", {"who": who.user, "kind": who.role, "online": online}),))
         if not inbound.body:  # a retained message is being taken away
             return Step()
+        speaker = self._topics.speaker(inbound.topic)
+        head = glance(inbound.body) if speaker is not None else None
+        if head is not None and speaker != (head.sender, head.type):
+            return Step(refused=Refused("message-misplaced", detail=f"{head.type} of {head.sender} on {inbound.topic}"))
         return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
 
     def _attempt(self, act: Callable[[], Step]) -> Step | None:

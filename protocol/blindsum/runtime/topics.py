@@ -159,6 +159,16 @@ class Topics:
         """Whether this principal published it: a broadcast between parties comes back to its sender."""
         return topic.startswith(f"{self.root}/px/{self.principal.id}/") if self.principal.role == "party" else False
 
+    def speaker(self, topic: str) -> tuple[str, str] | None:
+        """Who alone, and of what type alone, a signed message on `topic` can be, or None for a topic of the coordinator. Where the
+        broker keeps to the table, nobody's message can claim to be another's."""
+        match topic.removeprefix(f"{self.root}/").split("/"):
+            case ["up", _, device, kind]:
+                return f"device/{device}", kind
+            case ["px", party, _, kind]:
+                return f"party/{party}", kind
+        return None
+
     def presence_of(self, topic: str) -> Principal | None:
         """Whose presence `topic` tells, or None where it is any other topic."""
         start = f"{self.root}/st/"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from blindsum.protocol.blobs import write_blob
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import peek
+from blindsum.protocol.envelope import Head, glance, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.account import failed_records, finished_records
+from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
@@ -31,7 +32,7 @@ from blindsum.protocol.roster import (
 )
 from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.versions import upgrade_required
-from blindsum.protocol.view import TaskView, open_message, open_task
+from blindsum.protocol.view import TaskView, head_misfit, open_message, open_task
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -58,6 +59,7 @@ class CoordinatorMachine:
         self._journal, self._fetches = self._desk.journal, self._desk.fetches
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, CoordinatorRound] = {}
+        self._shares = Shares()
         self._intake = Intake(self._desk, self._conduct, self._rounds, box_private=box_private)
         self._restore()
 
@@ -138,7 +140,19 @@ class CoordinatorMachine:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
-        return self._journal.take(self._message(body, now) if peek(body) else self._intake.chunk(body, now))
+        if not peek(body):
+            return self._journal.take(self._intake.chunk(body, now))
+        head = glance(body)
+        if head is None:
+            return self._journal.take(self._unreadable(body, now))
+        if (refused := self._unwanted(head, len(body), now)) is not None:
+            return self._journal.take(refused)
+        if (heard := self._intake.heard(self._rounds[head.task], head, body)) is not None:
+            return self._journal.take(self._intake.on_again(self._rounds[head.task], heard, now))
+        step = self._journal.take(self._message(body, now))
+        if not step.writes:
+            self._shares.charge(head.sender, now)
+        return step
 
     def wake(self, now: int) -> Step:
         for round_ in self._rounds.values():
@@ -165,20 +179,33 @@ class CoordinatorMachine:
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    def _message(self, raw: bytes, now: int) -> Refused | None:
-        signed = open_message(self._trust, raw)
-        if isinstance(signed, Refused):
-            return self._intake.on_foreign(raw) or upgrade_required(self._trust, raw) or signed
-        head = signed.head
+    def _unreadable(self, raw: bytes, now: int) -> Refused:
+        refused = open_message(self._trust, raw)
+        assert isinstance(refused, Refused)
+        if refused.code != "message-version":
+            return refused
+        return self._intake.on_foreign(raw, now) or upgrade_required(self._trust, raw) or refused
+
+    def _unwanted(self, head: Head, size: int, now: int) -> Refused | None:
+        """Why a message of `size` bytes with this head would be of no use, whoever signed it."""
         round_ = self._rounds.get(head.task)
+        if (misfit := head_misfit(self._trust, head, size)) is not None:
+            return misfit
         if head.to not in ("coordinator", "all"):
             return Refused("message-misplaced", detail=f"to {head.to}")
         if round_ is None:
             return Refused("task-unknown", detail=head.task)
-        if head.type == "ask" and head.sender.startswith("party/"):
-            return self._intake.on_ask(round_, signed, now)
-        if round_.state.number != head.round:
+        if round_.state.number != head.round and not (head.type == "ask" and head.sender.startswith("party/")):
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
+        if not self._shares.left(head.sender, now):
+            return Refused("sender-over-share", detail=head.sender)
+        return None
+
+    def _message(self, raw: bytes, now: int) -> Refused | None:
+        signed = open_message(self._trust, raw)
+        if isinstance(signed, Refused):
+            return signed
+        head, round_ = signed.head, self._rounds[signed.head.task]
         handler = {
             "offer": self._intake.on_offer,
             "vote": self._intake.on_vote,

@@ -12,7 +12,7 @@ from blindsum.protocol.messages import OpeningContent, Payload
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView, TaskView
 
-__all__ = ["PHASES", "CoordinatorRound", "CoordinatorState", "Phase"]
+__all__ = ["PHASES", "CoordinatorRound", "CoordinatorState", "Heard", "Phase"]
 
 Phase = Literal["offer", "manifest", "join", "roster", "upload", "check", "vote", "open", "done", "failed"]
 PHASES: tuple[Phase, ...] = ("offer", "manifest", "join", "roster", "upload", "check", "vote", "open", "done")
@@ -46,9 +46,19 @@ class CoordinatorState(Payload, frozen=True):
 
 
 @dataclass(slots=True)
+class Heard:
+    """A join or header that was taken, for when it is said again: `index` is -1 for a join, `at` when it was answered last."""
+
+    device: str
+    digest: bytes
+    index: int
+    at: int
+
+
+@dataclass(slots=True)
 class CoordinatorRound:
-    """A `CoordinatorState` with what follows from it. `joins` maps device to (raw, Ed25519 identity); `relayed` counts the
-    headers that each party asked for."""
+    """A `CoordinatorState` with what follows from it. `joins` maps device to (raw, Ed25519 identity); `heard` is by the SHA-256 of
+    a whole message; `relayed` counts the headers that each party asked for, `served` the chunks that each device did."""
 
     base: TaskView
     state: CoordinatorState
@@ -59,6 +69,8 @@ class CoordinatorRound:
     contents: dict[int, list[OpeningContent]] = field(default_factory=dict)
     wants: dict[int, list[int]] = field(default_factory=dict)
     relayed: dict[int, int] = field(default_factory=dict)
+    served: dict[str, int] = field(default_factory=dict)
+    heard: dict[bytes, Heard] = field(default_factory=dict)
     sent_at: int = 0
     wait_ms: int = RESEND_MS
     grace_over: bool = False

@@ -8,12 +8,12 @@ from typing import Final
 
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
-from blindsum.protocol.envelope import Signed, is_name
+from blindsum.protocol.envelope import Head, Signed, is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.allowance import Allowance
 from blindsum.protocol.machines.conduct import Conduct
-from blindsum.protocol.machines.coordinatorround import CoordinatorRound
+from blindsum.protocol.machines.coordinatorround import CoordinatorRound, Heard
 from blindsum.protocol.machines.desk import Desk
 from blindsum.protocol.masks import header_fault
 from blindsum.protocol.messages import (
@@ -36,10 +36,15 @@ from blindsum.protocol.view import TaskView, opening_size_max, payload_of
 
 __all__ = ["JOINS_PER_S", "RELAYS_MAX", "Intake"]
 
-JOINS_PER_S: Final = 2_000
-"""Joins of a task that are looked at, a second, beside one for each device it may have: a certificate takes 0.2 ms to check."""
+JOINS_PER_S: Final = 500
+"""Joins of a task that are looked at and come to nothing, a second, beside one for each device it may have: a certificate takes
+0.2 ms to check."""
 RELAYS_MAX: Final = 16
-"""How often, in all, a party may be sent the headers of a round that it lacks."""
+"""How often, in all, a party may be sent the headers of a round that it lacks, and a device the blobs that it asks for."""
+UPGRADES_PER_S: Final = 50
+"""Devices of another protocol version that are told so, a second; anybody can make such a message."""
+AGAIN_MS: Final = RESEND_MS // 2
+"""A message that is said again sooner than this after it was answered is not answered: nobody honest is in such haste."""
 
 
 class Intake:
@@ -54,8 +59,31 @@ class Intake:
         self._box_private = box_private
         self.openings: dict[bytes, tuple[str, bytes]] = {}
         self._joins: dict[str, Allowance] = {}
+        self._upgrades = Allowance(burst=20 * UPGRADES_PER_S, per_s=UPGRADES_PER_S, now=0)
 
-    def on_foreign(self, raw: bytes) -> Refused | None:
+    def heard(self, round_: CoordinatorRound, head: Head, raw: bytes) -> Heard | None:
+        """What `raw` was when it came before, byte for byte, and was taken."""
+        if head.type not in ("join", "header"):
+            return None
+        heard = round_.heard.get(hashlib.sha256(raw).digest())
+        return heard if heard is not None and heard.device in round_.joins else None
+
+    def on_again(self, round_: CoordinatorRound, heard: Heard, now: int) -> Refused | None:
+        """A join or header that was taken is here once more: its receipt may have been lost."""
+        if abs(now - heard.at) < AGAIN_MS:
+            return Refused("message-repeated", detail=heard.device)
+        heard.at = now
+        view, bodies = round_.view, round_.bodies
+        assert view is not None
+        if heard.index < 0:
+            self._desk.receipt(view, heard.device, heard.digest, "held", "")
+        elif bodies is not None and heard.index in bodies.complete:
+            self._desk.receipt(view, heard.device, heard.digest, "complete", "")
+        elif round_.state.phase != "upload":
+            self._desk.receipt(view, heard.device, heard.digest, "refused", "upload-late")
+        return None
+
+    def on_foreign(self, raw: bytes, now: int) -> Refused | None:
         """A device that speaks another version is told so in this one. (Its signature tells nothing: keys come with joins.)"""
         found = foreign(raw)
         if found is None or found.fleet != self._desk.trust.fleet or not found.sender.startswith("device/"):
@@ -63,7 +91,8 @@ class Intake:
         device, round_ = found.sender.removeprefix("device/"), self._rounds.get(found.task)
         if not is_name(device) or round_ is None or round_.view is None:
             return None
-        self._desk.receipt(round_.view, device, found.digest, "refused", UPGRADE_REQUIRED)
+        if self._upgrades.take(now):
+            self._desk.receipt(round_.view, device, found.digest, "refused", UPGRADE_REQUIRED)
         return Refused(UPGRADE_REQUIRED, detail=f"{found.sender} speaks version {found.version}")
 
     def on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
@@ -146,7 +175,9 @@ class Intake:
         if len(round_.joins) >= round_.base.task.devices_max:
             self._desk.receipt(view, device, digest, "refused", "cohort-full")
             return Refused("cohort-full", detail=device)
+        allowance.give_back()
         round_.joins[device] = (signed.raw, identity)
+        round_.heard[hashlib.sha256(signed.raw).digest()] = Heard(device, digest, -1, now)
         self._desk.journal.put(f"round/{view.name}/join/{device}", signed.raw)
         self._desk.receipt(view, device, digest, "held", "")
         self._desk.journal.event("join", task=view.name, round=view.number, device=device)
@@ -201,6 +232,7 @@ class Intake:
             # one of the two has copied the other's; which one shows no signature
             self._desk.receipt(view, device, signed.digest, "refused", "header-foreign")
             return Refused("header-foreign", detail=device)
+        round_.heard[hashlib.sha256(signed.raw).digest()] = Heard(device, signed.digest, header.index, now)
         self._desk.journal.event("header", task=view.name, round=view.number, device=device)
         for fetch in list(self._desk.fetches.due(now)):
             self.ask(fetch, now)
@@ -218,8 +250,13 @@ class Intake:
         ref = self._desk.served.get(ask.blob)
         if ref is None:
             return Refused("blob-unknown", detail=sender)
-        missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))
-        self._desk.journal.send_chunks(sender, ask.blob, missing[: ask.window])
+        missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))[: ask.window]
+        if sender.startswith("device/"):
+            served = round_.served.get(sender, 0) + len(missing)
+            if served > RELAYS_MAX * sum(each.count for each in self._desk.served.values()):
+                return Refused("relays-too-many", sender)
+            round_.served[sender] = served
+        self._desk.journal.send_chunks(sender, ask.blob, missing)
         return None
 
     def on_check(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:

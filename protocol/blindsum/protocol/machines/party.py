@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import Fetch
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import Signed, peek
+from blindsum.protocol.envelope import Head, Signed, glance, peek
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair
+from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.memory import Memory
 from blindsum.protocol.machines.partyclosing import PartyClosing
 from blindsum.protocol.machines.partydesk import PartyDesk
@@ -42,6 +43,7 @@ from blindsum.protocol.roster import (
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import (
     TaskView,
+    head_misfit,
     open_message,
     open_task,
     payload_of,
@@ -92,12 +94,23 @@ class PartyMachine:
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, PartyRound] = {}
+        self._shares = Shares()
         self._restore()
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
-        return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
+        if not peek(body):
+            return self._journal.take(self._chunk(body, now))
+        head = glance(body)
+        if head is None or head.sender == "coordinator":
+            return self._journal.take(self._message(body, now))
+        if (refused := self._unwanted(head, len(body), now)) is not None:
+            return self._journal.take(refused)
+        step = self._journal.take(self._message(body, now))
+        if not step.writes:
+            self._shares.charge(head.sender, now)
+        return step
 
     def wake(self, now: int) -> Step:
         for task, round_ in list(self._rounds.items()):
@@ -125,6 +138,21 @@ class PartyMachine:
         return self._journal.take()
 
     # -- messages -------------------------------------------------------------------------------------------------
+
+    def _unwanted(self, head: Head, size: int, now: int) -> Refused | None:
+        """Why a message of `size` bytes with this head, which is not the coordinator's, would be of no use, whoever signed it."""
+        round_ = self._rounds.get(head.task)
+        if (misfit := head_misfit(self._trust, head, size)) is not None:
+            return misfit
+        if head.type != "header" or head.to not in ("all", "parties", f"party/{self._number}"):
+            return Refused("message-misplaced", detail=f"{head.type} to {head.to}")
+        if head.task not in self._bases:
+            return Refused("task-unknown", detail=head.task)
+        if round_ is None or round_.state.number != head.round:
+            return Refused("round-stale", detail=f"{head.type} of round {head.round}")
+        if not self._shares.left(head.sender, now):
+            return Refused("sender-over-share", detail=head.sender)
+        return None
 
     def _message(self, raw: bytes, now: int) -> Refused | None:
         signed = open_message(self._trust, raw)
