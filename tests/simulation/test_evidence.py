@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from blindsum.protocol.codec import decode, encode, encode_chunk
+from blindsum.protocol.envelope import message_digest
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX, EVIDENCE_SIZE_MAX
 from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, RosterAnnouncement, Vote, chunk_key
 from blindsum.protocol.transcript import verify, write_records
-from blindsum.protocol.view import digest_of
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
 from blindsum.testing.forgery import (
     altered,
@@ -56,7 +56,7 @@ def another_beacon(world: World) -> None:
     world.until("join")
     world.stop("party/2")
     world.until("roster")
-    proposed = digest_of(world.fleet.trust, world.round.state.roster_proposal)
+    proposed = message_digest(world.round.state.roster_proposal)
     world.give("coordinator", vote(world, 2, "roster", proposed, beacon=bytes(32)))
 
 

@@ -42,6 +42,8 @@ class DecodeError(ValueError):
 
 def encode(value: object) -> bytes:
     """The one encoding of `value`: ints, bytes, str, bool, None, lists, maps and `msgspec.Struct`s (as maps of their fields)."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value, builtin_types=(bytes,))
     return cbor2.dumps(value, canonical=True, default=_encode_struct)
 
 

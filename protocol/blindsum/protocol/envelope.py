@@ -18,7 +18,17 @@ from blindsum.protocol.keys import sign_verify
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["NAME_SIZE_MAX", "Head", "Signed", "glance", "is_name", "open_envelope", "peek", "seal_envelope"]
+__all__ = [
+    "NAME_SIZE_MAX",
+    "Head",
+    "Signed",
+    "glance",
+    "is_name",
+    "message_digest",
+    "open_envelope",
+    "peek",
+    "seal_envelope",
+]
 
 COSE_SIGN1: Final = b"\xd2"
 """Tag 18, before the array of four."""
@@ -111,6 +121,12 @@ def glance(raw: bytes) -> Head | None:
         return _head(raw[at : at + size]) if size <= HEAD_SIZE_MAX else None
     except DecodeError:
         return None
+
+
+def message_digest(raw: bytes) -> bytes:
+    """`Signed.digest` of a message that one has made or checked oneself."""
+    protected, _, body, _ = decode(raw[1:])
+    return hashlib.sha256(_tbs(protected, body)).digest()
 
 
 def peek(raw: bytes) -> bool:

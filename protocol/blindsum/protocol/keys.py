@@ -51,6 +51,7 @@ __all__ = [
     "edge_keypair",
     "edge_private",
     "equal",
+    "expander",
     "key_usable",
     "public_of",
     "sign_verify",
@@ -68,6 +69,11 @@ CERTIFICATE_SIZE_MAX: Final = 1024
 LABEL: Final = "blindsum/1 "
 _PROBE: Final = bytes(31) + b"\x40"
 
+_sha256 = hashlib.sha256
+_INNER, _OUTER = (bytes(octet ^ pad for octet in range(256)) for pad in (0x36, 0x5C))
+_INNER_REST, _OUTER_REST = (bytes([pad]) * HASH_SIZE for pad in (0x36, 0x5C))
+_EXTRACT_INNER, _EXTRACT_OUTER = 2 * _INNER_REST, 2 * _OUTER_REST
+
 _BOX = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 
 
@@ -83,11 +89,22 @@ def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes
 
 def deriver(secret: bytes, label: str, *context: object, more: int) -> Callable[..., bytes]:
     """derive(secret, label, *context, *rest) as a function of `more` values `rest`: what does not change is reckoned once."""
-    prk = hmac.digest(bytes(HASH_SIZE), secret, "sha256")
-    start = _info(label, context, more)
+    inner, outer = _hmac_blocks(_hkdf_extract(secret))
+    start = inner + _info(label, context, more)
 
     def made(*rest: int) -> bytes:
-        return hmac.digest(prk, start + b"".join(map(_int, rest)) + b"\x01", "sha256")
+        message = start + b"".join(map(_atom, rest)) + b"\x01"
+        return _sha256(outer + _sha256(message).digest()).digest()
+
+    return made
+
+
+def expander(label: str, *context: object, more: int, size: int = 32) -> Callable[..., bytes]:
+    """derive(secret, label, *context, *rest, size=size) as a function of `secret` and `more` values `rest`."""
+    start = _info(label, context, more)
+
+    def made(secret: bytes, *rest: int) -> bytes:
+        return _hkdf(secret, start + b"".join(map(_atom, rest)), size)
 
     return made
 
@@ -99,14 +116,14 @@ def equal(left: bytes, right: bytes) -> bool:
 
 def _info(label: str, context: Sequence[object], more: int = 0) -> bytes:
     """encode([LABEL + label, *context]), item by item; with `more` above 0 all but the last so many of such a list."""
-    return _label(label, 1 + len(context) + more) + b"".join(
-        b"\x58\x20" + each
-        if type(each) is bytes and len(each) == HASH_SIZE
-        else _int(each)
-        if type(each) is int
-        else encode(each)
-        for each in context
-    )
+    out = [_label(label, 1 + len(context) + more)]
+    for each in context:
+        kind = type(each)
+        if kind is bytes and len(each) == HASH_SIZE:  # type: ignore[arg-type]
+            out += b"\x58\x20", each  # type: ignore[arg-type]
+        else:
+            out.append(_atom(each) if kind is int or kind is str else encode(each))
+    return b"".join(out)
 
 
 @lru_cache(maxsize=256)
@@ -115,19 +132,34 @@ def _label(label: str, items: int) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _int(value: int) -> bytes:
+def _atom(value: object) -> bytes:
     return encode(value)
 
 
 def _hkdf(secret: bytes, info: bytes, size: int) -> bytes:
     """RFC 5869 with SHA-256 and no salt."""
-    prk = hmac.digest(bytes(HASH_SIZE), secret, "sha256")
-    out, block, counter = b"", b"", 0
+    inner, outer = _hmac_blocks(_hkdf_extract(secret))
+    out = block = _sha256(outer + _sha256(inner + info + b"\x01").digest()).digest()
+    counter = 1
     while len(out) < size:
         counter += 1
-        block = hmac.digest(prk, block + info + bytes([counter]), "sha256")
+        block = _sha256(outer + _sha256(inner + block + info + bytes([counter])).digest()).digest()
         out += block
     return out[:size]
+
+
+# HMAC (RFC 2104) is written out, in two hashes: `hmac.digest` has OpenSSL look its algorithm up in each call, four times the
+# work of hashing messages as short as these.
+
+
+def _hkdf_extract(secret: bytes) -> bytes:
+    """HMAC of `secret` under a key of zeros."""
+    return _sha256(_EXTRACT_OUTER + _sha256(_EXTRACT_INNER + secret).digest()).digest()
+
+
+def _hmac_blocks(key: bytes) -> tuple[bytes, bytes]:
+    """What the inner and the outer hash begin with under a key of 32 bytes."""
+    return key.translate(_INNER) + _INNER_REST, key.translate(_OUTER) + _OUTER_REST
 
 
 # -- pairwise keys ----------------------------------------------------------------------------------------------------
@@ -238,8 +270,8 @@ def chunk_open(key: bytes, blob: bytes, index: int, sealed: bytes) -> bytes | No
 # -- signatures and certificates --------------------------------------------------------------------------------------
 
 
-def public_of(key: Ed25519PrivateKey) -> bytes:
-    """The 32-byte Ed25519 public key."""
+def public_of(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
+    """The 32-byte public key."""
     return key.public_key().public_bytes_raw()
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from blindsum.protocol.codec import encode
-from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal
+from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal, expander
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
 from blindsum.protocol.prg import SUITES, apply
 from blindsum.protocol.ring import pack, reduce, zeros
@@ -79,11 +80,11 @@ def edge_secret(
     shared = agree(private, roster.keys[theirs])
     if shared is None:
         return None
-    return derive(shared, "edge", view.digest, roster.digest, min(mine, theirs), max(mine, theirs))
+    return _edge_expander(view.digest, roster.digest)(shared, min(mine, theirs), max(mine, theirs))
 
 
 def edge_stream(view: RoundView, secret: bytes) -> bytes:
-    return derive(secret, "edge-mask", view.digest, size=SUITES[view.task.suite])
+    return _stream_expander(view.digest, SUITES[view.task.suite])(secret)
 
 
 def edge_check(view: RoundView, secret: bytes) -> bytes:
@@ -104,6 +105,16 @@ def box_info(view: RoundView, roster: RosterView, index: int, party: int) -> byt
     return encode(["blindsum/1 box", view.digest, roster.digest, index, party])
 
 
+@lru_cache(maxsize=4)
+def _edge_expander(view: bytes, roster: bytes) -> Callable[..., bytes]:
+    return expander("edge", view, roster, more=2)
+
+
+@lru_cache(maxsize=4)
+def _stream_expander(view: bytes, size: int) -> Callable[..., bytes]:
+    return expander("edge-mask", view, more=0, size=size)
+
+
 # -- device -----------------------------------------------------------------------------------------------------------
 
 
@@ -112,13 +123,13 @@ def mask_upload(
     roster: RosterView,
     *,
     index: int,
-    private: bytes,
+    private: bytes | X25519PrivateKey,
     lanes: Lanes,
     random: Random,
     seal: Seal,
     threads: int = 1,
 ) -> Upload:
-    """Mask `lanes` (ring elements, changed in place) for device `index` and make its header. `private` is its X25519 key of the
+    """Mask `lanes` (ring elements, changed in place) for device `index` and make its header. `private` is its key of the
     round. Raises ValueError where a neighbour's key is a small-order point (the parties vouched for a bad roster)."""
     base = view.base
     self_seeds = deal(random, len(base.self_subsets))
@@ -126,13 +137,13 @@ def mask_upload(
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
     pads = [deriver(seed, "cap", view.digest, roster.digest, index, more=2) for seed in cap_seeds]
     edges: list[bytes] = []
-    own = edge_private(private)
+    own = edge_private(private) if isinstance(private, bytes) else private
     for other in roster.neighbours(index):
         secret = edge_secret(view, roster, own, index, other)
         if secret is None:
             raise ValueError(f"device {other} of the roster has an unusable key")
         streams.append((edge_stream(view, secret), 1 if index < other else -1))
-        cap = combine(secret, (pad(other, subset) for subset, pad in enumerate(pads)))
+        cap = combine(secret, [pad(other, subset) for subset, pad in enumerate(pads)])
         edges.append(cap + edge_check(view, secret))
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)

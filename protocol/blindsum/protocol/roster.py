@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,6 +59,11 @@ class RosterView:
     @cached_property
     def graph(self) -> Graph:
         return adjacency(self.size, self.degree, self.digest)
+
+    def index_of(self, device: str) -> int | None:
+        """The index of a device, None where it is not in the roster."""
+        place = bisect_left(self.devices, device)
+        return place if self.devices[place : place + 1] == (device,) else None
 
     def neighbours(self, index: int) -> tuple[int, ...]:
         return self.graph.neighbours(index)

@@ -47,8 +47,9 @@ def xor(left: bytes, right: bytes) -> bytes:
 
 def combine(value: bytes, pads: Iterable[bytes]) -> bytes:
     """`value` XOR every pad: a pairwise key to its cap, and, with the same pads, a cap to its pairwise key."""
-    total = int.from_bytes(value, "big")
+    size, number = len(value), int.from_bytes
+    total = number(value, "big")
     for pad in pads:
-        assert len(pad) == len(value), "xor of different lengths"
-        total ^= int.from_bytes(pad, "big")
-    return total.to_bytes(len(value), "big")
+        assert len(pad) == size, "xor of different lengths"
+        total ^= number(pad, "big")
+    return total.to_bytes(size, "big")

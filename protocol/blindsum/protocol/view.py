@@ -42,7 +42,6 @@ __all__ = [
     "RoundView",
     "TaskView",
     "count_votes",
-    "digest_of",
     "expect",
     "head_misfit",
     "open_manifest",
@@ -100,13 +99,6 @@ def head_misfit(trust: Trust, head: Head, size: int) -> Refused | None:
     if role not in ("any", head.sender.split("/")[0]):
         return Refused("sender-wrong-role", detail=f"{head.type} from {head.sender}")
     return None
-
-
-def digest_of(trust: Trust, raw: bytes) -> bytes:
-    """The digest of a message that was checked when it was stored."""
-    signed = open_message(trust, raw)
-    assert isinstance(signed, Signed), signed
-    return signed.digest
 
 
 @shared(64, lambda signed, kind: (signed.raw, kind))

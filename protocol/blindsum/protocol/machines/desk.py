@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import Fetches, read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import Head, Signed, seal_envelope
+from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.journal import Journal
@@ -72,7 +72,7 @@ class Desk:
         return signed
 
     def digest(self, raw: bytes) -> bytes:
-        return self.signed(raw).digest
+        return message_digest(raw)
 
     def payload(self, raw: bytes) -> object:
         return self.signed(raw).payload

@@ -20,9 +20,9 @@ import numpy as np
 
 from blindsum.protocol.blobs import RESEND_MS, Fetches, bits_set, read_blob, write_blob
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import Head, Signed, peek, seal_envelope
+from blindsum.protocol.envelope import Head, Signed, message_digest, peek, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.keys import SEED_SIZE, edge_keypair
+from blindsum.protocol.keys import SEED_SIZE, edge_private, public_of
 from blindsum.protocol.machines.deviceround import (
     DeviceIdentity,
     DeviceRound,
@@ -41,7 +41,6 @@ from blindsum.protocol.versions import upgrade_required
 from blindsum.protocol.view import (
     CLOCK_SKEW_MAX_MS,
     RoundView,
-    digest_of,
     open_message,
     payload_of,
 )
@@ -123,12 +122,13 @@ class DeviceMachine:
             return self._journal.take()
         roster = round_.roster
         assert roster is not None
-        index = roster.devices.index(self._identity.name)
+        index = roster.index_of(self._identity.name)
+        assert index is not None
         upload = mask_upload(
             round_.view,
             roster,
             index=index,
-            private=round_.state.key,
+            private=round_.key(),
             lanes=lanes,
             random=self._random,
             seal=self._seal,
@@ -138,8 +138,9 @@ class DeviceMachine:
         self._journal.write(write_blob(upload.header.body, upload.chunks))
         self._forget_inputs(round_)
         self._save(round_, phase="uploading", key=b"", header=raw)
-        self._send(round_, "header", raw, now)
         body = upload.header.body
+        round_.own, round_.header_digest, round_.body = None, message_digest(raw), body
+        self._send(round_, "header", raw, now)
         if roster.size <= PUSH_DEVICES_MAX:
             self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
         facts = {"bytes": body.size + len(raw), "devices": roster.size, "neighbours": len(roster.neighbours(index))}
@@ -219,8 +220,9 @@ class DeviceMachine:
             return None
         if current is not None:
             self._leave(task, "round-abandoned", code="superseded")
-        private, public = edge_keypair(self._random(SEED_SIZE))
-        join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public)
+        private = self._random(SEED_SIZE)
+        own = edge_private(private)
+        join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public_of(own))
         raw = self._sign(view, "join", join)
         state = DeviceState(
             number=number,
@@ -232,7 +234,7 @@ class DeviceMachine:
             roster=b"",
             header=b"",
         )
-        round_ = DeviceRound(state, view, digest_of(self._trust, raw))
+        round_ = DeviceRound(state, view, message_digest(raw), own=own)
         self._rounds[task] = round_
         self._save(round_)
         self._send(round_, "join", raw, now)
@@ -334,11 +336,11 @@ class DeviceMachine:
         if isinstance(roster, Refused):
             self._leave(view.name, "round-abandoned", code=roster.code)
             return None
-        name = self._identity.name
-        if name not in roster.devices:
+        index = roster.index_of(self._identity.name)
+        if index is None:
             self._leave(view.name, "round-abandoned", code="not-selected")
             return None
-        if roster.keys[roster.devices.index(name)] != edge_keypair(state.key)[1]:
+        if roster.keys[index] != public_of(round_.key()):
             self._leave(view.name, "round-abandoned", code="roster-key-differs")
             return None
         if roster.survivors_min < self._floor.cohort_min:
@@ -420,8 +422,6 @@ class DeviceMachine:
         round_.state = DeviceState(**{**fields, **changes})
         if "phase" in changes:
             round_.sent_at, round_.wait_ms = 0, RESEND_MS
-        if "header" in changes:
-            round_.index_header()
         self._journal.put(f"state/{round_.view.name}", encode(round_.state))
 
     def _restore(self) -> None:
@@ -433,7 +433,7 @@ class DeviceMachine:
                 continue
             view = open_announcement(self._trust, signed)
             assert isinstance(view, RoundView)
-            round_ = DeviceRound(state, view, digest_of(self._trust, state.join))
+            round_ = DeviceRound(state, view, message_digest(state.join))
             self._rounds[task] = round_
             round_.restore(self._journal)
             if state.phase == "joined":

@@ -9,6 +9,7 @@ from blindsum.protocol.blobs import RESEND_MS, read_blob
 from blindsum.protocol.codec import convert, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import Refused
+from blindsum.protocol.keys import edge_private
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
@@ -19,6 +20,7 @@ from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_m
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 __all__ = ["DeviceIdentity", "DeviceRound", "DeviceState", "Floor", "open_announcement"]
 
@@ -55,7 +57,7 @@ class DeviceState(Secret, Payload, frozen=True):
 
 @dataclass(slots=True, repr=False)
 class DeviceRound(Secret):
-    """A `DeviceState` with what follows from it."""
+    """A `DeviceState` with what follows from it. `own` is its key, made ready; it goes with it."""
 
     state: DeviceState
     view: RoundView
@@ -65,6 +67,7 @@ class DeviceRound(Secret):
     roster_hash: bytes = b""
     header_digest: bytes = b""
     body: BlobRef | None = None
+    own: X25519PrivateKey | None = None
     sent_at: int = 0
     wait_ms: int = RESEND_MS
 
@@ -103,6 +106,12 @@ class DeviceRound(Secret):
             opened = open_roster(self.view, entries, self.roster_hash)
             assert isinstance(opened, RosterView)
             self.roster = opened
+
+    def key(self) -> X25519PrivateKey:
+        """The key of the round, while there is one."""
+        if self.own is None:
+            self.own = edge_private(self.state.key)
+        return self.own
 
     def index_header(self) -> None:
         """Derive what follows from the header in `state`."""

@@ -13,6 +13,7 @@ from blindsum.protocol.secret import Secret
 
 __all__ = ["Journal", "evidence_key"]
 
+NOTHING: Final = Step()
 EVIDENCE_MAX: Final = 256
 """Pieces of evidence kept of one task; of further ones there is the event alone."""
 EVIDENCE_SIZE_MAX: Final = 1 << 26
@@ -91,6 +92,8 @@ class Journal(Secret):
         return Refused(code, culprit)
 
     def take(self, refused: Refused | None = None) -> Step:
+        if refused is None and not (self._pending or self._messages or self._events):
+            return NOTHING
         step = Step(
             tuple(Write(key, value) for key, value in self._pending.items()),
             tuple(self._messages),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -41,6 +42,9 @@ BYTES_MAX: Final = BLOB_CHUNKS_MAX * CHUNK_SIZE_MAX
 DEVICES_MAX: Final = 100_000
 PARTIES_MAX: Final = 10
 
+IDS_MAX: Final = 256
+"""Blob references whose ids are remembered: a role asks for the id of the same few again and again."""
+
 Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -74,7 +78,7 @@ class BlobRef(Payload, frozen=True):
     @property
     def id(self) -> bytes:
         """The blob's name, which commits to every byte of it."""
-        return digest("blob", self.size, self.chunk_size, self.digests)
+        return _blob_id(self.size, self.chunk_size, self.digests)
 
     def accepts(self, index: int, data: bytes) -> bool:
         """Whether `data` is chunk `index`."""
@@ -96,6 +100,11 @@ def chunks_of(data: bytes, chunk_size: int = CHUNK_SIZE) -> tuple[BlobRef, list[
 def chunk_key(blob: bytes, index: int) -> str:
     """Where a chunk lives in a role's store."""
     return f"blob/{blob.hex()}/{index:06d}"
+
+
+@lru_cache(maxsize=IDS_MAX)
+def _blob_id(size: int, chunk_size: int, digests: bytes) -> bytes:
+    return digest("blob", size, chunk_size, digests)
 
 
 @shared(16, lambda data: data)
