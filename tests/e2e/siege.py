@@ -19,8 +19,9 @@ from tests.e2e.smallfleet import SmallFleet
 
 ROLES = ("coordinator", "party-1", "party-2", "party-3", "party-4", "host-0", "broker")
 PHASES = ("offer", "manifest", "join", "roster", "upload", "check", "vote", "open", "done")
-QUIET_S = (0.0, 1.5)
-"""From when the killed role is back at the broker to the next kill. A slow machine so has as much peace as a fast one."""
+QUIET_S = 1.5
+"""At most this long from when the killed role is back at the broker to the next kill. A slow machine so has as much peace as a
+fast one."""
 AIM_S = (0.0, 0.05)
 """How long after a phase began the kill comes that waits for one."""
 PATIENCE_S = 20.0
@@ -82,15 +83,18 @@ class Listener:
 
 
 class Siege:
-    """Kills a role of `fleet` again and again; `kill_broker` kills its broker and starts it again. `lay` returns when `kills` have
-    been made and the round after the last is over."""
+    """Kills a role of `fleet` again and again, each time after at most `quiet_s` of peace; `kill_broker` kills its broker and
+    starts it again. `lay` returns when `kills` have been made and the round after the last is over."""
 
-    def __init__(self, fleet: SmallFleet, seed: int, kill_broker: Callable[[], None]) -> None:
+    def __init__(
+        self, fleet: SmallFleet, seed: int, kill_broker: Callable[[], None], *, quiet_s: float = QUIET_S
+    ) -> None:
         self.fleet = fleet
         self.kills: Counter[tuple[str, str]] = Counter()
         self.accepted: defaultdict[int, set[str]] = defaultdict(set)
         self._dice = random.Random(seed)
         self._kill_broker = kill_broker
+        self._quiet_s = quiet_s
         self._phase = "done"
         self._away = ""
         self._aim = ""
@@ -142,7 +146,7 @@ class Siege:
         self._since = time.monotonic()
         self._away = ""
         self._aim = self._dice.choice(PHASES[:-1]) if self._dice.random() < 0.5 else ""
-        self._at = self._since + self._dice.uniform(*QUIET_S)
+        self._at = self._since + self._dice.uniform(0.0, self._quiet_s)
 
     def _kill(self) -> None:
         role = self._dice.choice(ROLES)

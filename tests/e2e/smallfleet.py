@@ -45,6 +45,8 @@ class SmallFleet:
     failed: dict[int, str] = field(default_factory=dict)
     transcripts: dict[int, Path] = field(default_factory=dict)
     over: bool = False
+    at_rest: bool = False
+    """The coordinator's last phase was the end of a round."""
 
     def start(self) -> None:
         """The coordinator comes last, when the devices are there: on a busy machine their start takes longer than joining."""
@@ -91,6 +93,9 @@ class SmallFleet:
             self.refused[name, event["code"]] += event.get("count", 1) + 1 >> 1  # told at the 1st, 2nd, 4th, 8th…
         if name != "coordinator":
             return
+        if kind == "phase":
+            self.at_rest = event["phase"] == "failed"
+        self.at_rest = self.at_rest or kind == "transcript"
         if kind == "round-finished" and event["round"] not in self.finished:
             self.finished.append(event["round"])
         elif kind == "round-failed":

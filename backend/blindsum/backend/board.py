@@ -236,6 +236,17 @@ _RECALLED: Final = frozenset({"phase", "left-out", "round-finished", "round-fail
 
 _NOTED: Final = frozenset(
     {"round-finished", "round-failed", "fault", "evidence", "left-out", "complaint", "undeliverable", "disconnected"}
-    | {"connected", "opened", "round-over", "stopped", "task", "task-finished", "task-refused", "web"}
+    | {
+        "connected",
+        "opened",
+        "round-over",
+        "stopped",
+        "task",
+        "task-finished",
+        "task-refused",
+        "web",
+        "rolled-back",
+        "rollback-refused",
+    }
 )
 """Events that people want to read; the rest is only counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from blindsum.protocol.errors import BlindsumError
 
-__all__ = ["EXIT_ERROR", "EXIT_INVALID", "Json", "fail", "show"]
+__all__ = ["EXIT_ERROR", "EXIT_INVALID", "Json", "coordinator_of", "fail", "show"]
 
 EXIT_INVALID = 1
 """The answer is no: a transcript that does not verify, a kit that is not fit."""
@@ -20,6 +21,11 @@ EXIT_ERROR = 2
 """The job could not be done; the error says why and what to do."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+
+
+def coordinator_of(folder: Path) -> Path:
+    """The coordinator's kit: in the folder that `init` made, or the folder itself."""
+    return folder if (folder / "coordinator.toml").exists() else folder / "coordinator"
 
 
 def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.backend.notices import Notices
+from blindsum.backend.registry import rollback_model, rollback_of
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
 from blindsum.backend.witness import Witness
@@ -109,6 +110,7 @@ class _Rounds:
         self._tasks: dict[str, TaskControl] = {}
         self._over: set[str] = set()
         self._refused: set[str] = set()
+        self._rollbacks: dict[str, bytes] = {}
         self._notices = Notices(kit, driver, reporter)
         self._looked = -LOOK_S
 
@@ -142,7 +144,9 @@ class _Rounds:
                 continue
             if self._tasks.get(name) != control:
                 self._tasks[name] = control
-                self._reporter.line("task", task=name, state=control.state, pause_s=control.pause_s)
+                self._call(lambda machine, _now, n=name, c=control: machine.stage(n, c.permille))  # type: ignore[misc]
+                facts = {"state": control.state, "pause_s": control.pause_s, "stage": control.stage}
+                self._reporter.line("task", task=name, **facts)
 
     def _advance(self, task: str) -> None:
         control, state = self._tasks[task], self._call(lambda machine, _now: _state(machine, task))
@@ -152,6 +156,7 @@ class _Rounds:
                 return
             if not transcript_path(self._kit, task, number, failed=phase == "failed").exists():
                 self._write_transcript(task, number, failed=phase == "failed")
+            self._roll_back(task)
             if now_ms() < since + control.pause_s * 1e3:
                 return
         if control.state != "running":
@@ -163,6 +168,18 @@ class _Rounds:
                 raise
             self._over.add(task)
             self._reporter.line("task-finished", task=task)
+
+    def _roll_back(self, task: str) -> None:
+        """Go back to an earlier model where the operator has signed so since the last look."""
+        raw = rollback_of(self._kit, task)
+        if self._rollbacks.get(task, b"") == raw:
+            return
+        self._rollbacks[task] = raw
+        try:
+            model = rollback_model(self._kit, task)
+            self._call(lambda machine, _now: machine.roll_back(raw, model=model))
+        except BlindsumError as error:
+            self._reporter.line("rollback-refused", task=task, code=error.code, detail=error.detail)
 
     def _write_transcript(self, task: str, number: int, *, failed: bool) -> None:
         records = self._call(lambda machine, _now: list(machine.records(task)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
-from blindsum.backend.tasks import Plan, TaskFiles, read_task, sign_task, task_place
+from blindsum.backend.tasks import Plan, TaskFiles, read_task, sign_task, task_place, transcripts
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import Derived
@@ -40,10 +39,9 @@ def question(kit: Path, name: str) -> Query:
 def answers(kit: Path, name: str) -> dict[int, Answer]:
     """What each finished round of a query answered, by round, from a coordinator's kit. Raises as `question`."""
     view, query, found = read_task(kit, name).view, question(kit, name), {}
-    for path in sorted((kit / "transcripts").glob(f"{name}-[0-9]*.blindsum")):
-        if number := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.stem):
-            sums = exact_sums(view, unpack(view.segments, read_records(read_file(path))["sum"][0])).tolist()
-            found[int(number[1])] = answer_of(query, sums)
+    for number, path in transcripts(kit, name).items():
+        sums = exact_sums(view, unpack(view.segments, read_records(read_file(path))["sum"][0])).tolist()
+        found[number] = answer_of(query, sums)
     return found
 
 

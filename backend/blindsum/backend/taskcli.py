@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blindsum.backend.console import Json, show
+from blindsum.backend.console import Json, coordinator_of, show
 
 __all__ = ["task_app"]
 
@@ -107,16 +107,17 @@ def task_list(folder: Fleet, as_json: Json = False) -> None:
     """All tasks: state, rounds that have a transcript, parameters."""
     from blindsum.backend.tasks import read_task, task_names
 
-    kit = _coordinator(folder)
+    kit = coordinator_of(folder)
     rows = [_summary(read_task(kit, name)) for name in task_names(kit)]
     if as_json:
         show({"tasks": rows}, as_json=True)
         return
-    table = Table("task", "state", "pause", "last round", "of", "parameters", "devices")
+    table = Table("task", "state", "pause", "stage", "last round", "of", "parameters", "devices")
     for row in rows:
         cells = (
             row["state"],
             f"{row['pause_s']:g} s",
+            f"{row['stage']:g} %",
             row["last_round"],
             row["rounds"],
             row["parameters"],
@@ -131,7 +132,7 @@ def task_show(folder: Fleet, name: Name, as_json: Json = False) -> None:
     """One task: what the operator signed, and what was derived from its threat model."""
     from blindsum.backend.tasks import read_task
 
-    found = read_task(_coordinator(folder), name)
+    found = read_task(coordinator_of(folder), name)
     show(_summary(found), as_json=as_json, title=name)
     if not as_json:
         print(found.derived.describe())
@@ -166,16 +167,40 @@ def task_schedule(
     _control(folder, name, as_json, pause_s=pause_s)
 
 
+@task_app.command("stage", epilog="Example: blindsum task stage my-fleet fraud 10")
+def task_stage(
+    folder: Fleet,
+    name: Name,
+    percent: Annotated[float, typer.Argument(help="Share of the devices that may take part; 100 for all.")],
+    as_json: Json = False,
+) -> None:
+    """Let a task run with a share of the devices, always the same ones; more of them, or fewer, with another share."""
+    _control(folder, name, as_json, stage=percent)
+
+
+@task_app.command("rollback", epilog="Example: blindsum task rollback my-fleet fraud --round 12")
+def task_rollback(
+    folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
+    name: Name,
+    number: Annotated[int, typer.Option("--round", help="Go on from the model that this round made; 0: the first.")],
+    as_json: Json = False,
+) -> None:
+    """Take a paused task back to an earlier model, signed by the operator. 'task resume' then goes on from it."""
+    from blindsum.backend.provision import FleetFolder
+    from blindsum.backend.registry import roll_back
+
+    made = FleetFolder(folder)
+    target = roll_back(made.operator, made.coordinator, name, number)
+    figures = {"task": name, "round": number, "model": target.model if target else "the task's own"}
+    show(figures, as_json=as_json, title="Rolled back; a coordinator that is running takes it up by itself")
+
+
 def _control(folder: Path, name: str, as_json: bool, **changes: Any) -> None:
     from blindsum.backend.tasks import change_control, read_task
 
-    kit = _coordinator(folder)
+    kit = coordinator_of(folder)
     change_control(kit, name, **changes)
     show(_summary(read_task(kit, name)), as_json=as_json, title=name)
-
-
-def _coordinator(folder: Path) -> Path:
-    return folder if (folder / "coordinator.toml").exists() else folder / "coordinator"
 
 
 def _summary(found: Any) -> dict[str, Any]:
@@ -184,6 +209,7 @@ def _summary(found: Any) -> dict[str, Any]:
         "task": found.view.name,
         "state": found.control.state,
         "pause_s": found.control.pause_s,
+        "stage": found.control.stage,
         "last_round": found.last_round,
         "rounds": task.rounds_max,
         "parameters": sum(segment.length for segment in task.segments if segment.codec == "quantised"),

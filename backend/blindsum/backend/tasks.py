@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -58,6 +59,7 @@ __all__ = [
     "task_names",
     "task_place",
     "transcript_path",
+    "transcripts",
 ]
 
 ADAPTIVE: Final = ("fedadam", "fedyogi")
@@ -121,6 +123,12 @@ class TaskControl(Settings, frozen=True):
     state: Literal["running", "paused", "stopped"] = "running"
     pause_s: float = 0.0
     """Seconds from the end of one round to the beginning of the next."""
+    stage: float = 100.0
+    """The share of the devices that may join, in per cent."""
+
+    @property
+    def permille(self) -> int:
+        return round(10 * self.stage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +343,12 @@ def transcript_path(kit: Path, task: str, number: int, *, failed: bool = False) 
     return kit / ("failures" if failed else "transcripts") / f"{task}-{number:06d}.blindsum"
 
 
+def transcripts(kit: Path, task: str) -> dict[int, Path]:
+    """The transcripts of a task, by round, in order."""
+    paths = sorted((kit / "transcripts").glob(f"{task}-[0-9]*.blindsum"))
+    return {int(found[1]): path for path in paths if (found := re.fullmatch(rf"{re.escape(task)}-(\d+)", path.stem))}
+
+
 def save_task(files: TaskFiles, kit: Path) -> Path:
     """Put a task where a coordinator looks for it. Raises BlindsumError "task-invalid" where another has its name."""
     place = task_place(kit, files.name)
@@ -370,8 +384,7 @@ def read_task(kit: Path, name: str) -> FoundTask:
         weight_max=opened.task.codec.weight_max,
         width=width,
     )
-    numbers = [int(path.stem.rpartition("-")[2]) for path in (kit / "transcripts").glob(f"{name}-[0-9]*.blindsum")]
-    return FoundTask(opened, derived, load_control(place), max(numbers, default=0))
+    return FoundTask(opened, derived, load_control(place), max(transcripts(kit, name), default=0))
 
 
 def load_control(place: Path) -> TaskControl:
@@ -390,7 +403,10 @@ def change_control(kit: Path, name: str, **changes: Any) -> TaskControl:
     control = msgspec.structs.replace(before, **changes)
     if not 0.0 <= control.pause_s < math.inf:
         raise BlindsumError("parameters-unsafe", f"pause_s is {control.pause_s}")
-    _put(place / "control.toml", f'state = "{control.state}"\npause_s = {float(control.pause_s)}\n'.encode())
+    if not 0.0 <= control.stage <= 100.0:
+        raise BlindsumError("parameters-unsafe", f"a stage of {control.stage} per cent")
+    written = f'state = "{control.state}"\npause_s = {float(control.pause_s)}\nstage = {float(control.stage)}\n'
+    _put(place / "control.toml", written.encode())
     return control
 
 

@@ -13,7 +13,7 @@ import { bodyOf, OPENING_CONTENT, plain, type Body } from "./schema.js";
 const KEEPER = "coordinator";
 const MALFORMED = "transcript-malformed";
 const ONCE = ["trust", "announcement", "roster", "joins", "certificate", "survivors", "result", "sum", "model", "state", "next"];
-const MANY = ["header", "body", "opening", "content", "check", "evidence"];
+const MANY = ["rollback", "header", "body", "opening", "content", "check", "evidence"];
 const TWICE: Record<string, [string, string[]]> = {
   offer: ["second-offer", []], vote: ["second-vote", ["decides"]], manifest: ["second-manifest", []],
   "roster-proposal": ["second-roster", []], header: ["second-header", []], proposal: ["second-set", []],
@@ -58,6 +58,7 @@ class Audit {
       this.records.get(name)!.push(data);
     }
     require(ONCE.every((name) => this.records.get(name)!.length === 1), MALFORMED);
+    require(this.records.get("rollback")!.length <= 1, MALFORMED);
   }
 
   /** Raises where what follows cannot be judged. */
@@ -83,6 +84,7 @@ class Audit {
     const task = openTask(this.trust, announced.task);
     this.round = openManifest(task, announced.manifest);
     quorumOfVotes(this.round, announced.votes, "manifest", this.round.digest);
+    for (const raw of this.records.get("rollback")!) this.rollback(raw);
     const { proposal: raw, votes } = this.own("roster").body;
     const { body, roster } = openProposal(this.round, raw, votes);
     const { identities, entries } = openJoins(this.round, this.blob("joins", body.joins));
@@ -91,6 +93,16 @@ class Audit {
     this.roster = openRoster(this.round, entries, roster);
     this.place = placeOf(this.round, this.roster);
     this.sum = zeros(task.segments);
+  }
+
+  /** What the operator went back to is what the round started from. */
+  private rollback(raw: Bytes): void {
+    const { head, payload, digest } = openMessage(this.trust, raw), { task, body: manifest } = this.round;
+    require(head.type === "rollback" && head.task === task.name, "message-misplaced", KEEPER);
+    const body = bodyOf("rollback", payload), first = task.body.model;
+    const same = equal(digest, manifest.previous) && equal(body.task, task.digest) && sameBlob(body.model, manifest.model) &&
+      equal(manifest.state, task.firstState) && body.model.size === first.size && body.model.chunk_size === first.chunk_size;
+    if (!same) this.blame(KEEPER, "rollback-differs");
   }
 
   private checks(): void {

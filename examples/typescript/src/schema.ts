@@ -58,6 +58,7 @@ export const BODIES: Record<string, [Check, string, number]> = {
     join_ms: DURATION, upload_ms: DURATION, decide_ms: DURATION, rounds_max: whole(0, 2 ** 31 - 1),
     eligibility: many(fields({ kind: name, version: whole(1, 255), values: many(MICROS, 0, 4) }), 0, 8),
   }), "operator", 65_536],
+  rollback: [fields({ task: HASH, previous: HASH, origin: HASH, model: BLOB }), "operator", 65_536],
   "offer-request": [fields({ task: octets(1, 65_536) }), "coordinator", 131_072],
   offer: [fields({ box_key: octets(1216, 1216), beacon_commitment: HASH, chain: HASH }), "party", 4_096],
   manifest: [fields({

@@ -90,6 +90,14 @@ CATALOGUE: dict[str, Entry] = {
     "task-invalid": Entry("the task record, its plan or its model do not fit together", "create the task again"),
     "task-finished": Entry("the task has had all its rounds", "create a new task that starts from the last model"),
     "round-active": Entry("the task's current round is not over", "wait for it; rounds end by themselves"),
+    "rollback-refused": Entry(
+        "the rollback is not of this task, or does not follow its last round",
+        "pause the task, let the round that is running end, and roll back again",
+    ),
+    "version-unknown": Entry(
+        "no transcript here holds that version of the model",
+        "see 'blindsum model list'; transcripts of the last 1000 rounds stay",
+    ),
     "round-over": Entry("the round no longer waits for this update", "none; nothing was sent, the next round comes"),
     "sum-malformed": Entry(
         "the opened sum is not one that honest devices give", "see the transcript; the round is void"

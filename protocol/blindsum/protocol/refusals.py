@@ -66,6 +66,11 @@ REFUSALS: Final[dict[str, Entry]] = {
     "manifest-differs": Entry("a message is about another manifest than the one agreed on", _BLAME),
     "second-manifest": Entry("two manifests were proposed for one round", _BLAME),
     "chain-differs": Entry("the manifest's model does not follow from the last result this party recomputed", _BLAME),
+    "rollback-malformed": Entry("a rollback is of another task or names no model of its size", _BLAME),
+    "rollback-stale": Entry(
+        "a rollback follows a link of the chain that this party has gone on from", "none; an old one does no harm"
+    ),
+    "rollback-differs": Entry("a transcript's rollback is not the one that its round started from", _BLAME),
     "chain-behind": Entry("this party has missed results and waits for them", "none; the coordinator sends them again"),
     "votes-too-few": Entry(
         "fewer than a quorum of parties voted alike", "see which parties are down or refuse, and why"
@@ -89,6 +94,10 @@ REFUSALS: Final[dict[str, Entry]] = {
     # -- rosters ------------------------------------------------------------------------------------------------------
     "cohort-too-small": Entry("fewer devices joined than the task demands", "wait for more devices or lengthen join_s"),
     "cohort-full": Entry("the round has all the devices it may have", "none; the device takes part in a later round"),
+    "not-staged": Entry(
+        "the task is with a share of the devices so far, and this one is not among them",
+        "none; it is asked again later",
+    ),
     "joining-closed": Entry("the device joined after the roster was made", _STRAY),
     "join-malformed": Entry("a device joined with a key that agrees on nothing", _BLAME),
     "second-join": Entry("a device sent two different joins to one round", "none; the first one counts"),

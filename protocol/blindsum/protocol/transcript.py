@@ -7,7 +7,7 @@ there was of it, and the message that ended it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Final
 
 from blindsum.protocol.codec import DecodeError, decode, encode
@@ -33,6 +33,7 @@ _ONCE: Final = (
     "state",
     "next",
 )
+_ANY: Final = ("rollback",)
 _MANY: Final = ("header", "body", "opening", "content", "check", "evidence")
 _FAILED_ONCE: Final = ("trust", "failure")
 _FAILED_ANY: Final = (
@@ -60,24 +61,27 @@ def write_records(records: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
         yield encode([name, data])
 
 
-def read_records(data: bytes) -> dict[str, list[bytes]]:
-    """The records of a transcript by name, in file order; of a round that failed there is "failure". Raises `DecodeError` where it
-    is not one."""
-    if not data.startswith(MAGIC):
+def read_records(data: bytes | memoryview, wanted: Container[str] | None = None) -> dict[str, list[bytes]]:
+    """The records of a transcript by name, in file order; of a round that failed there is "failure". Where some are `wanted`, the
+    others are there empty, and were not read. Raises `DecodeError` where it is not one."""
+    if data[: len(MAGIC)] != MAGIC:
         raise DecodeError("not a transcript: the first line is not the magic")
     records: dict[str, list[bytes]] = {
-        name: [] for name in {*_ONCE, *_MANY, *_FAILED_ONCE, *_FAILED_ANY, *_FAILED_MANY}
+        name: [] for name in {*_ONCE, *_ANY, *_MANY, *_FAILED_ONCE, *_FAILED_ANY, *_FAILED_MANY}
     }
     start = len(MAGIC)
     while start < len(data):
-        end = _record_end(data, start)
-        record = decode(data[start:end])
+        at, start = start, _record_end(data, start)
+        if wanted is not None and _name(data, at) not in wanted:
+            continue
+        record = decode(bytes(data[at:start]))
         if not (isinstance(record, list) and [type(part) for part in record] == [str, bytes] and record[0] in records):
-            raise DecodeError(f"record at byte {start} is of no known kind")
+            raise DecodeError(f"record at byte {at} is of no known kind")
         records[record[0]].append(record[1])
-        start = end
-    once, perhaps, many = (_FAILED_ONCE, _FAILED_ANY, _FAILED_MANY) if records["failure"] else (_ONCE, (), _MANY)
+    once, perhaps, many = (_FAILED_ONCE, _FAILED_ANY, _FAILED_MANY) if records["failure"] else (_ONCE, _ANY, _MANY)
     for name, found in records.items():
+        if wanted is not None and name not in wanted:
+            continue
         most = len(found) if name in many else int(name in once or name in perhaps)
         if not int(name in once) <= len(found) <= most:
             raise DecodeError(f"{len(found)} records {name!r} where {most} may be")
@@ -106,7 +110,13 @@ def verify(data: bytes, *, trust: Trust | None = None) -> Report:
     return report
 
 
-def _record_end(data: bytes, start: int) -> int:
+def _name(data: bytes | memoryview, start: int) -> str:
+    """The name of the record that begins there; "" where none does."""
+    first = data[start + 1] if start + 1 < len(data) else 0
+    return bytes(data[start + 2 : start + 2 + (first & 0x1F)]).decode("utf-8", "replace")
+
+
+def _record_end(data: bytes | memoryview, start: int) -> int:
     """Where a record ends by the lengths that its name and its bytes state; whether it is one, `decode` says."""
     at = start + 2 + (data[start + 1] & 0x1F if start + 1 < len(data) else 0)
     first = data[at] & 0x1F if at < len(data) else 0

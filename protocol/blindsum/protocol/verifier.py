@@ -21,6 +21,7 @@ from blindsum.protocol.messages import (
     OpeningContent,
     Proposal,
     Result,
+    Rollback,
     RosterAnnouncement,
     chunks_of,
 )
@@ -37,7 +38,16 @@ from blindsum.protocol.roster import (
     read_survivors,
 )
 from blindsum.protocol.trust import Trust, party_number
-from blindsum.protocol.view import RoundView, TaskView, count_votes, expect, open_manifest, open_message, open_task
+from blindsum.protocol.view import (
+    RoundView,
+    TaskView,
+    count_votes,
+    expect,
+    open_manifest,
+    open_message,
+    open_task,
+    rollback_fits,
+)
 
 __all__ = ["KEEPER", "Stop", "Verifier"]
 
@@ -81,7 +91,22 @@ class Verifier:
         if (signed.head.task, signed.head.round) != (view.name, view.number):
             self.report.blame(KEEPER, "message-misplaced", "announcement")
         self.report.facts.update(task=view.name, round=view.number, manifest_votes=sorted(votes))
+        for raw in self.records["rollback"]:
+            self._rollback(view, raw)
         return view
+
+    def _rollback(self, view: RoundView, raw: bytes) -> None:
+        """The operator's word for the model that the round started from."""
+        signed = open_message(self.trust, raw)
+        if isinstance(signed, Refused):
+            self.stop(KEEPER, signed.code, "rollback")
+        if (signed.head.type, signed.head.task) != ("rollback", view.name):
+            self.stop(KEEPER, "message-misplaced", "rollback")
+        rollback, manifest = convert(signed.payload, Rollback), view.manifest
+        stated = (rollback.model, view.base.first_state, signed.digest)
+        if stated != (manifest.model, manifest.state, manifest.previous) or not rollback_fits(view.base, rollback):
+            self.report.blame(KEEPER, "rollback-differs")
+        self.report.facts.update(rolled_back_after=signed.head.round, rolled_back_to=rollback.origin.hex())
 
     def roster(self, view: RoundView) -> tuple[Joins, RosterView]:
         announcement = convert(self.own("roster", "roster", view).payload, RosterAnnouncement)

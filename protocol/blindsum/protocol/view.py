@@ -25,6 +25,7 @@ from blindsum.protocol.messages import (
     Manifest,
     Offer,
     Payload,
+    Rollback,
     Task,
     Vote,
     chunks_of,
@@ -49,6 +50,7 @@ __all__ = [
     "open_task",
     "opening_size_max",
     "payload_of",
+    "rollback_fits",
 ]
 
 ROTATION_SIZE = 16
@@ -215,6 +217,13 @@ def open_task(trust: Trust, raw: bytes) -> TaskView | Refused:
         return Refused("parameters-unsafe", "operator", error.detail)
     fault = _task_fault(base)
     return Refused("parameters-unsafe", "operator", fault) if fault else base
+
+
+def rollback_fits(base: TaskView, rollback: Rollback) -> bool:
+    """Whether a rollback is of this task and names a model that its rounds can start from."""
+    model, first = rollback.model, base.task.model
+    same = (model.size, model.chunk_size) == (first.size, first.chunk_size)
+    return rollback.task == base.digest and rollback.previous != bytes(32) and model.sound and same
 
 
 def _task_fault(base: TaskView) -> str:

@@ -41,7 +41,7 @@ _ONCE = (
     "state",
     "next",
 )
-_MANY = ("header", "body", "opening", "content", "check", "evidence")
+_MANY = ("rollback", "header", "body", "opening", "content", "check", "evidence")
 _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "offer": ("second-offer", ()),
     "vote": ("second-vote", ("decides",)),
@@ -69,6 +69,7 @@ class Judge:
             require(name in self.records, "transcript-malformed")
             self.records[name].append(data)
         require(all(len(self.records[name]) == 1 for name in _ONCE), "transcript-malformed")
+        require(len(self.records["rollback"]) <= 1, "transcript-malformed")
 
     def run(self) -> None:
         """Raises `Fault` where what follows cannot be judged."""
@@ -100,6 +101,19 @@ class Judge:
         quorum_of_votes(self.round, announced["votes"], "manifest", self.round.digest)
         self.parties, self.threshold, self.quorum, self.liars = self.task.committee
         self.segments = self.task.segments
+        for raw in self.records["rollback"]:
+            self._rollback(raw)
+
+    def _rollback(self, raw: bytes) -> None:
+        """What the operator went back to is what the round started from."""
+        signed, manifest, first = open_message(self.trust, raw), self.round.body, self.task.body["model"]
+        require(signed.place[:2] == ("rollback", self.task.name), "message-misplaced", KEEPER)
+        check_body("rollback", signed.body)
+        model = signed.body["model"]
+        stated = [signed.digest, signed.body["task"], model, self.task.first_state]
+        sizes = (model["size"], model["chunk_size"]) == (first["size"], first["chunk_size"])
+        if stated != [manifest["previous"], self.task.digest, manifest["model"], manifest["state"]] or not sizes:
+            self.blame(KEEPER, "rollback-differs")
 
     def _roster(self) -> None:
         announced = self._own("roster", "roster", here=True).body

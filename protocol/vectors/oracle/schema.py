@@ -131,6 +131,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
         "operator",
         65_536,
     ),
+    "rollback": (fields(task=HASH, previous=HASH, origin=HASH, model=BLOB), "operator", 65_536),
     "offer-request": (fields(task=RAW), "coordinator", 131_072),
     "offer": (fields(box_key=octets(1216, 1216), beacon_commitment=HASH, chain=HASH), "party", 4_096),
     "manifest": (

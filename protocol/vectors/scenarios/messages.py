@@ -21,7 +21,7 @@ _SECTIONS: Final = {
     "5.3": ("join", "roster-proposal", "roster"),
     "5.4": ("header", "receipt"),
     "5.5": ("candidate", "check", "proposal", "certificate", "opening", "want", "failure"),
-    "5.6": ("result",),
+    "5.6": ("result", "rollback"),
     "6": ("ask",),
 }
 
@@ -93,6 +93,7 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "party 11": {"openings": [[11, _HASH]]},
         "an opening without a digest": {"openings": [[1]]},
     },
+    "rollback": {"an origin of 31 bytes": {"origin": bytes(31)}, "a model as an id": {"model": _HASH}},
     "ask": {
         "no window": {"window": 0},
         "a window of 65": {"window": 65},

@@ -36,6 +36,7 @@ from blindsum.protocol.messages import (
     Proposal,
     Receipt,
     Result,
+    Rollback,
     RosterAnnouncement,
     RosterProposal,
     SegmentSpec,
@@ -358,6 +359,8 @@ class Scene:
         assert self.total == pack(segments, truth), "masks do not cancel"
         self.next, _ = advance(self.base, self.model, b"", self.total, self.view.manifest.rotation)
         self.result = self.send("result", "coordinator", "all", self.make_result())
+        place = {"task": self.base.digest, "previous": self.result.digest, "origin": bytes(32)}
+        self.rollback = self.send("rollback", "operator", "all", Rollback(**place, model=self.base.task.model))
         self.send("failure", "coordinator", "all", Failure(manifest=bytes(32), code="offers-too-few"), 2)
 
     def make_result(self, **changes: Any) -> Result:

@@ -161,6 +161,8 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     true_beacon = next(raw for raw in rostered.votes if open_envelope(raw).head.sender == "party/2")
     beacons = Vote(decides="roster", digest=scene.roster_proposal.digest, beacon=secret("another beacon"))
     return [
+        ("a rollback that the round did not start from", [("rollback", scene.rollback.raw)]),
+        ("a rollback that is no rollback", [("rollback", scene.task.raw)]),
         ("a party offers twice", [twice("offer", "party/2", offers[1], second_offer)]),
         ("a party reveals another beacon", [twice("vote", "party/2", offers[1], beacons)]),
         ("a party reveals the beacon it committed to", [("evidence", encode([offers[1], true_beacon]))]),

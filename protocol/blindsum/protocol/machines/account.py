@@ -24,6 +24,9 @@ def finished_records(desk: Desk, round_: CoordinatorRound) -> Records:
     result = convert(desk.payload(state.result), Result)
     yield "trust", desk.trust.encode()
     yield "announcement", state.announcement
+    rollback = desk.journal.get(f"rollback/{round_.base.name}")
+    if rollback is not None and desk.digest(rollback) == view.manifest.previous:
+        yield "rollback", rollback
     yield from _rostered(desk, round_)
     yield "certificate", state.certificate
     yield "survivors", desk.blob(convert(desk.payload(state.proposal), Proposal).survivors)

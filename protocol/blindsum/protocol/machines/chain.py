@@ -1,8 +1,9 @@
 """The model chain as a party follows it: no manifest gets a vote whose model this party has not recomputed (SPEC.md section 5.6).
 
-Rows: "chain/<task>" is [digest of the last result followed, reference of the model it gave, id of the state]; "followed/<task>"
-is [its round, it]; "pending/<task>/<digest>" the result that follows the one of that digest and waits for its sum, or for results
-before it. The model's and the state's chunks stay in the store as long as they are the last.
+A link is a result, or the operator's rollback. Rows: "chain/<task>" is [digest of the last link followed, reference of the model it
+gave, id of the state]; "followed/<task>" is [its round, the result of that round or nothing]; "pending/<task>/<digest>" the result
+that follows the link of that digest and waits for its sum, or for results before it. The model's and the state's chunks stay in
+the store as long as they are the last.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.inbox import Inbox
 from blindsum.protocol.machines.journal import Journal
-from blindsum.protocol.messages import BlobRef, Result, chunks_of
+from blindsum.protocol.messages import BlobRef, Result, Rollback, chunks_of
 from blindsum.protocol.optimiser import advance
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import TaskView, open_message, payload_of
+from blindsum.protocol.view import TaskView, open_message, payload_of, rollback_fits
 
 __all__ = ["Chain"]
 
@@ -68,7 +69,10 @@ class Chain:
         if digest == signed.digest or signed.head.round < self.followed(base.name):
             return None
         if signed.head.round == self.followed(base.name):
-            return self._second(base, self._last(base.name)[1], signed)
+            known = self._last(base.name)[1]
+            if not known or self._open(known).digest == signed.digest:
+                return None  # a rollback came after it
+            return self._second(base, known, signed)
         if not (result.sum.sound and result.model.sound) or result.sum.size != packed_size(base.segments):
             return Refused("message-malformed", "coordinator", "blob reference")
         pending = self._pending(base, result.previous)
@@ -78,6 +82,35 @@ class Chain:
             self._journal.put(f"pending/{base.name}/{result.previous.hex()}", signed.raw)
         if result.previous != digest:
             return Refused("chain-behind", detail="results between this one and the last followed are missing")
+        return self.resume(base, now)
+
+    def roll_back(self, base: TaskView, signed: Signed, now: int) -> Refused | None:
+        """The operator goes back to an earlier model: take it for the last one. A party that has missed results before the
+        rollback needs them no more."""
+        rollback = payload_of(signed, Rollback)
+        if isinstance(rollback, Refused):
+            return rollback
+        digest, model, state = self.head(base)
+        if digest == signed.digest:
+            return None
+        if not rollback_fits(base, rollback):
+            return Refused("rollback-malformed", "operator")
+        followed, known = self._last(base.name)
+        number = signed.head.round
+        if followed > number or (followed == number and digest != rollback.previous):
+            return Refused("rollback-stale", detail=f"it follows round {number}; this party has gone on from it")
+        for key, raw in list(self._journal.scan(f"pending/{base.name}/")):
+            pending = self._open(raw)
+            if pending.head.round <= number:
+                self._inbox.release(convert(pending.payload, Result).sum)
+                self._journal.delete(key)
+        if model != rollback.model:
+            self._inbox.release(model)
+        self._journal.delete_all(f"blob/{state.hex()}/")
+        self._inbox.want(base.name, rollback.model, now)
+        self._journal.put(f"chain/{base.name}", encode([signed.digest, rollback.model, base.first_state]))
+        self._journal.put(f"followed/{base.name}", encode([number, known if followed == number else b""]))
+        self._journal.event("rolled-back", task=base.name, round=number, model=rollback.model.id.hex())
         return self.resume(base, now)
 
     def resume(self, base: TaskView, now: int) -> Refused | None:

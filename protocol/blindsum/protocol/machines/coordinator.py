@@ -24,6 +24,7 @@ from blindsum.protocol.messages import (
     Opening,
     OpeningContent,
     Result,
+    Rollback,
     chunk_key,
     chunks_of,
 )
@@ -32,7 +33,7 @@ from blindsum.protocol.roster import (
 )
 from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.versions import upgrade_required
-from blindsum.protocol.view import TaskView, head_misfit, open_message, open_task
+from blindsum.protocol.view import TaskView, head_misfit, open_message, open_task, payload_of, rollback_fits
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -81,6 +82,47 @@ class CoordinatorMachine:
         self._bases[base.name] = base
         self._journal.put(f"task/{base.name}", raw)
         self._desk.serve(base.task.plan, base.task.model)
+        return self._journal.take()
+
+    def stage(self, task: str, permille: int) -> Step:
+        """From now on let devices with a place below `permille` join, and no others."""
+        self._journal.put(f"stage/{task}", encode(permille))
+        return self._journal.take()
+
+    def roll_back(self, raw: bytes, *, model: bytes) -> Step:
+        """Go on from the model that the operator's rollback names; one that was taken before changes nothing. Raises BlindsumError
+        "rollback-refused" where it is not the operator's, not for the last link of the chain or not of this model, or
+        "round-active"."""
+        signed = open_message(self._trust, raw)
+        if isinstance(signed, Refused) or signed.head.type != "rollback" or signed.head.task not in self._bases:
+            raise BlindsumError("rollback-refused", "no rollback of a task here, signed by the operator")
+        base, rollback = self._bases[signed.head.task], payload_of(signed, Rollback)
+        if isinstance(rollback, Refused) or not rollback_fits(base, rollback):
+            raise BlindsumError("rollback-refused", f"it does not fit the task {base.name}")
+        if self._journal.get(f"rollback/{base.name}") == raw:
+            return self._journal.take()
+        round_ = self._rounds.get(base.name)
+        if round_ is not None and round_.active:
+            raise BlindsumError("round-active", f"round {round_.state.number} of {base.name}")
+        previous, old, state = self._desk.chain(base)
+        if rollback.previous != previous:
+            raise BlindsumError("rollback-refused", f"it follows round {signed.head.round}, and others have come since")
+        made, chunks = chunks_of(model, base.chunk_size)
+        if made != rollback.model:
+            raise BlindsumError("rollback-refused", "the model beside it is not the one that the operator named")
+        kept = {
+            ref.id for ref in (base.task.model, made, *([round_.view.manifest.model] if round_ and round_.view else []))
+        }
+        if old.id not in kept:
+            self._desk.unserve(base.name, old)
+        self._journal.delete_all(f"blob/{state.hex()}/")
+        self._journal.write(write_blob(made, chunks))
+        self._desk.serve(made)
+        self._journal.put(f"chain/{base.name}", encode([signed.digest, made, base.first_state]))
+        self._journal.put(f"rollback/{base.name}", raw)
+        for party in range(1, base.committee.parties + 1):
+            self._journal.send("rollback", f"party/{party}", raw)
+        self._journal.event("rolled-back", task=base.name, round=signed.head.round, model=made.id.hex())
         return self._journal.take()
 
     def start(self, task: str, now: int) -> Step:

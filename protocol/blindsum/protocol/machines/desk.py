@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import Fetches, read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.eligibility import SHARE_MAX
 from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
@@ -118,7 +119,7 @@ class Desk:
     # -- what lasts -----------------------------------------------------------------------------------------------
 
     def chain(self, base: TaskView) -> tuple[bytes, BlobRef, bytes]:
-        """(digest of the last result, the model it gave, id of the state)"""
+        """(digest of the last result or rollback, the model it gave, id of the state)"""
         value = self.journal.get(f"chain/{base.name}")
         if value is None:
             return bytes(32), base.task.model, base.first_state
@@ -132,6 +133,11 @@ class Desk:
     def last(self, task: str) -> int:
         value = self.journal.get(f"last/{task}")
         return int(decode(value)) if value else 0
+
+    def stage(self, task: str) -> int:
+        """The share of the devices that may join, in thousandths."""
+        value = self.journal.get(f"stage/{task}")
+        return int(decode(value)) if value else SHARE_MAX
 
     def forget_results(self, base: TaskView) -> None:
         rows = list(self.journal.scan(f"result/{base.name}/"))

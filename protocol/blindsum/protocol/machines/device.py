@@ -238,7 +238,6 @@ class DeviceMachine:
         self._rounds[task] = round_
         self._save(round_)
         self._send(round_, "join", raw, now)
-        self._fetch_inputs(round_, now)
         self._journal.event("joined", task=task, round=number)
         return None
 
@@ -253,6 +252,7 @@ class DeviceMachine:
         elif receipt.subject == round_.join_digest:
             if not round_.state.acknowledged:
                 self._save(round_, acknowledged=True)
+                self._fetch_inputs(round_, now)  # not before: a device that is not taken spares itself the model
         elif receipt.status == "complete" and round_.state.phase == "uploading":
             assert round_.body is not None
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
@@ -436,7 +436,7 @@ class DeviceMachine:
             round_ = DeviceRound(state, view, message_digest(state.join))
             self._rounds[task] = round_
             round_.restore(self._journal)
-            if state.phase == "joined":
+            if state.phase == "joined" and (state.acknowledged or state.roster):
                 self._fetch_inputs(round_, 0)
             if state.phase == "training":
                 assert round_.roster is not None

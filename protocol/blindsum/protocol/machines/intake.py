@@ -8,6 +8,7 @@ from typing import Final
 
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
+from blindsum.protocol.eligibility import place_of
 from blindsum.protocol.envelope import Head, Signed, is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import box_open, box_usable
@@ -172,6 +173,9 @@ class Intake:
         if certificate_serial(join.certificate) in self._desk.revoked.current.serials:
             self._desk.receipt(view, device, digest, "refused", "certificate-revoked")
             return Refused("certificate-revoked", detail=device)
+        if place_of(device, view.name) >= self._desk.stage(view.name):
+            self._desk.receipt(view, device, digest, "refused", "not-staged")
+            return Refused("not-staged", detail=device)
         if len(round_.joins) >= round_.base.task.devices_max:
             self._desk.receipt(view, device, digest, "refused", "cohort-full")
             return Refused("cohort-full", detail=device)
@@ -394,10 +398,15 @@ class Intake:
         return round_.bodies is not None and round_.bodies.owns(blob)
 
     def _catch_up(self, base: TaskView, party: int, chain: bytes) -> None:
-        """Send a party the results after the last one it has followed."""
-        results = [raw for _, raw in self._desk.journal.scan(f"result/{base.name}/")]
-        digests = [self._desk.digest(raw) for raw in results]
-        if digests and chain != digests[-1]:
-            first = digests.index(chain) + 1 if chain in digests else 0
-            for raw in results[first:]:
-                self._desk.journal.send("result", f"party/{party}", raw)
+        """Send a party the links after the last one it has followed: a rollback takes the place of all before it."""
+        if chain == self._desk.chain(base)[0]:
+            return
+        links = [("result", raw) for _, raw in self._desk.journal.scan(f"result/{base.name}/")]
+        rollback = self._desk.journal.get(f"rollback/{base.name}")
+        if rollback is not None:
+            since = self._desk.signed(rollback).head.round
+            links = [link for link in links if self._desk.signed(link[1]).head.round > since]
+            links.insert(0, ("rollback", rollback))
+        digests = [self._desk.digest(raw) for _, raw in links]
+        for kind, raw in links[digests.index(chain) + 1 if chain in digests else 0 :]:
+            self._desk.journal.send(kind, f"party/{party}", raw)

@@ -8,6 +8,7 @@
     roster               certificate                                opening of the certified set
     opening              want, ask                                  further parts of the same opening
     any                  result, failure                            the next model, recomputed; the round's secrets erased
+    any                  rollback                                   the model that the operator names, for the next one
 
 A party answers one manifest, one roster and one survivor set in a round, also across restarts: the vote is written in the step
 that sends it. A round number never comes back: a higher offer-request erases what was open below it.
@@ -103,7 +104,7 @@ class PartyMachine:
         if not peek(body):
             return self._journal.take(self._chunk(body, now))
         head = glance(body)
-        if head is None or head.sender == "coordinator":
+        if head is None or head.sender in ("coordinator", "operator"):
             return self._journal.take(self._message(body, now))
         if (refused := self._unwanted(head, len(body), now)) is not None:
             return self._journal.take(refused)
@@ -170,6 +171,8 @@ class PartyMachine:
             return Refused("task-unknown", detail=head.task)
         if head.type == "result" and head.sender == "coordinator":
             return self._on_result(signed, now)
+        if head.type == "rollback":
+            return self._chain.roll_back(self._bases[head.task], signed, now)
         if round_ is None or round_.state.number != head.round:
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
         if head.type == "header":

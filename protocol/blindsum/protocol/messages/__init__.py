@@ -19,7 +19,16 @@ from blindsum.protocol.messages.opening import (
     Want,
 )
 from blindsum.protocol.messages.roster import Join, RosterAnnouncement, RosterProposal
-from blindsum.protocol.messages.task import Algorithm, CodecSpec, Criterion, SegmentSpec, Task, ThreatSpec, Training
+from blindsum.protocol.messages.task import (
+    Algorithm,
+    CodecSpec,
+    Criterion,
+    Rollback,
+    SegmentSpec,
+    Task,
+    ThreatSpec,
+    Training,
+)
 from blindsum.protocol.messages.upload import EDGE_SIZE, NEIGHBOURS_MAX, Ask, Header, Receipt
 
 __all__ = [
@@ -49,6 +58,7 @@ __all__ = [
     "Proposal",
     "Receipt",
     "Result",
+    "Rollback",
     "RosterAnnouncement",
     "RosterProposal",
     "SegmentSpec",
@@ -68,6 +78,7 @@ MESSAGE_SIZE_MAX: Final = 524_288
 MESSAGES: Final[dict[str, tuple[type[Payload], str, int]]] = {
     # type: (body, who signs it, largest size in bytes)
     "task": (Task, "operator", 65_536),
+    "rollback": (Rollback, "operator", 65_536),
     "offer-request": (OfferRequest, "coordinator", 131_072),
     "offer": (Offer, "party", 4_096),
     "manifest": (Manifest, "coordinator", 65_536),

@@ -17,7 +17,7 @@ from blindsum.protocol.messages.common import (
     Payload,
 )
 
-__all__ = ["Algorithm", "CodecSpec", "Criterion", "SegmentSpec", "Task", "ThreatSpec", "Training"]
+__all__ = ["Algorithm", "CodecSpec", "Criterion", "Rollback", "SegmentSpec", "Task", "ThreatSpec", "Training"]
 
 Micros = Annotated[int, Meta(ge=0, le=2**53)]
 Decay = Annotated[int, Meta(ge=0, le=999_999)]
@@ -106,3 +106,14 @@ class Task(Payload, frozen=True):
     decide_ms: Duration
     rounds_max: Count
     eligibility: Annotated[list[Criterion], Meta(max_length=8)]
+
+
+class Rollback(Payload, frozen=True):
+    """The operator takes a task back to an earlier model. A link of the chain after the one of digest `previous`, which is of the
+    round that the envelope names: the next round starts from `model`, as the result of digest `origin` made it (zeros: the task's
+    own), and from the empty state."""
+
+    task: Bytes32
+    previous: Bytes32
+    origin: Bytes32
+    model: BlobRef
