@@ -115,15 +115,15 @@ def test_a_finished_part_is_kept_when_it_is_interrupted() -> None:
     assert report.parameters.any()
 
 
-def drifting(workers: int, seed: int = 7) -> Fleet:
+def drifting(workers: int, seed: int = 7, **changes: object) -> Fleet:
     """A fleet all of whose state matters: devices keep control variates, the server its own, messages are lost, devices die."""
     dice, drops = np.random.default_rng(1), Dropout.spread(0.3)
     features = dice.normal(0, 1, (12, 8, 3)).astype(np.float32)
     parts = [Dataset("planes", each, each[:, :1] + number % 3, 1) for number, each in enumerate(features)]
     artifact = build_artifact(models.mlp((3, 1), seed=1), loss="mse", optimizer=SGD(lr=0.05, control=True))
     plan = plan_for(12, drops, algorithm="scaffold", batch_size=8, rate=0.05)
-    air = Conditions(loss=0.03, duplicate=0.03)
-    return Fleet(artifact, data=parts, plan=plan, dropout=drops, conditions=air, workers=workers, seed=seed)
+    settings = {"dropout": drops, "conditions": Conditions(loss=0.03, duplicate=0.03), **changes}
+    return Fleet(artifact, data=parts, plan=plan, workers=workers, seed=seed, **settings)  # type: ignore[arg-type]
 
 
 def test_resumed_run_ends_in_the_same_bytes(tmp_path: Path) -> None:

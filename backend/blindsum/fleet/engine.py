@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self
 
+from blindsum.fleet.bridge import Bridge
 from blindsum.fleet.checkpoint import IslandState
 from blindsum.fleet.conditions import Population
 from blindsum.fleet.identities import START, Identities, device_number
@@ -49,6 +50,10 @@ class Setup:
     population: Population = field(repr=False)
     learner: Learner = field(repr=False)
     behaviours: Mapping[str, Behaviour]
+    transport: str = ""
+    """The broker of the real devices, see `Bridge`."""
+    real: tuple[int, ...] = ()
+    """Numbers of the devices that are clients of it."""
 
     def island(self, devices: Sequence[int], *, backends: bool, threads: int = 1) -> Island:
         shelf, task, parties = Shelf(), self.base.name, self.identities.parties
@@ -67,6 +72,8 @@ class Setup:
         return Island(roles, self.population, ledger, self.identities, learner=self.learner, task=task)
 
 
+STEP_MS: Final = 1000
+"""Where nothing is left to happen but what real devices do, they are waited for so long at a time."""
 HONEST: Final = Behaviour()
 
 
@@ -102,11 +109,15 @@ class Engine:
         size = setup.population.size
         self._setup = setup
         self._on_event = on_event
+        real, parts = frozenset(setup.real), max(workers, 1)
+        shares = [[device for device in range(each, size, parts) if device not in real] for each in range(parts)]
         self._remotes: list[_Remote] = []
-        for each in range(workers):
-            self._remotes.append(_Remote(setup, range(each, size, workers), self._remotes))
-        self._local = setup.island([] if workers else range(size), backends=True, threads=2 if workers else 1)
-        self._now = START
+        for share in shares if workers else ():
+            self._remotes.append(_Remote(setup, share, self._remotes))
+        self._bridge = self._make_bridge() if real else None  # after the workers: it has threads
+        self._own = [] if workers else shares[0]
+        self._local = setup.island(self._own, backends=True, threads=2 if workers else 1)
+        self._now = self._played = START
         self._number = 0
         self._local.apply(
             self._local.roles[0], self._coordinator.add_task(setup.base.raw, plan=setup.plan, model=setup.model)
@@ -118,6 +129,8 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         for remote in self._remotes:
             remote.stop()
+        if self._bridge is not None:
+            self._bridge.stop()
 
     @property
     def model(self) -> bytes:
@@ -131,12 +144,16 @@ class Engine:
         self._local.begin(number, began)
         for remote in self._remotes:
             remote.begin(number, began)
+        if self._bridge is not None:
+            self._bridge.begin(number, began)
         self._local.apply(self._local.roles[0], self._coordinator.start(name, began))
         phases: dict[str, int] = {}
         faults: list[tuple[str, str]] = []
         self._play(None, phases, faults)
         round_ = self._coordinator.round(name)
         assert round_ is not None
+        if self._bridge is not None:
+            self._bridge.rest()
         ended = phases["done" if "done" in phases else "failed"]
         # to the next full ten seconds: how long an opening takes depends on the graph (see Island), what comes after must not
         self._now = ended - (ended - began) % -10_000 + int(1000 * self._setup.population.conditions.pause_s)
@@ -164,7 +181,7 @@ class Engine:
         self._number, self._now = number, now
         for remote in self._remotes:
             remote.ask("resume", state.part([DEVICE + each for each in remote.devices], remote.devices))
-        self._local.resume(state.part(self._local.roles, () if self._remotes else range(self._setup.population.size)))
+        self._local.resume(state.part(self._local.roles, self._own))
         for remote in self._remotes:
             remote.answer()
 
@@ -185,8 +202,10 @@ class Engine:
                 return
             if until is not None and (now is None or now >= until):
                 return
+            if self._bridge is not None:
+                now = self._wait(self._bridge, now)
             assert now is not None, "nothing is left to happen"
-            horizon = now + HOP_MS if until is None else min(now + HOP_MS, until)
+            self._played = horizon = now + HOP_MS if until is None else min(now + HOP_MS, until)
             busy = [remote for remote in self._remotes if remote.next_at is not None and remote.next_at < horizon]
             for remote in busy:
                 remote.send(horizon)
@@ -196,12 +215,41 @@ class Engine:
             self._hear(phases, faults)
         raise AssertionError("machines keep each other busy for nothing")
 
+    def _wait(self, bridge: Bridge, now: int | None) -> int:
+        """Give real devices the time up to `now`, when something happens next; what they say may come before."""
+        due = self._played + STEP_MS if now is None else now
+        posts = bridge.wait(due, self._played)
+        self._local.take(posts)
+        return min((post.at for post in posts), default=due)
+
+    def _make_bridge(self) -> Bridge:
+        setup = self._setup
+        try:
+            return Bridge(
+                setup.real,
+                setup.transport,
+                identities=setup.identities,
+                population=setup.population,
+                learner=setup.learner,
+                segments=setup.base.segments,
+                task=setup.base.name,
+                now=START,
+            )
+        except BaseException:
+            for remote in self._remotes:
+                remote.stop()
+            raise
+
     def _route(self, source: _Remote | None, posts: list[Post]) -> None:
         for post in posts:
             if post.target == BROKER:
                 for remote in self._remotes:
                     if remote is not source:
                         remote.take(post)
+                if self._bridge is not None:
+                    self._bridge.take(post)
+            elif self._bridge is not None and post.target - DEVICE in self._bridge:
+                self._bridge.take(post)
             elif post.target >= DEVICE and self._remotes:
                 self._remotes[(post.target - DEVICE) % len(self._remotes)].take(post)
             else:
@@ -237,6 +285,8 @@ class Engine:
         notes = self._local.close(survivors)
         for remote in self._remotes:
             notes.add(remote.answer())
+        if self._bridge is not None:
+            notes.add(self._bridge.close(survivors))
         statistics: tuple[int, ...] = ()
         exact = False
         if state.phase == "done":

@@ -29,7 +29,7 @@ from blindsum.protocol.messages import EDGE_SIZE, chunk_key
 from blindsum.protocol.view import RoundView
 from blindsum.testing.behaviours import Behaviour
 
-__all__ = ["HOP_MS", "Island", "Post"]
+__all__ = ["HOP_MS", "MESSAGE", "Island", "Post"]
 
 HOP_MS: Final = 20
 """The least time of a message between islands, in virtual ms."""
@@ -40,7 +40,7 @@ JITTER: Final = 0.5
 AHEAD_MAX: Final = 128
 """Uploads made before their time: what an island may hold of them."""
 BROKER: Final = -1
-_MESSAGE, _JOB, _WAKE = 0, 1, 2
+MESSAGE, _JOB, _WAKE = 0, 1, 2
 
 
 class Post(NamedTuple):
@@ -186,7 +186,7 @@ class Island:
                 continue
             if post.kind == _JOB:
                 self._upload(role, post.counter)
-            elif post.kind == _MESSAGE:
+            elif post.kind == MESSAGE:
                 if isinstance(role, DeviceRole):
                     self._ledger.down[role.number] += len(post.body)
                 self.apply(role, role.machine.receive(post.body, self.now))
@@ -313,7 +313,7 @@ class Island:
         role.counter += 1
         if out.to.startswith("all/"):
             blob, index = (out.blob, out.index) if isinstance(out, ChunkOut) else (b"", 0)
-            post = Post(self.now + HOP_MS, BROKER, _MESSAGE, role.id, role.counter, body, blob, index)
+            post = Post(self.now + HOP_MS, BROKER, MESSAGE, role.id, role.counter, body, blob, index)
             heapq.heappush(self._heap, post)
             self._out.append(post)
             return
@@ -347,8 +347,10 @@ class Island:
         device = max(role.id, target) - DEVICE
         took = NEAR_MS + 8 * luck if device < 0 else self._way_ms(device, size, luck, up=role.id >= DEVICE)
         at = self.now + int(took)
+        if role.id >= DEVICE:  # one connection: what is sent later does not overtake
+            at = role.last_at = max(at, role.last_at)
         for copy in range(1 if device < 0 else self._copies(role.id, role.counter, target)):
-            post = Post(at + 7 * copy, target, _MESSAGE, role.id, role.counter, body)
+            post = Post(at + 7 * copy, target, MESSAGE, role.id, role.counter, body)
             if target in self.roles:
                 heapq.heappush(self._heap, post)
             else:
@@ -395,7 +397,7 @@ class Island:
             took, copies = NEAR_MS + 8 * luck, 1
         for copy in range(copies):
             at = self.now + 1 + int(took) + 7 * copy
-            heapq.heappush(self._heap, Post(at, role.id, _MESSAGE, source, counter, body))
+            heapq.heappush(self._heap, Post(at, role.id, MESSAGE, source, counter, body))
 
 
 def _extra(view: RoundView, step: Step) -> int:

@@ -14,6 +14,7 @@ from blindsum.fleet.data import Dataset
 from blindsum.protocol.ring import Lane
 from blindsum.protocol.update import decode_lanes
 from blindsum.protocol.view import RoundView
+from blindsum.sdk.own import Context, Examples, update
 from blindsum.sdk.trainer import Job, contribute
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Learner(Protocol):
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         """The coordinator holds what was made of the answer."""
 
+    def app(self, device: int) -> Examples:
+        """The same for a real device: what its app registers."""
+
     def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
         """What it has learnt of `devices` and later rounds depend on, for `remember` in another process."""
 
@@ -72,6 +76,15 @@ class FunctionLearner:
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         pass
 
+    def app(self, device: int) -> Examples:
+        """Its weight counts as its number of examples, and its loss as zero."""
+
+        def made(context: Context, parameters: Floats) -> tuple[Floats, int]:
+            learned = self._function(Local(device, context.round, parameters))
+            return (learned.update, learned.weight) if isinstance(learned, Learned) else (learned, 1)
+
+        return update(made)
+
     def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
         return {}
 
@@ -89,13 +102,13 @@ class TrainingLearner:
         self._controls: dict[int, Floats] = {}
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
-        part = self._parts[device]
-
-        def batches(epoch: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-            order = np.random.default_rng([self._seed, 3, device, view.number, epoch]).permutation(len(part))
-            yield part.features[order], part.targets[order]
-
-        job = Job(plan, model, batches, session=self._opened(plan), control=self._controls.get(device))
+        job = Job(
+            plan,
+            model,
+            lambda epoch: self._batches(device, view.number, epoch),
+            session=self._opened(plan),
+            control=self._controls.get(device),
+        )
         trained = contribute(view.task, job)
         weight = min(trained.examples, view.task.codec.weight_max)
         return Learned(trained.update, weight, trained.examples, trained.loss, trained.metrics)
@@ -105,6 +118,14 @@ class TrainingLearner:
             sent = decode_lanes(view.base, lanes, weight, view.manifest.rotation)
             change = sent[sent.size // 2 :]
             self._controls[device] = self._controls.get(device, np.zeros_like(change)) + change
+
+    def app(self, device: int) -> Examples:
+        return lambda context: self._batches(device, context.round, context.epoch)
+
+    def _batches(self, device: int, number: int, epoch: int) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+        part = self._parts[device]
+        order = np.random.default_rng([self._seed, 3, device, number, epoch]).permutation(len(part))
+        yield part.features[order], part.targets[order]
 
     def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
         return {device: self._controls[device].tobytes() for device in devices if device in self._controls}

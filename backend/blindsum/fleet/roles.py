@@ -52,9 +52,21 @@ class World(Protocol):
 
 
 class Role:
-    """One role. `counter` numbers its messages within a round; `wake_at` is when its machine wants to be woken."""
+    """One role. `counter` numbers its messages within a round, `last_at` is when a device's last one arrives; `wake_at` is when
+    its machine wants to be woken."""
 
-    __slots__ = ("_machine", "alive", "behaviour", "counter", "entropy", "id", "listening", "store", "wake_at")
+    __slots__ = (
+        "_machine",
+        "alive",
+        "behaviour",
+        "counter",
+        "entropy",
+        "id",
+        "last_at",
+        "listening",
+        "store",
+        "wake_at",
+    )
 
     def __init__(self, number: int, name: str, *, seed: int, shelf: Shelf, behaviour: Behaviour) -> None:
         self.id = number
@@ -63,6 +75,7 @@ class Role:
         self.entropy = RoundEntropy(seed, name)
         self.alive = True
         self.counter = 0
+        self.last_at = 0
         self.wake_at: int | None = None
         self.listening: set[bytes] = set()
         self._machine: Machine | None = None
@@ -76,7 +89,7 @@ class Role:
 
     def begin(self, number: int) -> None:
         """A round begins."""
-        self.counter = 0
+        self.counter = self.last_at = 0
         self.entropy.begin(number)
 
     def stop(self) -> None:

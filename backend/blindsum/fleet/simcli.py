@@ -47,7 +47,7 @@ def simulate(
         report = fleet.run(
             count,
             on_progress=lambda done, text: progress.update(bar, completed=done, description=text),
-            checkpoint=out / CHECKPOINT,
+            checkpoint=None if fleet.transport else out / CHECKPOINT,
             resume=resume,
         )
     report.save(out)

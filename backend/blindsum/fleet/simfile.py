@@ -95,6 +95,8 @@ class SimulationSettings(Settings, frozen=True):
     name: str = "fleet"
     rounds: int = ROUNDS
     seed: int = 7
+    transport: str = ""
+    real: float = 0.1
     threat: ThreatSettings | None = None
     task: TaskSettings = TaskSettings()
     data: DataSettings = DataSettings()
@@ -163,7 +165,7 @@ def _from_settings(settings: SimulationSettings, workers: int | None, masks: Lit
         **chosen,
     )
     common = {"plan": plan, "dropout": dropout, "conditions": conditions, "seed": settings.seed, "workers": workers}
-    common |= {"name": settings.name, "masks": masks}
+    common |= {"name": settings.name, "masks": masks, "transport": settings.transport, "real": settings.real}
     if settings.data.set == "none":
         zeros = np.zeros(settings.data.length, np.float32)
         fleet = Fleet(zeros, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.backend.tasks import STATISTICS_LENGTH, Plan, check_plan, sign_task, statistics_length
+from blindsum.fleet.bridge import CLIENTS_MAX
 from blindsum.fleet.checkpoint import load_checkpoint, save_checkpoint
 from blindsum.fleet.conditions import Conditions, Dropout, Population
 from blindsum.fleet.data import Dataset
@@ -75,6 +76,9 @@ class Fleet:
     artifact, and so may `parameters`, to start from instead of the artifact's own. `test`: examples that the model is evaluated on
     after each round. `plan`: the task and its algorithm (see `plan_for`; SCAFFOLD's population follows from `data`); where that
     is "evaluate", accuracy and loss in the report are those that the devices measured on `data`.
+    `transport`: "mqtt", or the URL of a broker, makes the share `real` of the devices clients of an embedded broker, or of that
+    one: production drivers, databases and networking in the same rounds. They draw their own randomness, so that only a fleet
+    without them ends in the same bytes every time.
     `byzantine`: behaviours by "party/<number from 1>" or "device/<number from 0>". `workers`: processes for the devices; the
     result does not depend on it. `masks="off"` leaves out keystreams and key agreement, to see what they cost, and protects
     nothing. Raises BlindsumError "simulation-impossible" or "parameters-unsafe", with the numbers, before anything runs.
@@ -96,6 +100,8 @@ class Fleet:
         seed: int = 7,
         workers: int | None = None,
         masks: Literal["on", "off"] = "on",
+        transport: str = "",
+        real: float = 0.1,
         name: str = "fleet",
     ) -> None:
         count = devices if devices is not None else len(data or ())
@@ -113,7 +119,7 @@ class Fleet:
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
-        self.masks = masks
+        self.masks, self.transport = masks, transport
         self._byzantine = dict(byzantine or {})
         self._test = test
         self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
@@ -141,6 +147,7 @@ class Fleet:
         assert isinstance(base, TaskView), base
         self._base, self._model = base, files.model
         self._refuse_the_impossible(self.derived)
+        self._real = self._choose_real(real) if transport else ()
         self._learner: Learner = (
             FunctionLearner(update) if update is not None else TrainingLearner(list(data or ()), seed)
         )
@@ -174,8 +181,14 @@ class Fleet:
             Population(self.devices, self.conditions, self.dropout, self.seed),
             self._learner,
             self._byzantine,
+            self.transport,
+            self._real,
         )
         file = None if checkpoint is None else Path(checkpoint)
+        if file is not None and self._real:
+            raise BlindsumError(
+                "simulation-impossible", "devices over MQTT keep their own state: no checkpoint holds it"
+            )
         if resume and file is None:
             raise BlindsumError("simulation-unreadable", "resume needs the checkpoint to go on from")
         kept = load_checkpoint(file, run=self._run) if resume and file is not None else None
@@ -187,7 +200,7 @@ class Fleet:
         try:
             with (
                 nullcontext() if self.masks == "on" else unmasked(),
-                sharing(),
+                nullcontext() if self._real else sharing(),  # real devices read on threads of their own
                 Engine(setup, workers=self._workers, on_event=watch.event) as engine,
             ):
                 if kept is not None:
@@ -266,6 +279,14 @@ class Fleet:
         """What tells this run from others: the task (with it model, artifact and plan), the world, the seed."""
         world = (self.devices, self.dropout, self.conditions, self.masks, sorted(self._byzantine), self.seed)
         return hashlib.sha256(self._base.raw + repr(world).encode()).digest()
+
+    def _choose_real(self, share: float) -> tuple[int, ...]:
+        """Which devices are real clients: evenly spread, and honest ones."""
+        honest = [number for number in range(self.devices) if f"device/{number}" not in self._byzantine]
+        count, most = round(share * self.devices), min(CLIENTS_MAX, len(honest))
+        if not 1 <= count <= most:
+            raise BlindsumError("simulation-impossible", f"{count} devices over MQTT are not in 1..{most}")
+        return tuple(honest[place] for place in np.linspace(0, len(honest) - 1, count).round().astype(int))
 
     def _settings(self) -> dict[str, object]:
         plan, drops = self.plan, self.dropout
