@@ -160,6 +160,30 @@ def test_algorithms_that_an_artifact_cannot_do_are_refused_with_the_reason() -> 
             Fleet(plain, data=regressions(), plan=plan_for(OWNERS, **changes))
 
 
+def test_personal_layers_learn_what_one_model_for_all_cannot() -> None:
+    """Arivazhagan et al., arXiv 1912.00818, section 3. Where owners' targets are w x + b_i, one model leaves at best the variance
+    of the b_i as mean squared error; with the bias personal every owner reaches its own b_i, and all of them w."""
+    dice = np.random.default_rng(3)
+    features = dice.normal(0, 1, (6, 60, 3)).astype(np.float32)
+    features -= features.mean(axis=1, keepdims=True)
+    slope, offsets = np.float32([0.5, -0.3, 0.8]), np.linspace(-1, 1, 6).astype(np.float32)
+    targets = features @ slope[:, None] + offsets[:, None, None]
+    parts = [Dataset("lines", x, y, 1) for x, y in zip(features, targets, strict=True)]
+    settings = {"rounds": 4, "epochs": 40, "weight_max": 64}
+    one = build_artifact(models.mlp((3, 1), seed=1), loss="mse", optimizer=SGD(lr=RATE))
+    shared = run("fedavg", one, parts, **settings)
+    assert shared.rounds[-1].loss > 0 and not shared.personal
+    session = TrainingSession(one)
+    session.parameters = shared.parameters
+    error = session.evaluate(features.reshape(-1, 3), targets.reshape(-1, 1))["loss"]
+    assert error == pytest.approx(offsets.var(), rel=0.02)
+    own = build_artifact(models.mlp((3, 1), seed=1), loss="mse", optimizer=SGD(lr=RATE), personal=["*.bias"])
+    report = run("fedavg", own, parts, **settings)
+    assert report.parameters == pytest.approx(slope, abs=1e-3)
+    assert np.concatenate([report.personal[owner] for owner in range(6)]) == pytest.approx(offsets, abs=1e-3)
+    assert report.rounds[-1].loss < 1e-3
+
+
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 

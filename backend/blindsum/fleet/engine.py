@@ -176,6 +176,14 @@ class Engine:
             whole.add(remote.answer())
         return whole
 
+    def memories(self) -> dict[int, bytes]:
+        """What the learner remembers of the devices, by number."""
+        whole = self._setup.learner.memories(self._own)
+        for remote in self._remotes:
+            remote.ask("memories", list(remote.devices))
+            whole |= remote.answer()
+        return whole
+
     def resume(self, number: int, now: int, state: IslandState) -> None:
         """Go on at `now`, after round `number`, from what `state` gave: before the first round here."""
         self._number, self._now = number, now
@@ -415,6 +423,8 @@ def _answer(island: Island, what: str, arguments: list[Any]) -> object:
         return island.advance(horizon), island.next_at
     if what == "state":
         return island.state()
+    if what == "memories":
+        return island.memories(*arguments)
     if what == "resume":
         island.resume(*arguments)
         return None

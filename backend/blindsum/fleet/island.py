@@ -159,6 +159,10 @@ class Island:
             rows=rows, held=held, chunks=chunks, learnt=self._learner.memories(numbers), retained=retained
         )
 
+    def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
+        """What the learner here remembers of `devices`."""
+        return self._learner.memories(devices)
+
     def resume(self, state: IslandState) -> None:
         """Go on from what `state` gave, in whichever process."""
         for role in self.roles.values():
@@ -294,6 +298,7 @@ class Island:
         machine = device.machine
         assert isinstance(machine, DeviceMachine)
         if machine.phase(self.task) == "uploading":
+            device.uploading()
             self._give_out(device, job.step)
 
     # -- messages ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ from blindsum.sdk.trainer import Job, contribute
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
 
-__all__ = ["FunctionLearner", "Learned", "Learner", "Local", "TrainingLearner"]
+__all__ = ["FunctionLearner", "Learned", "Learner", "Local", "TrainingLearner", "personal_of"]
 
 Floats = NDArray[np.float32]
 
@@ -51,6 +52,9 @@ class Learner(Protocol):
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned: ...
 
+    def uploading(self, device: int) -> None:
+        """What was made of the answer leaves the device."""
+
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         """The coordinator holds what was made of the answer."""
 
@@ -63,6 +67,11 @@ class Learner(Protocol):
     def remember(self, memories: Mapping[int, bytes]) -> None: ...
 
 
+def personal_of(memory: bytes) -> Floats:
+    """The personal layers in what a `TrainingLearner` remembers of a device; empty where it has none."""
+    return np.frombuffer(msgspec.msgpack.decode(memory)[1], np.float32)
+
+
 class FunctionLearner:
     """A `Learner` from a function of `Local` that gives an update, or a `Learned`."""
 
@@ -72,6 +81,9 @@ class FunctionLearner:
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
         learned = self._function(Local(device, view.number, np.frombuffer(model, "<f4").astype(np.float32)))
         return learned if isinstance(learned, Learned) else Learned(learned)
+
+    def uploading(self, device: int) -> None:
+        pass
 
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         pass
@@ -100,6 +112,8 @@ class TrainingLearner:
         self._seed = seed
         self._session: tuple[bytes, TrainingSession] | None = None
         self._controls: dict[int, Floats] = {}
+        self._personal: dict[int, Floats] = {}
+        self._trained: dict[int, Floats] = {}
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
         job = Job(
@@ -107,11 +121,18 @@ class TrainingLearner:
             model,
             lambda epoch: self._batches(device, view.number, epoch),
             session=self._opened(plan),
+            personal=self._personal.get(device),
             control=self._controls.get(device),
         )
         trained = contribute(view.task, job)
+        if trained.personal.size:
+            self._trained[device] = trained.personal
         weight = min(trained.examples, view.task.codec.weight_max)
         return Learned(trained.update, weight, trained.examples, trained.loss, trained.metrics)
+
+    def uploading(self, device: int) -> None:
+        if device in self._trained:
+            self._personal[device] = self._trained.pop(device)
 
     def uploaded(self, view: RoundView, device: int, weight: int, lanes: Sequence[Lane]) -> None:
         if view.task.algorithm.name == "scaffold":
@@ -128,10 +149,18 @@ class TrainingLearner:
         yield part.features[order], part.targets[order]
 
     def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
-        return {device: self._controls[device].tobytes() for device in devices if device in self._controls}
+        kept = {}
+        for device in devices:
+            vectors = [known.get(device) for known in (self._controls, self._personal)]
+            if any(vector is not None for vector in vectors):
+                kept[device] = msgspec.msgpack.encode([b"" if each is None else each.tobytes() for each in vectors])
+        return kept
 
     def remember(self, memories: Mapping[int, bytes]) -> None:
-        self._controls |= {device: np.frombuffer(raw, np.float32) for device, raw in memories.items()}
+        for device, raw in memories.items():
+            for known, vector in zip((self._controls, self._personal), msgspec.msgpack.decode(raw), strict=True):
+                if vector:
+                    known[device] = np.frombuffer(vector, np.float32)
 
     def _opened(self, plan: bytes) -> TrainingSession:
         """One session serves all devices of a process: loading its graphs takes longer than a small model's epoch."""

@@ -105,7 +105,9 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetReport:
-    """A simulation's rounds and what was derived for them. `parameters`: the final model. `interrupted`: it was ended early."""
+    """A simulation's rounds and what was derived for them. `parameters`: the final model, without personal layers; `personal`:
+    where the artifact has such, those of each simulated device that has trained, by number (they are not saved). `interrupted`:
+    it was ended early."""
 
     name: str
     seed: int
@@ -115,6 +117,7 @@ class FleetReport:
     settings: Mapping[str, object]
     rounds: tuple[RoundReport, ...]
     parameters: NDArray[np.float32] = field(repr=False)
+    personal: Mapping[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
     interrupted: bool = False
     wall_s: float = 0.0
 

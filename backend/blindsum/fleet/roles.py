@@ -196,6 +196,10 @@ class DeviceRole(Role):
             self._made = view, learned.weight, [lane.copy() for lane in lanes]
         return lanes
 
+    def uploading(self) -> None:
+        """What `lanes` gave last leaves."""
+        self._learner.uploading(self.number)
+
     def uploaded(self) -> None:
         """The coordinator holds what `lanes` gave last."""
         if self._made is not None:

@@ -23,7 +23,7 @@ from blindsum.fleet.conditions import Conditions, Dropout, Population
 from blindsum.fleet.data import Dataset
 from blindsum.fleet.engine import Engine, Outcome, Setup
 from blindsum.fleet.identities import Identities
-from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner
+from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner, personal_of
 from blindsum.fleet.results import FleetReport, RoundReport, Spread
 from blindsum.fleet.unmasked import unmasked
 from blindsum.protocol.errors import BlindsumError
@@ -32,6 +32,7 @@ from blindsum.protocol.params import Derived, ThreatModel
 from blindsum.protocol.view import TaskView, open_task
 from blindsum.testing.behaviours import Behaviour
 from blindsum.training import decode
+from blindsum.training.personal import join, split
 
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
@@ -74,8 +75,9 @@ class Fleet:
     `model`: a training artifact, which each device trains on its part of `data` (one `Dataset` a device); or the parameters
     that round 1 starts from (float32), where `update(local)` gives each device's update instead. `update` may also stand beside an
     artifact, and so may `parameters`, to start from instead of the artifact's own. `test`: examples that the model is evaluated on
-    after each round. `plan`: the task and its algorithm (see `plan_for`; SCAFFOLD's population follows from `data`); where that
-    is "evaluate", accuracy and loss in the report are those that the devices measured on `data`.
+    after each round, with the personal layers as they were built where the artifact has such. `plan`: the task and its algorithm
+    (see `plan_for`; SCAFFOLD's population follows from `data`); where that is "evaluate", accuracy and loss in the report are those
+    that the devices measured on `data`.
     `transport`: "mqtt", or the URL of a broker, makes the share `real` of the devices clients of an embedded broker, or of that
     one: production drivers, databases and networking in the same rounds. They draw their own randomness, so that only a fleet
     without them ends in the same bytes every time.
@@ -125,10 +127,16 @@ class Fleet:
         self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
         statistics = STATISTICS_LENGTH
         self._metrics: tuple[str, ...] = ()
+        self._built = np.zeros(0, np.float32)
         if isinstance(model, bytes):
             decoded = decode(model)
             self._metrics = decoded.manifest.metrics if self.plan.algorithm == "evaluate" else ()
-            parameters = decoded.parameters if parameters is None else parameters
+            shared, self._built = split(decoded.manifest, decoded.parameters)
+            self._manifest = decoded.manifest
+            parameters = shared if parameters is None else parameters
+            if parameters.size != shared.size:
+                told = f"{parameters.size} parameters to start from, the artifact shares {shared.size}"
+                raise BlindsumError("simulation-impossible", told)
             check_plan(decoded.manifest, self.plan)
             statistics = statistics_length(decoded.manifest, self.plan)
         else:
@@ -194,7 +202,7 @@ class Fleet:
         kept = load_checkpoint(file, run=self._run) if resume and file is not None else None
         found: list[RoundReport] = [] if kept is None else kept.rounds
         model, before = (self._model, 0.0) if kept is None else (kept.model, kept.wall_s)
-        interrupted = False
+        interrupted, personal = False, dict[int, NDArray[np.float32]]()
         watch = _Watch(self.devices, tell)
         tell(0.0, f"{self.devices} devices, {self._parties()} parties")
         try:
@@ -224,6 +232,8 @@ class Fleet:
                             state=engine.state(),
                         )
                     tell(float(number), f"round {number}: " + (outcome.code or f"sum of {len(outcome.survivors)}"))
+                if self._built.size:
+                    personal = {device: personal_of(memory) for device, memory in engine.memories().items()}
         except KeyboardInterrupt:
             interrupted = True
         return FleetReport(
@@ -235,6 +245,7 @@ class Fleet:
             settings=self._settings(),
             rounds=tuple(found),
             parameters=self._parameters(model),
+            personal=personal,
             interrupted=interrupted,
             wall_s=before + time.monotonic() - began,
         )
@@ -358,7 +369,7 @@ class Fleet:
         assert self._test is not None
         if self._session is None:
             self._session = TrainingSession(self._artifact)
-        self._session.parameters = parameters
+        self._session.parameters = join(self._manifest, parameters, self._built)
         return self._session.evaluate(self._test.features, self._test.targets)
 
 
