@@ -32,6 +32,7 @@ INITDB = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reve
 )
 RABBITMQ = shutil.which("rabbitmq-server", path=f"/usr/lib/rabbitmq/bin:{SEARCH_PATH}")
 IP = shutil.which("ip", path=SEARCH_PATH)
+MOUNT = shutil.which("mount", path=SEARCH_PATH)
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze", path=SEARCH_PATH)
 CLIENT = Path(__file__).resolve().parents[1] / "examples" / "typescript"
 COMPILER = CLIENT / "node_modules" / "typescript" / "bin" / "tsc"
@@ -41,6 +42,7 @@ NEEDS = {
     "module_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
     "production_mosquitto": (MOSQUITTO, "apt-get install mosquitto"),
     "hosts": (IP if os.geteuid() == 0 else None, "apt-get install iproute2 (as root)"),
+    "small_disk": (MOUNT if os.geteuid() == 0 else None, "apt-get install mount (as root)"),
     "browser": (CHROMEDRIVER, "apt-get install chromium-driver"),
     "postgres": (INITDB, "apt-get install postgresql"),
     "promtool": (PROMTOOL, "apt-get install prometheus"),
@@ -256,3 +258,44 @@ def postgres() -> Iterator[Postgres]:
         yield server
         with contextlib.suppress(AssertionError):
             server.stop("immediate")
+
+
+class SmallDisk:
+    """A file system of its own at `path`, of a few megabytes, that can be full and be read-only."""
+
+    SIZE = 8 << 20
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._ballast = path, path / "ballast"
+        self._mount("-t", "tmpfs", "-o", f"size={self.SIZE}", "small-disk", str(path))
+
+    def fill(self) -> None:
+        """Until not one byte more fits."""
+        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(4096))
+        assert shutil.disk_usage(self.path).free == 0
+
+    def empty(self) -> None:
+        """Take away what `fill` has put there."""
+        self._ballast.unlink()
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Make it read-only, or writable again. Nothing may be open on it for writing."""
+        self._mount("-o", f"remount,{'ro' if frozen else 'rw'}", str(self.path))
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.path)], check=True)
+
+    def _mount(self, *words: str) -> None:
+        ran = subprocess.run([str(MOUNT), *words], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A real file system, for what only one can do."""
+    (tmp_path / "disk").mkdir()
+    disk = SmallDisk(tmp_path / "disk")
+    yield disk
+    disk.close()

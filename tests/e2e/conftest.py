@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.livingfleet import Living
 from tests.e2e.smallfleet import SmallFleet, make_fleet
 
 
@@ -23,3 +24,16 @@ def small_fleet(tmp_path: Path) -> Iterator[Callable[..., SmallFleet]]:
     yield make
     for fleet in made:
         fleet.stack.__exit__()
+
+
+@pytest.fixture(scope="module")
+def living(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    """A fleet for all tests of a module, on the broker that its parameter names: "embedded" or "module_mosquitto"."""
+    url = "" if request.param == "embedded" else request.getfixturevalue(request.param)().url
+    fleet = Living(tmp_path_factory.mktemp("living"), url)
+    try:
+        fleet.start()
+        yield fleet
+    finally:
+        fleet.stop()
+    fleet.judge()

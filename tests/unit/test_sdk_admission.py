@@ -91,8 +91,14 @@ def test_join_is_in_the_ledger_before_it_leaves_and_a_refusal_is_not(base: TaskV
 
 def test_nothing_leaves_where_the_ledger_cannot_be_kept(base: TaskView, ledger: Ledger) -> None:
     phone = Phone(base, ledger)
-    ledger._db.execute("PRAGMA query_only = 1")  # what a read-only disk says
+
+    def freeze() -> None:
+        with ledger._guard():
+            ledger._db.execute("PRAGMA query_only = 1")  # what a read-only disk says
+
+    freeze()
     assert "database-unwritable" in phone.ask(1)
+    freeze()  # the ledger has opened its file again
     with pytest.raises(BlindsumError, match="database-unwritable"):
         phone.take_part(1)
 

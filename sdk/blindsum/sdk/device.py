@@ -209,7 +209,8 @@ class Device:
 
     def erase(self, *, identity: bool = False) -> None:
         """Stop, and delete what this device remembers: rounds, models, ledger, consent. Only the numbers of its last rounds
-        stay, so that no round gets a second upload of it; with `identity` they go too, and the whole kit with its keys."""
+        stay, so that no round gets a second upload of it; with `identity` they go too, and the whole kit with its keys. Raises
+        BlindsumError with a database code where something is left."""
         self.stop()
         with self._lock:
             if self._ledger_ is not None:

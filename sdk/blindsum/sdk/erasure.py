@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import Write
 from blindsum.runtime.kit import BrokerSettings
@@ -22,7 +23,8 @@ KIT_FILES: Final = ("device.toml", "key.pem", "certificate.der", "trust.cbor", "
 
 def erase_memory(kit: Path, broker: BrokerSettings, open_store: Callable[[], SqliteStore], *, identity: bool) -> None:
     """Delete rounds, models and ledger of a stopped device, nothing of others' in its folder. The numbers of its last rounds stay;
-    with `identity` they go too, and the kit with its keys. Raises BlindsumError with a database code."""
+    with `identity` they go too, and the kit with its keys. Raises BlindsumError with a database code, "database-unwritable" where
+    something could not be deleted."""
     spent: list[Write] = []
     if not identity and (kit / DATABASE_FILE).exists():
         store = open_store()
@@ -32,8 +34,10 @@ def erase_memory(kit: Path, broker: BrokerSettings, open_store: Callable[[], Sql
     if identity:
         names += [*KIT_FILES, *filter(None, (broker.ca, broker.certificate, broker.key, broker.password_file))]
     shelves = kit / MODELS_FOLDER
-    for path in [*(kit / name for name in names), *shelves.glob("*/*")]:
+    doomed = [*(kit / name for name in names), *shelves.glob("*/*")]
+    for path in doomed:
         _wipe(path)
+    left = [path.name for path in doomed if path.exists()]
     for folder in [*shelves.glob("*"), shelves]:
         with suppress(OSError):
             folder.rmdir()
@@ -41,6 +45,8 @@ def erase_memory(kit: Path, broker: BrokerSettings, open_store: Callable[[], Sql
         store = open_store()
         store.commit(spent)
         store.close()
+    if left:
+        raise BlindsumError("database-unwritable", f"{kit}: {', '.join(left)} could not be deleted")
 
 
 def leave_rounds(store: SqliteStore, make: Callable[[SqliteStore, frozenset[str]], DeviceMachine]) -> None:

@@ -64,15 +64,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._connected: sqlite3.Connection | None = None
         with self._guard():
-            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            try:
-                self._db.execute("PRAGMA synchronous = FULL")
-                for statement in _SCHEMA.split(";\n"):
-                    self._db.execute(statement)
-            except BaseException:
-                self._db.close()
-                raise
+            pass
 
     def record(self, use: Use, *, issued_at: int) -> int:
         """Note, durably, that something is about to leave. `issued_at`: the manifest's. Returns a number for `retract`."""
@@ -143,15 +137,34 @@ class Ledger:
             )
 
     def close(self) -> None:
+        """Give the file back. What is asked later opens it again."""
         with self._lock:
-            self._db.close()
+            connected, self._connected = self._connected, None
+            if connected is not None:
+                connected.close()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connected is not None, "inside of _guard"
+        return self._connected
+
+    def _connect(self) -> None:
+        self._connected = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        self._db.execute("PRAGMA synchronous = FULL")
+        for statement in _SCHEMA.split(";\n"):
+            self._db.execute(statement)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
         with self._lock:
             try:
+                if self._connected is None:
+                    self._connect()
                 yield
             except sqlite3.Error as error:
+                self.close()  # a connection from when the disk was read-only stays so for ever
                 if not (code := code_of(error)):
                     raise
                 raise BlindsumError(code, f"{self.path}: {error}") from error

@@ -171,7 +171,7 @@ class Life:
             if plan is not None and model is not None:
                 self._admission.artifact(view, plan)
                 self._models(task).keep(view, plan, model)
-        except (BlindsumError, OSError) as error:
+        except BlindsumError as error:
             log.warning("the model cannot be kept: %s", error)
 
     def _ended(self, task: str, *, early: bool) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -60,7 +62,7 @@ class _Index(msgspec.Struct, frozen=True):
 class Model:
     """What the app does with the models of one task: look, activate, roll back, predict. Any thread; works while the device runs
     and while it does not. Methods raise BlindsumError "model-unknown" where there is no such version, "training-package-missing"
-    without onnxruntime, and "secret-wrong"."""
+    without onnxruntime, "secret-wrong", and with a database code where the disk fails; nothing has changed then."""
 
     def __init__(self, place: Path, *, device: str, task: str, vault: Vault | None) -> None:
         self._place, self._device, self._task, self._vault = place, device, task, vault
@@ -127,21 +129,20 @@ class Model:
             try:
                 report = session.fit(batches, epochs=epochs)
                 self._write("tuned", session.parameters.astype("<f4").tobytes())
+                self._change(tuned=self._index.active)
+                self._session = session
             except BaseException:
                 session.parameters = before
                 raise
-            self._index = msgspec.structs.replace(self._index, tuned=self._index.active)
-            self._write_index()
             return report.epochs[-1].loss
 
     # -- for the device -------------------------------------------------------------------------------------------
 
     def keep(self, view: RoundView, plan: bytes, model: bytes) -> None:
-        """Keep the model of a round, with the plan and the record it belongs to. Raises OSError."""
+        """Keep the model of a round, with the plan and the record it belongs to."""
         with self._lock:
             if view.number in self._index.versions:
                 return
-            self._place.mkdir(parents=True, exist_ok=True)
             if view.task.algorithm.name == "scaffold":
                 model = model[: len(model) // 2]  # what follows the parameters is the server's control variate
             plan_digest = hashlib.sha256(plan).hexdigest()
@@ -162,9 +163,8 @@ class Model:
         return None if data is None else np.frombuffer(data, "<f4").astype(np.float32)
 
     def keep_personal(self, values: NDArray[np.float32]) -> None:
-        """Raises OSError."""
+        """Use these layers of its own from now on."""
         with self._lock:
-            self._place.mkdir(parents=True, exist_ok=True)
             self._write("personal", values.astype("<f4").tobytes())
             self._session = None
 
@@ -210,8 +210,9 @@ class Model:
         return entry
 
     def _change(self, **changes: object) -> None:
-        self._index = msgspec.structs.replace(self._index, **changes)
-        self._write_index()
+        index = msgspec.structs.replace(self._index, **changes)
+        self._write("index", msgspec.json.encode(index))
+        self._index = index
         if "active" in changes or "tuned" in changes:
             self._session = None
 
@@ -220,14 +221,12 @@ class Model:
         named |= {f"plan-{entry.plan}" for entry in self._index.versions.values()}
         for path in self._place.iterdir():
             if path.name not in named:
-                path.unlink()
+                with suppress(OSError):  # the next one tries again
+                    path.unlink()
 
     def _read_index(self) -> _Index:
         data = self._read("index")
         return _Index() if data is None else msgspec.json.decode(data, type=_Index)
-
-    def _write_index(self) -> None:
-        self._write("index", msgspec.json.encode(self._index))
 
     def _read(self, name: str) -> bytes | None:
         path = self._place / name
@@ -240,9 +239,16 @@ class Model:
         """Whole or not at all, also where the power fails."""
         path = self._place / name
         partial = path.with_suffix(".partial")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data if self._vault is None else self._vault.seal(name, data))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            self._place.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data if self._vault is None else self._vault.seal(name, data))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()  # where the disk is full it is in the way of everything
+            code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "database-unwritable"
+            raise BlindsumError(code, f"{path}: {error.strerror}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import queue
 import threading
@@ -120,8 +119,7 @@ class Worker:
         view, plan, model = inputs
         self._admission.artifact(view, plan)
         function, control, length = self._examples[task], None, len(model) // 8
-        with _of_the_disk():
-            self._models(task).keep(view, plan, model)
+        self._models(task).keep(view, plan, model)
         if isinstance(function, Own):
             with _of_the_app("task"):
                 trained = function.perform(view.base, plan, model, number)
@@ -183,8 +181,7 @@ class Worker:
         )
         trained = contribute(view.task, job)
         if trained.personal.size:
-            with _of_the_disk():
-                model_here.keep_personal(trained.personal)
+            model_here.keep_personal(trained.personal)
         return trained
 
     def _batches(self, context: Context) -> Iterator[Batch]:
@@ -218,16 +215,6 @@ def _of_the_app(function: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         log.exception("a function of the app failed", extra=fields(function=function))
         raise BlindsumError("examples-failed", f"{function}: {error!r}") from error
-
-
-@contextmanager
-def _of_the_disk() -> Iterator[None]:
-    """A model that cannot be kept ends this training and nothing else."""
-    try:
-        yield
-    except OSError as error:
-        code = "disk-full" if error.errno == errno.ENOSPC else "database-unwritable"
-        raise BlindsumError(code, str(error)) from error
 
 
 def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes] | None:
