@@ -16,6 +16,7 @@ from blindsum.fleet.identities import START, Identities, device_number
 from blindsum.fleet.island import BROKER, HOP_MS, Island, Post
 from blindsum.fleet.learner import Learner
 from blindsum.fleet.ledger import Ledger, Notes
+from blindsum.fleet.pairs import Pairs, paired
 from blindsum.fleet.roles import DEVICE, CoordinatorRole, DeviceRole, PartyRole, Role
 from blindsum.fleet.shelf import Shelf
 from blindsum.protocol.blobs import read_blob
@@ -50,6 +51,7 @@ class Setup:
     population: Population = field(repr=False)
     learner: Learner = field(repr=False)
     behaviours: Mapping[str, Behaviour]
+    pairs: Pairs
     transport: str = ""
     """The broker of the real devices, see `Bridge`."""
     real: tuple[int, ...] = ()
@@ -69,7 +71,9 @@ class Setup:
                 DeviceRole(number, self.identities, shelf=shelf, behaviour=behaviour, learner=self.learner, task=task)
             )
         ledger = Ledger(devices, self.population.size, self.base.segments, shelf, keeps=bool(self.behaviours))
-        return Island(roles, self.population, ledger, self.identities, learner=self.learner, task=task)
+        return Island(
+            roles, self.population, ledger, self.identities, learner=self.learner, pairs=self.pairs, task=task
+        )
 
 
 STEP_MS: Final = 1000
@@ -387,7 +391,7 @@ def _serve(pipe: Connection, setup: Setup, devices: Sequence[int], inherited: Se
     for theirs in inherited:
         theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
-    with sharing():
+    with sharing(), paired(setup.pairs):
         _work(pipe, setup, devices)
 
 

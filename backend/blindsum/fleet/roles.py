@@ -9,7 +9,7 @@ from blindsum.fleet.identities import Identities, device_name
 from blindsum.fleet.learner import Learner
 from blindsum.fleet.shelf import Shelf, ShelfStore
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
-from blindsum.protocol.machines.device import DeviceMachine, Floor
+from blindsum.protocol.machines.device import DeviceIdentity, DeviceMachine, Floor
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
 from blindsum.protocol.machines.step import Machine
 from blindsum.protocol.ring import Lane
@@ -155,7 +155,7 @@ class DeviceRole(Role):
     """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time, `extra` by how
     many bytes its header is longer than one of a device with as many neighbours as the graph's degree."""
 
-    __slots__ = ("_identities", "_learner", "_made", "extra", "fate", "job", "number", "task")
+    __slots__ = ("_identities", "_identity", "_learner", "_made", "extra", "fate", "job", "number", "task")
 
     def __init__(
         self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
@@ -166,6 +166,7 @@ class DeviceRole(Role):
         self.number, self.task, self.fate = number, task, ""
         self.job: object = None
         self.extra = 0
+        self._identity: DeviceIdentity | None = None
         self._made: tuple[RoundView, int, list[Lane]] | None = None
 
     def begin(self, number: int) -> None:
@@ -208,9 +209,11 @@ class DeviceRole(Role):
             self._made = None
 
     def _make(self) -> DeviceMachine:
+        if self._identity is None:
+            self._identity = self._identities.device(self.number)
         willing: Callable[[RoundView], str] = lambda _view: "away" if self.fate == "before join" else ""  # noqa: E731
         return DeviceMachine(
-            identity=self._identities.device(self.number),
+            identity=self._identity,
             trust=self._identities.trust,
             tasks=frozenset({self.task}),
             store=self.store,

@@ -24,6 +24,7 @@ from blindsum.fleet.data import Dataset
 from blindsum.fleet.engine import Engine, Outcome, Setup
 from blindsum.fleet.identities import Identities
 from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner, personal_of
+from blindsum.fleet.pairs import Pairs, paired
 from blindsum.fleet.results import FleetReport, RoundReport, Spread
 from blindsum.fleet.unmasked import unmasked
 from blindsum.protocol.errors import BlindsumError
@@ -189,6 +190,7 @@ class Fleet:
             Population(self.devices, self.conditions, self.dropout, self.seed),
             self._learner,
             self._byzantine,
+            Pairs(self.devices),
             self.transport,
             self._real,
         )
@@ -209,6 +211,7 @@ class Fleet:
             with (
                 nullcontext() if self.masks == "on" else unmasked(),
                 nullcontext() if self._real else sharing(),  # real devices read on threads of their own
+                paired(setup.pairs),
                 Engine(setup, workers=self._workers, on_event=watch.event) as engine,
             ):
                 if kept is not None:

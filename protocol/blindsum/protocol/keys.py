@@ -66,6 +66,8 @@ BOX_PRIVATE_SIZE: Final = 96
 MLKEM_PUBLIC_SIZE: Final = 1184
 BOX_OVERHEAD: Final = 1136
 CERTIFICATE_SIZE_MAX: Final = 1024
+CERTIFICATES_KEPT: Final = 16_384
+"""Certificates that were found genuine and are remembered: a device shows the same one in every round."""
 LABEL: Final = "blindsum/1 "
 _PROBE: Final = bytes(31) + b"\x40"
 
@@ -315,25 +317,30 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int | None) -> tuple[str, s
     """(fault, name, public key) of a device certificate: fault "" where the fleet CA (its DER certificate `ca`) signed it for
     an Ed25519 key, it is no CA itself, and `now` (ms; None: any time) lies in its validity. Never raises."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        authority = _authority(ca)
-        key, root = certificate.public_key(), authority.public_key()
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-        if not isinstance(key, Ed25519PublicKey) or not isinstance(root, Ed25519PublicKey) or len(names) != 1:
-            return "certificate-invalid", "", b""
-        if constraints.value.ca:
-            return "certificate-invalid", "", b""
-        certificate.verify_directly_issued_by(authority)  # names, both statements of the algorithm, signature
-        name = names[0].value
-        if not isinstance(name, str):
-            return "certificate-invalid", "", b""
-        since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if now is not None and not since <= datetime.fromtimestamp(now / 1000, UTC) <= until:
-            return "certificate-expired", name, b""
-        return "", name, key.public_bytes_raw()
+        name, key, since, until = _certificate(der, ca)
     except Exception:  # malformed DER has many exceptions; all mean the same
         return "certificate-invalid", "", b""
+    if now is not None and not since <= now <= until:
+        return "certificate-expired", name, b""
+    return "", name, key
+
+
+@lru_cache(maxsize=CERTIFICATES_KEPT)
+def _certificate(der: bytes, ca: bytes) -> tuple[str, bytes, float, float]:
+    """(name, public key, valid from and until in ms) of a certificate of the fleet CA. Raises where it is none: what is kept is
+    genuine, so that forgeries drive nothing out."""
+    certificate, authority = x509.load_der_x509_certificate(der), _authority(ca)
+    key, root = certificate.public_key(), authority.public_key()
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    if not isinstance(key, Ed25519PublicKey) or not isinstance(root, Ed25519PublicKey) or len(names) != 1:
+        raise ValueError("another algorithm, or not one name")
+    name = names[0].value
+    if constraints.value.ca or not isinstance(name, str):
+        raise ValueError("a CA, or no name")
+    certificate.verify_directly_issued_by(authority)  # names, both statements of the algorithm, signature
+    since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return name, key.public_bytes_raw(), 1000 * since.timestamp(), 1000 * until.timestamp()
 
 
 @lru_cache(maxsize=4)
