@@ -78,6 +78,9 @@ class SmallFleet:
         """Every transcript verifies against the fleet's own keys, and every sum is the plain ring sum, bit for bit. A coordinator
         that was killed between writing one and saying so has written it all the same."""
         self.transcripts |= transcripts(self.folder.coordinator, TASK)
+        self.finished = sorted({*self.finished, *self.transcripts})
+        for path in (self.folder.coordinator / "failures").glob("*.blindsum"):
+            self.failed.setdefault(int(path.stem.rpartition("-")[2]), "not told")
         assert set(self.transcripts) == set(self.finished)
         for number, path in self.transcripts.items():
             data = path.read_bytes()

@@ -38,6 +38,8 @@ LIBRARIES = {
         "starlette",
         "uvicorn",
         "psycopg",
+        "tensorboardX",
+        "mlflow",
     },
     "fleet": {"numpy", "cryptography", "msgspec", "sklearn", "pandas", "matplotlib", "typer", "rich"},
 }

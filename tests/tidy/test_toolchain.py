@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 BASE = {"numpy", "cryptography", "paho-mqtt", "cbor2", "msgspec"}
-EXTRAS = {"device", "proxy", "author", "backend", "postgres", "fleet", "dev", "all"}
+EXTRAS = {"device", "proxy", "author", "backend", "postgres", "tracking", "fleet", "dev", "all"}
 SOURCES = ["protocol", "sdk", "backend", "bench"]
 HEAVY = {"onnx", "onnxruntime", "typer", "rich", "iotcore", "sklearn", "matplotlib", "pandas", "blindsum.backend"}
 ON_DEVICE = ["blindsum.sdk", "blindsum.protocol.machines.party", "blindsum.runtime.driver", "blindsum.training"]

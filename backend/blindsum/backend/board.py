@@ -129,6 +129,17 @@ class Board:
                 "notes": list(self._notes),
             }
 
+    def figures(self, task: str, number: int) -> dict[str, object]:
+        """The figures of one round, for trackers; none where it is not on the board any more."""
+        with self._lock:
+            lines = self._tasks[task].rounds if task in self._tasks else ()
+            line = next((line for line in reversed(lines) if line.number == number), None)
+            if line is None:
+                return {}
+            names = ("joined", "enrolled", "uploaded", "survivors", "left_out", "weight", "examples", "loss")
+            figures: dict[str, object] = {name: getattr(line, name) for name in names}
+            return {**figures, "seconds": (line.ended - line.begun) / 1000, "failed": int(line.phase == "failed")}
+
     # -- what the events mean -----------------------------------------------------------------------------------------
 
     def _round(self, at: int, data: dict[str, Any]) -> RoundLine:

@@ -12,11 +12,12 @@ from blindsum.backend.notices import Notices
 from blindsum.backend.registry import rollback_model, rollback_of
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
+from blindsum.backend.tracking import MlFlow, TensorBoard, Tracker, Tracking, TrackingSettings
 from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
-from blindsum.protocol.machines.step import Machine
+from blindsum.protocol.machines.step import Event, Machine
 from blindsum.protocol.transcript import write_records
 from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
@@ -44,6 +45,7 @@ class CoordinatorSettings(Settings, frozen=True):
     broker: BrokerSettings
     database: str = ""
     web: WebSettings = WebSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
 
 def run_coordinator(kit: Path) -> int:
@@ -58,6 +60,13 @@ def run_coordinator(kit: Path) -> int:
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
+
+    tracking = _tracking(kit, settings, reporter)
+
+    def heard(event: Event) -> None:
+        witness.event(event)
+        if tracking is not None:
+            tracking.event(event)
 
     def machine() -> Machine:
         return CoordinatorMachine(
@@ -75,7 +84,7 @@ def run_coordinator(kit: Path) -> int:
         store,
         link,
         topics,
-        on_event=witness.event,
+        on_event=heard,
         on_refused=reporter.refused,
         broadcast_key=broadcast_key,
     )
@@ -84,6 +93,19 @@ def run_coordinator(kit: Path) -> int:
         return run_until_stopped(driver, reporter, settings.web, rounds.turn)
     finally:
         store.close()
+        if tracking is not None:
+            tracking.close()
+
+
+def _tracking(kit: Path, settings: CoordinatorSettings, reporter: Reporter) -> Tracking | None:
+    trackers: list[Tracker] = []
+    if settings.tracking.tensorboard:
+        trackers.append(TensorBoard(kit / settings.tracking.tensorboard))
+    if settings.tracking.mlflow:
+        trackers.append(MlFlow(settings.tracking.mlflow, settings.fleet))
+    if not trackers:
+        return None
+    return Tracking(trackers, reporter.board, lambda detail: reporter.line("tracking-failed", detail=detail))
 
 
 def open_store(kit: Path, settings: CoordinatorSettings) -> SqliteStore | PostgresStore:

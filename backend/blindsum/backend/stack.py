@@ -53,13 +53,13 @@ class Stack:
         self._broker.start(port)
 
     def coordinator(self, kit: Path) -> None:
-        self._run("coordinator", ["-m", "blindsum.backend.cli", "coordinator", str(kit)])
+        self.run("coordinator", ["-m", "blindsum.backend.cli", "coordinator", str(kit)])
 
     def party(self, number: int, kit: Path) -> None:
-        self._run(f"party-{number}", ["-m", "blindsum.backend.cli", "party", str(kit)])
+        self.run(f"party-{number}", ["-m", "blindsum.backend.cli", "party", str(kit)])
 
     def host(self, number: int, spec: Path) -> None:
-        self._run(f"host-{number}", ["-m", "blindsum.fleet.host", str(spec)])
+        self.run(f"host-{number}", ["-m", "blindsum.fleet.host", str(spec)])
 
     def kill(self, name: str) -> None:
         """SIGKILL: no farewell, nothing flushed."""
@@ -70,7 +70,7 @@ class Stack:
     def restart(self, name: str) -> None:
         """Start a process that was killed, or ended, again on what its database holds."""
         self.died.pop(name, None)
-        self._run(name, self._commands[name])
+        self.run(name, self._commands[name])
 
     def pid(self, name: str) -> int:
         """The process of a role that runs."""
@@ -106,7 +106,8 @@ class Stack:
         if self._broker is not None:
             self._broker.stop()
 
-    def _run(self, name: str, command: list[str]) -> None:
+    def run(self, name: str, command: list[str]) -> None:
+        """Start Python with these arguments; what it prints as lines of JSON are its events."""
         self._commands[name] = command
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.backend.tasks import STATISTICS_LENGTH, Plan, check_plan, sign_task, statistics_length
+from blindsum.backend.tracking import Tracker
 from blindsum.fleet.bridge import CLIENTS_MAX
 from blindsum.fleet.checkpoint import load_checkpoint, save_checkpoint
 from blindsum.fleet.conditions import Conditions, Dropout, Population
@@ -171,8 +172,10 @@ class Fleet:
         on_progress: Progress | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
+        tracker: Tracker | None = None,
     ) -> FleetReport:
-        """Play `rounds` rounds. Where it is interrupted (Ctrl-C), the report has the rounds that were finished.
+        """Play `rounds` rounds. Where it is interrupted (Ctrl-C), the report has the rounds that were finished. `tracker` is told
+        the figures of each (`blindsum.backend.tracking`).
 
         `checkpoint`: a file that is written after each round; `resume` goes on from it (with any number of workers), to the same
         bytes as a run that was not interrupted. Raises BlindsumError "simulation-impossible", and "simulation-unreadable" where
@@ -223,6 +226,8 @@ class Fleet:
                     outcome = engine.run_round()
                     found.append(self._report(outcome, time.monotonic() - at))
                     model = outcome.model
+                    if tracker is not None:
+                        tracker.round(self.name, number, found[-1].row())
                     if file is not None:
                         wall_s = before + time.monotonic() - began
                         save_checkpoint(

@@ -94,6 +94,9 @@ CATALOGUE: dict[str, Entry] = {
         "the rollback is not of this task, or does not follow its last round",
         "pause the task, let the round that is running end, and roll back again",
     ),
+    "tracking-unusable": Entry(
+        "the package of an experiment tracker is not installed", "install it, or take the line out of [tracking]"
+    ),
     "version-unknown": Entry(
         "no transcript here holds that version of the model",
         "see 'blindsum model list'; transcripts of the last 1000 rounds stay",
@@ -224,6 +227,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "database-newer": Entry(
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"
+    ),
+    "database-older": Entry(
+        "the database holds what an older version wrote and this one cannot read",
+        "go back to the version that wrote it, let its rounds end, and see docs/UPGRADING.md",
     ),
     "database-rolled-back": Entry(
         "the database is older than what this role has already sent: it was brought back from a copy, or it is gone",

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.envelope import glance
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.allowance import Shares
@@ -99,7 +100,7 @@ class Driver:
     def start(self) -> None:
         """Restore the machine, send what an earlier life left in the outbox, connect. Returns at once; no broker is no error."""
         assert self._thread is None, "a driver starts once"
-        self._machine = self._make_machine()
+        self._machine = self._made()
         self._thread = threading.Thread(target=self._run, name=f"driver-{self._topics.principal.user}", daemon=True)
         self._thread.start()
         self._link.open(self._topics.subscriptions, on_message=self._enqueue, on_state=self._state_changed)
@@ -301,10 +302,17 @@ class Driver:
             for event in step.events:
                 self._tell(event)
 
+    def _made(self) -> Machine:
+        """The machine from its rows. Raises BlindsumError "database-older" where they are not as this version writes them."""
+        try:
+            return self._make_machine()
+        except DecodeError as error:
+            raise BlindsumError("database-older", str(error)) from None
+
     def _restore(self) -> None:
         """Back to what is stored. The machine is woken after a pause, as at a start."""
         self._store.rollback()
-        self._machine = self._make_machine()
+        self._machine = self._made()
         self._restored = True
         self._wake_after = self._clock() + FAULT_PAUSE_MS
 

@@ -32,6 +32,7 @@ STORE_CODES: Final = frozenset(
         "database-corrupted",
         "database-in-use",
         "database-newer",
+        "database-older",
         "database-rolled-back",
         "database-unreachable",
         "database-unwritable",
