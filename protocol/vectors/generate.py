@@ -14,11 +14,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from scenarios import agreements, arithmetic, encoding, masking, messages, secrets, selection, transcripts  # noqa: E402
+from scenarios import agreements, alone, arithmetic, encoding, masking, messages, secrets, selection, transcripts  # noqa: E402
 from scenarios.boxes import Boxes  # noqa: E402
 from scenarios.case import File  # noqa: E402
 from scenarios.product import Refusal, compute  # noqa: E402
-from scenarios.scene import Scene  # noqa: E402
+from scenarios.scene import AloneScene, Scene  # noqa: E402
 
 __all__ = ["main", "render", "scenarios"]
 
@@ -30,6 +30,7 @@ def scenarios(folder: Path = HERE) -> Iterator[File]:
     path = folder / "box.json"
     scene = Scene(Boxes(json.loads(path.read_text())["cases"] if path.exists() else []))
     files = [*transcripts.files(scene), *messages.files(scene)]  # first: they make boxes
+    files += alone.files(AloneScene(scene.boxes))
     for module in (encoding, secrets, masking, arithmetic, agreements, selection):
         files += module.files(scene)
     yield from files

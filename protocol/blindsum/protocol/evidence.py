@@ -120,7 +120,14 @@ def _genuine(trust: Trust, raw: bytes, join: bytes) -> Signed:
 
 
 def _device_key(trust: Trust, signed: Signed, join: bytes) -> bytes:
-    """The key of the certificate that a device joined the same round with."""
+    """The key of the certificate that a device joined the same round with, or uploaded with."""
+    shown = signed.payload.get("certificate") if isinstance(signed.payload, dict) else None
+    if not join and signed.head.type == "header" and isinstance(shown, bytes):
+        # an upload without a roster brings its certificate along
+        fault, name, key = certificate_fault(shown, ca=trust.ca, now=None)
+        if fault or f"device/{name}" != signed.head.sender:
+            raise BlindsumError("evidence-unproven", f"it does not show a certificate of {signed.head.sender}")
+        return key
     opened = open_message(trust, join)
     same = ("join", signed.head.task, signed.head.round, signed.head.sender)
     if (

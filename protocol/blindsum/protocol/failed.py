@@ -89,6 +89,8 @@ class FailedVerifier(Verifier):
 
     def _join(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
         view = self._announced(end)
+        if not view.base.has_roster:
+            return self._upload(end)
         joined: set[str] = set()
         raws = decode(self.one("joins"))
         if not isinstance(raws, list):
@@ -129,7 +131,7 @@ class FailedVerifier(Verifier):
     def _upload(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
         view, joins, roster = self._settled(end)
         count = len(self.headers(view, joins, roster, None))
-        self.report.facts.update(survivors=count)
+        self.report.facts.update(survivors=count, phase="upload")
         return view.digest, ("survivors-too-few",) if count < roster.survivors_min else ()
 
     def _check(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:

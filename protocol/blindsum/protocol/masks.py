@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from blindsum.protocol.codec import encode
 from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal, expander
@@ -70,7 +71,7 @@ class Seeds(Secret):
 
 
 def self_stream(view: RoundView, roster: RosterView, index: int, subset: int, seed: bytes) -> bytes:
-    return derive(seed, "self", view.digest, roster.digest, index, subset, size=SUITES[view.task.suite])
+    return derive(seed, "self", view.digest, *roster.place(index), subset, size=SUITES[view.task.suite])
 
 
 def edge_secret(
@@ -98,11 +99,11 @@ def pad(view: RoundView, roster: RosterView, mine: int, theirs: int, subset: int
 
 
 def commitment(view: RoundView, roster: RosterView, index: int, layer: str, subset: int, seed: bytes) -> bytes:
-    return digest("commit", view.digest, roster.digest, index, layer, subset, seed)
+    return digest("commit", view.digest, *roster.place(index), layer, subset, seed)
 
 
 def box_info(view: RoundView, roster: RosterView, index: int, party: int) -> bytes:
-    return encode(["blindsum/1 box", view.digest, roster.digest, index, party])
+    return encode(["blindsum/1 box", view.digest, *roster.place(index), party])
 
 
 @lru_cache(maxsize=4)
@@ -128,17 +129,20 @@ def mask_upload(
     random: Random,
     seal: Seal,
     threads: int = 1,
+    certificate: bytes | UnsetType = UNSET,
 ) -> Upload:
-    """Mask `lanes` (ring elements, changed in place) for device `index` and make its header. `private` is its key of the
-    round. Raises ValueError where a neighbour's key is a small-order point (the parties vouched for a bad roster)."""
+    """Mask `lanes` (ring elements, changed in place) for device `index` and make its header. `private` is its X25519 key of the
+    round, `certificate` takes its place where there is no roster. Raises ValueError where a neighbour's key is a small-order point
+    (the parties vouched for a bad roster)."""
     base = view.base
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
     pads = [deriver(seed, "cap", view.digest, roster.digest, index, more=2) for seed in cap_seeds]
     edges: list[bytes] = []
-    own = edge_private(private) if isinstance(private, bytes) else private
-    for other in roster.neighbours(index):
+    neighbours = roster.neighbours(index)
+    own = edge_private(private) if isinstance(private, bytes) and neighbours else private
+    for other in neighbours:
         secret = edge_secret(view, roster, own, index, other)
         if secret is None:
             raise ValueError(f"device {other} of the roster has an unusable key")
@@ -158,11 +162,12 @@ def mask_upload(
     header = Header(
         manifest=view.digest,
         roster=roster.digest,
-        index=index,
+        index=roster.place(index)[1],
         body=ref,
         commitments=b"".join(commitments),
         boxes=boxes,
         edges=b"".join(edges),
+        certificate=certificate,
     )
     return Upload(header, chunks)
 
@@ -174,7 +179,7 @@ def header_fault(view: RoundView, roster: RosterView, header: Header, body_size:
     """The code of what is wrong with a header as far as everybody can see it, or "". `body_size` is the packed vector's."""
     if header.manifest != view.digest or header.roster != roster.digest:
         return "header-foreign"
-    if header.index >= roster.size:
+    if view.base.has_roster and header.index >= roster.size:
         return "header-malformed"
     wanted = len(view.base.self_subsets) + len(view.base.cap_subsets)
     if (
@@ -184,6 +189,7 @@ def header_fault(view: RoundView, roster: RosterView, header: Header, body_size:
         or header.body.size != body_size
         or header.body.chunk_size != view.base.chunk_size
         or not header.body.sound
+        or (header.certificate is UNSET) != view.base.has_roster
     ):
         return "header-malformed"
     return ""

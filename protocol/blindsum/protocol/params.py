@@ -20,7 +20,7 @@ from blindsum.protocol.graph import degree_for
 from blindsum.protocol.quantize import bits_for
 from blindsum.protocol.sharing import subsets
 
-__all__ = ["PARTIES_MAX", "Committee", "Derived", "ThreatModel", "derive", "survivors_min"]
+__all__ = ["PARTIES_MAX", "Committee", "Derived", "ThreatModel", "arrivals_min", "derive", "survivors_min"]
 
 PARTIES_MAX: Final = 10
 """Seeds grow as P choose q - 1: 210 at f = 3. Larger committees want another sharing."""
@@ -162,6 +162,12 @@ def survivors_min(n: int, threat: ThreatModel) -> int:
     """The smallest survivor set that parties open in a round of n devices: `cohort_min` honest ones even if all
     corrupt ones survive, and no more dropped than the graph was made for."""
     return max(threat.cohort_min + threat.corrupt(n), n - threat.dropped(n))
+
+
+def arrivals_min(n_min: int, n_max: int, threat: ThreatModel) -> int:
+    """The smallest survivor set that parties open in a round without a roster: nobody promised to stay, so dropouts do not count,
+    and among `n_max` uploads the coordinator may leave out honest ones until all corrupt ones are in the set."""
+    return max(n_min, threat.cohort_min + threat.corrupt(n_max))
 
 
 def derive(

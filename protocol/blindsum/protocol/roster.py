@@ -47,7 +47,7 @@ class RosterView:
     """The devices of a round by index, and what the roster hash fixes: graph and least survivor set."""
 
     digest: bytes
-    devices: tuple[str, ...]
+    devices: Sequence[str]
     keys: tuple[bytes, ...] = field(repr=False)
     survivors_min: int
     degree: int
@@ -55,6 +55,19 @@ class RosterView:
     @property
     def size(self) -> int:
         return len(self.devices)
+
+    @property
+    def capacity(self) -> int:
+        """How many devices may upload."""
+        return self.size
+
+    def place(self, index: int) -> tuple[bytes, int]:
+        """What binds the keys of a device to it: (roster hash, index)."""
+        return self.digest, index
+
+    def in_order(self, indices: Sequence[int]) -> list[int]:
+        """`indices` in the order of device ids."""
+        return sorted(indices)
 
     @cached_property
     def graph(self) -> Graph:

@@ -23,8 +23,6 @@ MAGIC: Final = b"blindsum transcript 1\n"
 _ONCE: Final = (
     "trust",
     "announcement",
-    "roster",
-    "joins",
     "certificate",
     "survivors",
     "result",
@@ -33,7 +31,8 @@ _ONCE: Final = (
     "state",
     "next",
 )
-_ANY: Final = ("rollback",)
+_ANY: Final = ("rollback", "roster", "joins", "listed")
+"""At most one of each: `roster` and `joins` where the task has a roster, else `listed`."""
 _MANY: Final = ("header", "body", "opening", "content", "check", "evidence")
 _FAILED_ONCE: Final = ("trust", "failure")
 _FAILED_ANY: Final = (
@@ -43,6 +42,7 @@ _FAILED_ANY: Final = (
     "joins",
     "roster-proposal",
     "roster",
+    "listed",
     "candidate",
     "proposal",
     "certificate",

@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
+from msgspec.structs import replace
+
+from blindsum.protocol.arrivals import Arrivals, Listed, admit, open_arrival, read_set
 from blindsum.protocol.codec import DecodeError, convert, decode
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -35,7 +38,6 @@ from blindsum.protocol.roster import (
     open_joins,
     open_roster,
     open_roster_announcement,
-    read_survivors,
 )
 from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.view import (
@@ -66,6 +68,7 @@ class Verifier:
         self.trust = trust
         self.records = records
         self.report = report
+        self._devices: list[str] = []
 
     def run(self) -> None:
         view = self.manifest()
@@ -109,6 +112,11 @@ class Verifier:
         self.report.facts.update(rolled_back_after=signed.head.round, rolled_back_to=rollback.origin.hex())
 
     def roster(self, view: RoundView) -> tuple[Joins, RosterView]:
+        foreign = ("listed",) if view.base.has_roster else ("roster", "joins", "roster-proposal")
+        if any(self.records[name] for name in foreign):
+            self.stop(KEEPER, "transcript-malformed", "a roster where the task has none, or none where it has one")
+        if not view.base.has_roster:
+            return self._arrivals(view)
         announcement = convert(self.own("roster", "roster", view).payload, RosterAnnouncement)
         opened = self.take(open_roster_announcement(view, announcement.proposal, announcement.votes))
         assert isinstance(opened, tuple)
@@ -123,9 +131,32 @@ class Verifier:
         self.report.facts.update(devices=roster.size, degree=roster.degree, survivors_min=roster.survivors_min)
         return joins, roster
 
+    def _arrivals(self, view: RoundView) -> tuple[Joins, RosterView]:
+        """Without a roster: the devices whose headers are here, in the order of their ids."""
+        arrivals = Arrivals.of(view)
+        if not self.records["failure"]:
+            self.one("listed")
+        for raw in self.records["header"]:
+            opened = open_message(self.trust, raw)
+            arrival = open_arrival(view, opened) if isinstance(opened, Signed) else opened
+            if isinstance(arrival, Refused):
+                self.stop(KEEPER, arrival.code, "header")
+            if arrival.device <= (arrivals.devices or [""])[-1]:
+                self.stop(KEEPER, "signature-invalid", f"header of {arrival.device}")
+            admit(arrivals, arrival)
+        self.report.facts.update(devices=arrivals.size, survivors_min=arrivals.survivors_min)
+        return Joins(tuple(arrivals.devices), tuple(arrivals.identities), b""), arrivals
+
     def checks(self, view: RoundView, roster: RosterView) -> None:
         """Who complained about whom. What t parties refuse, an honest one refuses."""
         told: dict[int, dict[int, str]] = {}
+        devices, listed = roster.devices, b""
+        if isinstance(roster, Arrivals) and self.records["listed"]:
+            data = self.one("listed")
+            listed, devices = (
+                chunks_of(data, view.base.chunk_size)[0].id,
+                [each.device for each in self._read(roster, data)],
+            )
         for raw in self.records["check"]:
             opened = expect(view.trust, raw, "check", Check, task=view.name, number=view.number)
             if isinstance(opened, Refused):
@@ -134,13 +165,15 @@ class Verifier:
             party = party_number(signed.head.sender)
             if party in told or view.member(party) is None:
                 self.stop(KEEPER, "transcript-malformed", f"check of party {party}")
-            told[party] = {index: code for index, code in check.bad if index < roster.size}
+            if isinstance(roster, Arrivals) and check.survivors != listed:
+                self.stop(KEEPER, "transcript-malformed", f"check of party {party}, of another candidate")
+            told[party] = {index: code for index, code in check.bad if index < len(devices)}
         complaints: dict[str, list[str]] = {}
-        for index, device in enumerate(roster.devices):
+        for index, device in enumerate(devices):
             refusing = {party: codes[index] for party, codes in sorted(told.items()) if index in codes}
             if refusing:
                 complaints[device] = [f"party/{party}: {code}" for party, code in refusing.items()]
-            if len(refusing) >= view.base.committee.threshold:
+            if len(refusing) >= view.base.committee.threshold and set(refusing.values()) != {"certificate-revoked"}:
                 self.report.blame(
                     f"device/{device}", next(iter(refusing.values())), f"{len(refusing)} parties refuse it"
                 )
@@ -158,6 +191,9 @@ class Verifier:
             code = ""
             if isinstance(first, Signed) and isinstance(second, Signed):
                 sender = first.head.sender
+                if not view.base.has_roster and sender.startswith("device/"):
+                    shown = open_arrival(view, first)
+                    keys = {} if isinstance(shown, Refused) else {f"device/{shown.device}": shown.identity}
                 genuine = sender not in keys or (first.valid(keys[sender]) and second.valid(keys[sender]))
                 here = (first.head.task, first.head.round) == (view.name, view.number)
                 known = sender in keys or not sender.startswith("device/")
@@ -193,10 +229,16 @@ class Verifier:
         return bodies
 
     def survivors(self, roster: RosterView, ref: BlobRef) -> dict[int, bytes]:
-        """The header digest by index of the set that is proposed."""
-        survivors = self.take(read_survivors(self.blob("survivors", ref), roster.size))
-        assert isinstance(survivors, dict)
-        return survivors
+        """The header digest by index of the set that is proposed; without a roster the index is a place in the set."""
+        listed = self._read(roster, self.blob("survivors", ref))
+        self._devices = [each.device for each in listed]
+        return {each.number: each.digest for each in listed}
+
+    def _read(self, roster: RosterView, data: bytes) -> list[Listed]:
+        listed = read_set(roster, data)
+        if isinstance(listed, Refused):
+            self.stop(listed.culprit or KEEPER, listed.code, listed.detail)
+        return listed
 
     def headers(
         self, view: RoundView, joins: Joins, roster: RosterView, survivors: Mapping[int, bytes] | None
@@ -217,8 +259,11 @@ class Verifier:
             expected = index > next(reversed(headers), -1)
             if survivors is not None:
                 expected = expected and survivors.get(index) == signed.digest
+                expected = expected and (view.base.has_roster or f"device/{self._devices[index]}" == device)
             if not expected or not signed.valid(joins.identities[index]):
                 self.stop(KEEPER, "signature-invalid", f"header of {device}")
+            if isinstance(roster, Arrivals):
+                header = replace(header, index=index)
             fault = header_fault(view, roster, header, packed_size(view.base.segments))
             if fault or header.index != index:
                 self.stop(device, fault or "header-foreign")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from msgspec import UNSET
+
 from blindsum.protocol.algorithm import algorithm_fault, state_size
 from blindsum.protocol.codec import DecodeError, convert
 from blindsum.protocol.envelope import Head, Signed, is_name, open_envelope
@@ -31,7 +33,7 @@ from blindsum.protocol.messages import (
     chunks_of,
 )
 from blindsum.protocol.messages.common import BLOB_CHUNKS_MAX
-from blindsum.protocol.params import Committee, ThreatModel
+from blindsum.protocol.params import Committee, ThreatModel, arrivals_min
 from blindsum.protocol.quantize import Codec, bits_for
 from blindsum.protocol.ring import Segment, packed_size
 from blindsum.protocol.sharing import subsets
@@ -144,6 +146,16 @@ class TaskView:
         return tuple(Segment(s.name, s.length, s.width) for s in self.task.segments)
 
     @property
+    def has_roster(self) -> bool:
+        """Whether devices join before they upload, and mask each other's updates too (layer 2)."""
+        return self.task.no_roster is UNSET
+
+    @property
+    def staleness_max(self) -> int:
+        """How many rounds ago a device may have begun what it uploads."""
+        return 0 if self.task.no_roster is UNSET else self.task.no_roster.staleness_max
+
+    @property
     def chunk_size(self) -> int:
         """Bytes a chunk of every blob of this task: what its plan was cut into."""
         return self.task.plan.chunk_size
@@ -170,8 +182,8 @@ class TaskView:
 
     @cached_property
     def cap_subsets(self) -> tuple[tuple[int, ...], ...]:
-        """Layer 2: all sets of q - 1 parties."""
-        return subsets(self.committee.parties, self.committee.quorum - 1)
+        """Layer 2: all sets of q - 1 parties; none where there is no roster, and so no second layer."""
+        return subsets(self.committee.parties, self.committee.quorum - 1) if self.has_roster else ()
 
     def codec(self, rotation: bytes) -> Codec:
         spec = self.task.codec
@@ -245,6 +257,10 @@ def _task_fault(base: TaskView) -> str:
         return "the segments are not one exact of 64 bits and some quantised"
     if fault := algorithm_fault(task):
         return fault
+    if not base.has_roster and arrivals_min(task.devices_min, task.devices_max, base.threat) > task.devices_max:
+        return f"cohort_min honest devices beside {base.threat.corrupt(task.devices_max)} corrupt ones are over devices_max"
+    if base.staleness_max and task.algorithm.name in ("scaffold", "evaluate"):
+        return f"{task.algorithm.name} needs the model of the round: no staleness"
     opening, state, room = opening_size_max(base), state_size(task), BLOB_CHUNKS_MAX * base.chunk_size
     if max(opening, state) > room:
         return f"an opening may have {opening} bytes, the state {state}, {BLOB_CHUNKS_MAX} chunks only {room}"
@@ -257,7 +273,7 @@ def opening_size_max(base: TaskView) -> int:
     task, threat = base.task, base.threat
     sums = sum(1 not in outside for outside in base.self_subsets)
     shares = sum(1 not in outside for outside in base.cap_subsets)
-    degree = degree_for(task.devices_max, threat.corrupt_permille, threat.dropped_permille)
+    degree = degree_for(task.devices_max, threat.corrupt_permille, threat.dropped_permille) if base.has_roster else 0
     edges = threat.dropped(task.devices_max) * degree * 5 // 4
     return sums * (packed_size(base.segments) + 2 * HASH_SIZE) + shares * edges * SEED_SIZE + 4096
 

@@ -80,6 +80,6 @@ def make_machine(
         store=store,
         random=random,
         seal=behaviour.seal,
-        floor=Floor(),
+        floor=Floor(roster=False),
         willing=willing,
     )

@@ -18,7 +18,7 @@ from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.evidence import verify_evidence, write_evidence
 from blindsum.protocol.machines.desk import RESULTS_KEPT
 from blindsum.protocol.machines.step import Step
-from blindsum.protocol.params import survivors_min
+from blindsum.protocol.params import arrivals_min, survivors_min
 from blindsum.protocol.ring import add_packed, pack, reduce, to_signed, unpack, zeros
 from blindsum.protocol.transcript import verify
 from blindsum.testing.closure import Round, leak, rounds
@@ -131,7 +131,10 @@ class CohortKept(Checker):
                 opened = event.data["survivors" if event.name == "opened" else "count"]
                 number = event.data["round"]
                 assert isinstance(number, int)
-                least = survivors_min(len(world.rosters[number]), world.base.threat)
+                task, threat = world.base.task, world.base.threat
+                least = survivors_min(len(world.rosters[number]), threat)
+                if not world.base.has_roster:
+                    least = arrivals_min(task.devices_min, task.devices_max, threat)
                 assert isinstance(opened, int) and opened >= least, f"{role} opens {opened} devices, least is {least}"
 
 
@@ -203,7 +206,7 @@ class OnlySums(Checker):
         dice = random.Random(f"{world.seed}/coalitions/{round_.view.number}")
         everybody = [f"party/{number}" for number in range(1, world.committee.parties + 1)]
         honest = sorted(set(round_.uploads.values()))
-        few = min(round_.view.base.threat.corrupt(round_.roster.size), len(honest))
+        few = min(round_.view.base.threat.corrupt(round_.roster.capacity), len(honest))
         for size in (world.committee.threshold - 1, world.committee.quorum - 1):
             for parties in combinations(everybody, size):
                 if not world.faulty.intersection(everybody) <= set(parties):

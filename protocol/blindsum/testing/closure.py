@@ -87,11 +87,11 @@ def leak(round_: Round, coalition: Collection[str]) -> str:
 
     Below t parties: the sum over the opened set. Below q parties: sums over connected survivors, and any upload that was left
     out. Where no more devices are corrupt than the task assumes, each of those sums has `cohort_min` honest updates, and the
-    survivors are connected. From q parties on nothing is promised."""
+    survivors are connected. From q parties on, and without a roster from t on, nothing is promised."""
     base, members = round_.view.base, frozenset(coalition)
     parties = sum(role.startswith("party/") for role in members)
     corrupt = sum(f"device/{device}" in members for device in round_.roster.devices)
-    if parties >= base.committee.quorum:
+    if parties >= (base.committee.quorum if base.has_roster else base.committee.threshold):
         return ""
     first_layer = parties < base.committee.threshold
     parts: list[frozenset[bytes]] = []
@@ -107,7 +107,7 @@ def leak(round_: Round, coalition: Collection[str]) -> str:
             values = {combination.get(header, 0) for header in part}
             if len(values) > 1:
                 return f"a sum over part of the opened set: {told}"
-            if values - {0} and corrupt <= base.threat.corrupt(round_.roster.size):
+            if values - {0} and corrupt <= base.threat.corrupt(round_.roster.capacity):
                 if len(part) < base.threat.cohort_min:
                     return f"a sum over fewer than {base.threat.cohort_min} honest updates: {told}"
                 if len(parts) > len(round_.sets):
@@ -187,7 +187,7 @@ class _Builder:
     def _privates(self) -> dict[int, bytes]:
         """The X25519 keys of the honest devices of the roster, by index."""
         roster, out = self._round.roster, {}
-        for index, device in enumerate(roster.devices):
+        for index, device in enumerate(roster.devices if roster.keys else ()):
             if f"device/{device}" in self._world.faulty:
                 continue
             drawn = self._world.drawn[f"device/{device}"]
@@ -208,7 +208,7 @@ class _Builder:
             masks["self", header, subset] = 1
             round_._ways["self", header, subset] = [(self._holders(seed, one.device),)]
             streams.append((self_stream(view, roster, index, subset, seed), 1))
-        assert index in privates, f"{one.device} has a key in the roster that it never drew"
+        assert index in privates or not view.base.has_roster, f"{one.device} has a key in the roster that it never drew"
         for other in roster.neighbours(index):
             secret = edge_secret(view, roster, privates[index], index, other)
             assert secret is not None, "a key of small order in the roster"

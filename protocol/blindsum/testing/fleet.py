@@ -14,6 +14,7 @@ from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.messages import (
     Algorithm,
     CodecSpec,
+    NoRoster,
     Payload,
     SegmentSpec,
     Task,
@@ -116,6 +117,7 @@ def make_task(
     join_ms: int = 5_000,
     upload_ms: int = 30_000,
     decide_ms: int = 20_000,
+    no_roster: NoRoster | None = None,
 ) -> tuple[bytes, bytes, bytes]:
     """(signed task, plan, initial model) of a task with `length` quantised values and [weight, statistics…] exactly."""
     plan, model = b"a plan", np.zeros(length, "<f4").tobytes()
@@ -154,6 +156,7 @@ def make_task(
         decide_ms=decide_ms,
         rounds_max=rounds_max,
         eligibility=[],
+        **({} if no_roster is None else {"no_roster": no_roster}),
     )
     head = Head(type="task", fleet=fleet.trust.fleet, task=name, round=0, sender="operator", to="all")
     return seal_envelope(fleet.operator, head, task), plan, model

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from blindsum.protocol.arrivals import pack_set
 from blindsum.protocol.codec import convert, encode_chunk
 from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.step import Message, Step
@@ -24,7 +25,7 @@ from blindsum.protocol.messages import (
     Want,
     chunks_of,
 )
-from blindsum.protocol.roster import pack_joins, pack_survivors
+from blindsum.protocol.roster import pack_joins
 from blindsum.testing.world import World
 
 P = TypeVar("P", bound=Payload)
@@ -124,7 +125,7 @@ def _survivors(
     bodies = world.round.bodies
     assert bodies is not None
     chosen = {index: headers[index] if index in headers else bodies.headers[index].digest for index in sorted(indices)}
-    ref, chunks = chunks_of(pack_survivors(chosen), world.base.chunk_size)
+    ref, chunks = chunks_of(pack_set(world.roster, chosen), world.base.chunk_size)
     body = world.forge(kind, "coordinator", "parties", payload(roster=world.roster.digest, survivors=ref))
     return Forged(body, tuple(encode_chunk(ref.id, index, chunk) for index, chunk in enumerate(chunks)))
 

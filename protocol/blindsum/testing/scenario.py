@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from blindsum.protocol.messages import NoRoster
 from blindsum.protocol.params import Committee
 from blindsum.testing.behaviours import (
     Behaviour,
@@ -43,9 +44,10 @@ class Scenario:
     suite: str
     rotate: bool
     sparse: bool
+    no_roster: bool = False
 
     def __str__(self) -> str:
-        graph = "sparse" if self.sparse else "complete"
+        graph = "no roster" if self.no_roster else "sparse" if self.sparse else "complete"
         rotation = " rotated" if self.rotate else ""
         shape = f"P={self.parties} n={self.devices} w={self.width} {self.suite}{rotation} {graph}"
         return f"seed {self.seed}: {self.mix}, {shape}"
@@ -76,6 +78,7 @@ class Scenario:
             weight_max=dice.choice((1, 8)),
             join_ms=15_000,
             upload_ms=60_000,
+            no_roster=NoRoster(staleness_max=0) if self.no_roster else None,
         )
 
     def play(self, rounds: int = ROUNDS_UNDER_FAULTS) -> World:
@@ -93,7 +96,7 @@ class Scenario:
         return world
 
 
-def scenario(seed: int) -> Scenario:
+def scenario(seed: int, *, no_roster: bool = False) -> Scenario:
     """The scenario of a seed."""
     dice = random.Random(f"shape/{seed}")
     mix = MIXES[seed % len(MIXES)]
@@ -108,6 +111,7 @@ def scenario(seed: int) -> Scenario:
         suite=dice.choice(("aes128-ctr", "chacha20")),
         rotate=dice.random() < 0.3,
         sparse=sparse,
+        no_roster=no_roster,
     )
 
 

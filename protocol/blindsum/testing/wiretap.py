@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from blindsum.protocol.arrivals import Arrivals, read_set
 from blindsum.protocol.codec import DecodeError, convert, decode, decode_chunk, encode
 from blindsum.protocol.envelope import Signed, open_envelope
+from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, SEED_SIZE, box_keypair, box_open
 from blindsum.protocol.machines.step import Step
 from blindsum.protocol.masks import box_info
@@ -25,7 +27,7 @@ from blindsum.protocol.messages import (
     Proposal,
     RosterAnnouncement,
 )
-from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement, read_survivors
+from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
 from blindsum.protocol.view import RoundView, open_manifest
 
 if TYPE_CHECKING:
@@ -102,6 +104,11 @@ class Wiretap:
             signed = open_envelope(raw)
             header = convert(signed.payload, Header)
             view, roster = views.get(header.manifest), rosters.get(header.roster)
+            if isinstance(roster, Arrivals):
+                number = roster.numbers[signed.head.sender.removeprefix("device/")]
+                header = Header(
+                    **{**{name: getattr(header, name) for name in header.__struct_fields__}, "index": number}
+                )
             if view is not None and roster is not None and signed.head.sender.startswith("device/"):
                 chunks = self._sent_chunks[header.body.id]
                 body = tuple(chunks.get(index) for index in range(header.body.count))
@@ -127,13 +134,14 @@ class Wiretap:
             blob = self._blob(proposal.survivors)
             if plain is None or blob is None or proposal.roster not in rosters:
                 continue
-            survivors = read_survivors(blob, rosters[proposal.roster].size)
+            survivors = read_set(rosters[proposal.roster], blob)
             try:
                 content = convert(decode(plain), OpeningContent)
             except DecodeError:
                 continue
-            if isinstance(survivors, dict):
-                out.append(Opened(signed.head.sender, opening.proposal, survivors, proposal.roster, content))
+            if not isinstance(survivors, Refused):
+                digests = {each.here: each.digest for each in survivors if each.here is not None}
+                out.append(Opened(signed.head.sender, opening.proposal, digests, proposal.roster, content))
         return out
 
     def atoms(self, world: World, published: list[Published], opened: list[Opened]) -> dict[str, set[bytes]]:
@@ -170,6 +178,15 @@ class Wiretap:
             if isinstance(view, RoundView):
                 views[view.digest] = view
         rosters: dict[bytes, RosterView] = {}
+        for view in views.values():
+            if not view.base.has_roster:
+                arrivals = Arrivals.of(view)
+                rosters[arrivals.digest] = arrivals
+        for raw in self._raws["header"]:
+            signed = open_envelope(raw)
+            roster, device = rosters.get(signed.payload["roster"]), signed.head.sender.removeprefix("device/")
+            if isinstance(roster, Arrivals) and device not in roster.numbers:
+                roster.enter(device, b"")
         for raw in self._raws["roster"]:
             announcement = convert(open_envelope(raw).payload, RosterAnnouncement)
             for view in views.values():
@@ -177,9 +194,9 @@ class Wiretap:
                 entries = self._blob(opened[0].entries) if isinstance(opened, tuple) else None
                 if not isinstance(opened, tuple) or entries is None:
                     continue
-                roster = open_roster(view, entries, opened[2])
-                if isinstance(roster, RosterView):
-                    rosters[roster.digest] = roster
+                named = open_roster(view, entries, opened[2])
+                if isinstance(named, RosterView):
+                    rosters[named.digest] = named
         return views, rosters
 
     def _blob(self, ref: BlobRef) -> bytes | None:

@@ -257,7 +257,7 @@ class World(Stage):
         if event.name == "train":
             self._train(actor, event)
         elif event.name == "phase" and event.data["phase"] == "upload":
-            self.rosters[self.number] = self.roster.devices
+            self.rosters[self.number] = tuple(self.roster.devices)
         elif event.name == "round-finished" and actor.name == "coordinator":
             self._record(actor)
 
@@ -313,7 +313,7 @@ class World(Stage):
         result = convert(open_envelope(round_.state.result).payload, Result)
         total = read_blob(actor.store, result.sum)
         assert total is not None
-        survivors = tuple(self.roster.devices[index] for index in sorted(round_.bodies.complete))
+        survivors = tuple(self.roster.devices[index] for index in self.roster.in_order(list(round_.bodies.complete)))
         self.results.append(Finished(round_.state.number, result.count, survivors, total, round_.base.segments))
 
     def _file(self) -> None:

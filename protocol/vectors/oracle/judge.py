@@ -17,8 +17,11 @@ from oracle.numbers import advance
 from oracle.schema import OPENING_CONTENT, check_body
 from oracle.views import (
     KEEPER,
+    alone,
     check_header,
     entries_follow,
+    listed,
+    open_arrival,
     open_joins,
     open_manifest,
     open_proposal,
@@ -31,8 +34,6 @@ from oracle.views import (
 _ONCE = (
     "trust",
     "announcement",
-    "roster",
-    "joins",
     "certificate",
     "survivors",
     "result",
@@ -41,6 +42,7 @@ _ONCE = (
     "state",
     "next",
 )
+_DEVICES = ("roster", "joins", "listed")
 _MANY = ("rollback", "header", "body", "opening", "content", "check", "evidence")
 _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "offer": ("second-offer", ()),
@@ -64,12 +66,14 @@ class Judge:
     def __init__(self, trust: Trust, records: Sequence[tuple[str, bytes]]) -> None:
         self.trust = trust
         self.faults: Faults = []
-        self.records: dict[str, list[bytes]] = {name: [] for name in (*_ONCE, *_MANY)}
+        self.records: dict[str, list[bytes]] = {name: [] for name in (*_ONCE, *_DEVICES, *_MANY)}
         for name, data in records:
             require(name in self.records, "transcript-malformed")
             self.records[name].append(data)
         require(all(len(self.records[name]) == 1 for name in _ONCE), "transcript-malformed")
         require(len(self.records["rollback"]) <= 1, "transcript-malformed")
+        found = [len(self.records[name]) for name in _DEVICES]
+        require(found in ([1, 1, 0], [0, 0, 1]), "transcript-malformed")
 
     def run(self) -> None:
         """Raises `Fault` where what follows cannot be judged."""
@@ -79,7 +83,11 @@ class Judge:
             raise Fault("transcript-malformed", KEEPER) from None
         require(found == self.trust, "trust-differs", KEEPER)
         self._manifest()
-        self._roster()
+        require(self.task.has_roster == (not self.records["listed"]), "transcript-malformed", KEEPER)
+        if self.task.has_roster:
+            self._roster()
+        else:
+            self._candidate()
         self._checks()
         self._evidence()
         self._certificate()
@@ -124,6 +132,14 @@ class Judge:
         self.neighbours = self.roster.neighbours
         self.place = place_of(self.round, self.roster)
 
+    def _candidate(self) -> None:
+        most, chunk_size = self.task.body["devices_max"], self.task.body["plan"]["chunk_size"]
+        data = self.records["listed"][0]
+        self.checked = blob_id(blob_ref(data, chunk_size))
+        self.roster = alone(self.round, [name for name, _ in listed(data, most)])
+        self.neighbours = self.roster.neighbours
+        self.place = place_of(self.round, self.roster)
+
     # -- complaints and evidence ----------------------------------------------------------------------------------
 
     def _checks(self) -> None:
@@ -132,10 +148,11 @@ class Judge:
             signed = open_inner(self.trust, raw, self.round.at("check"))
             party = int(signed.sender.split("/")[1])
             require(party not in told and party in self.round.members, "transcript-malformed", KEEPER)
+            require(self.task.has_roster or signed.body["survivors"] == self.checked, "transcript-malformed", KEEPER)
             told[party] = dict(signed.body["bad"])
         for index, device in enumerate(self.roster.devices):
             codes = [told[party][index] for party in sorted(told) if index in told[party]]
-            if len(codes) >= self.threshold:
+            if len(codes) >= self.threshold and set(codes) != {"certificate-revoked"}:
                 self.blame(f"device/{device}", codes[0])
 
     def _evidence(self) -> None:
@@ -147,7 +164,10 @@ class Judge:
                 first, second = (open_message(self.trust, raw) for raw in pair)
                 culprit = first.sender
                 if culprit.startswith("device/"):
-                    key = self.identities[self.roster.devices.index(culprit.removeprefix("device/"))]
+                    if self.task.has_roster:
+                        key = self.identities[self.roster.devices.index(culprit.removeprefix("device/"))]
+                    else:
+                        key = open_arrival(self.round, first)[1]
                     require(ed25519_verify(key, first.signature, first.tbs), "signature-invalid")
                     require(ed25519_verify(key, second.signature, second.tbs), "signature-invalid")
                 if first.place[1:] == self.round.at("")[1:]:
@@ -166,7 +186,14 @@ class Judge:
         if proposal.body["roster"] != self.roster.digest:
             self.blame(KEEPER, "roster-differs")
         self.proposal = proposal.digest
-        self.survivors = survivors(self._blob("survivors", proposal.body["survivors"]), len(self.roster.devices))
+        data = self._blob("survivors", proposal.body["survivors"])
+        if self.task.has_roster:
+            self.survivors = survivors(data, len(self.roster.devices))
+        else:
+            rows = listed(data, self.task.body["devices_max"])
+            self.survivors = {index: wanted for index, (_, wanted) in enumerate(rows)}
+            self.roster = alone(self.round, [name for name, _ in rows])
+            self.neighbours = self.roster.neighbours
         if len(self.survivors) < self.roster.survivors_min:
             self.blame(KEEPER, "survivors-too-few")
 
@@ -181,11 +208,15 @@ class Judge:
                 signed = open_inner(self.trust, raw, self.round.at("header"))
             except Fault as fault:
                 raise Fault(fault.code, KEEPER) from None
-            genuine = ed25519_verify(self.identities[index], signed.signature, signed.tbs)
+            try:
+                key = self.identities[index] if self.task.has_roster else open_arrival(self.round, signed)[1]
+            except Fault as fault:
+                raise Fault(fault.code, KEEPER) from None
+            genuine = ed25519_verify(key, signed.signature, signed.tbs)
             mine = signed.sender == device and signed.digest == wanted
             require(mine and genuine, "signature-invalid", KEEPER)
             check_header(self.round, self.roster, signed.body, device)
-            require(signed.body["index"] == index, "header-foreign", device)
+            require(not self.task.has_roster or signed.body["index"] == index, "header-foreign", device)
             require(blob_ref(body, signed.body["body"]["chunk_size"]) == signed.body["body"], "upload-altered", KEEPER)
             self.headers[index] = signed.body
             self.sum = self.place.add(self.sum, unpack(self.segments, body))

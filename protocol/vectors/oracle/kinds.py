@@ -156,20 +156,21 @@ def _place(given: Values) -> masks.Place:
     numbers.committee(parties, threshold, quorum, liars)
     return masks.Place(
         given["manifest"],
-        given["roster"],
+        cbor.digest("alone", given["manifest"], given["device"]) if "device" in given else given["roster"],
         given["suite"],
         _segments(given),
         masks.subsets(parties, threshold - 1),
-        masks.subsets(parties, quorum - 1),
+        [] if "device" in given else masks.subsets(parties, quorum - 1),
     )
 
 
 def _upload(given: Values) -> Values:
     place, index = _place(given), given["index"]
-    neighbours = masks.graph(len(given["keys"]), given["degree"], given["roster"])[index]
+    keys = given["keys"]
+    neighbours = [] if "device" in given else masks.graph(len(keys), given["degree"], given["roster"])[index]
     self_seeds, cap_seeds = given["self_seeds"], given["cap_seeds"]
     vector = masks.unpack(place.segments, given["vector"])
-    made = masks.upload(place, index, vector, given["private"], given["keys"], neighbours, self_seeds, cap_seeds)
+    made = masks.upload(place, index, vector, given["private"], keys, neighbours, self_seeds, cap_seeds)
     contents = [
         b"".join(
             seeds[s]
@@ -280,6 +281,18 @@ def _header(given: Values) -> Values:
     return {"index": index, "digest": signed.digest}
 
 
+def _arrival(given: Values) -> Values:
+    view = _view(given, given["manifest"])
+    signed = envelope.open_message(view.task.trust, given["bytes"])
+    device, identity = views.open_arrival(view, signed)
+    views.check_header(view, views.alone(view, [device]), signed.body, signed.sender)
+    return {"device": device, "identity": identity, "digest": signed.digest}
+
+
+def _listed(given: Values) -> Values:
+    return {"survivors": [list(row) for row in views.listed(given["bytes"], given["devices_max"])]}
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +388,8 @@ KINDS: dict[str, Callable[[Values], Values]] = {
     "join": _join,
     "roster": _roster,
     "header": _header,
+    "arrival": _arrival,
+    "listed": _listed,
     "committee": _committee,
     "degree": _degree,
     "bits": _bits,

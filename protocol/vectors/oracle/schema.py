@@ -39,9 +39,11 @@ def row(*items: Check) -> Check:
     )
 
 
-def fields(**wanted: Check) -> Check:
+def fields(*optional: str, **wanted: Check) -> Check:
     return lambda value: (
-        isinstance(value, dict) and set(value) == set(wanted) and all(wanted[name](value[name]) for name in wanted)
+        isinstance(value, dict)
+        and set(wanted) - set(optional) <= set(value) <= set(wanted)
+        and all(wanted[name](value[name]) for name in value)
     )
 
 
@@ -75,6 +77,7 @@ OPENING_CONTENT = fields(
 BODIES: dict[str, tuple[Check, str, int]] = {
     "task": (
         fields(
+            "no_roster",
             trust=HASH,
             plan=BLOB,
             model=BLOB,
@@ -127,6 +130,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
             decide_ms=DURATION,
             rounds_max=COUNT,
             eligibility=many(fields(kind=is_name, version=whole(1, 255), values=many(MILLIS, 0, 4)), 0, 8),
+            no_roster=fields(staleness_max=whole(0, 100)),
         ),
         "operator",
         65_536,
@@ -157,6 +161,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
     "roster": (fields(proposal=RAW, votes=RAWS), "coordinator", 131_072),
     "header": (
         fields(
+            "certificate",
             manifest=HASH,
             roster=HASH,
             index=INDEX,
@@ -164,6 +169,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
             commitments=octets(0, 16_384),
             boxes=many(octets(0, 32_768), 0, 10),
             edges=octets(0, 24_576),
+            certificate=octets(1, 1024),
         ),
         "device",
         147_456,

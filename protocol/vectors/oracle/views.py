@@ -57,7 +57,17 @@ class Task:
 
     @property
     def cap_sets(self) -> list[tuple[int, ...]]:
-        return subsets(self.committee[0], self.committee[2] - 1)
+        return subsets(self.committee[0], self.committee[2] - 1) if self.has_roster else []
+
+    @property
+    def has_roster(self) -> bool:
+        return "no_roster" not in self.body
+
+    @property
+    def arrivals_min(self) -> int:
+        """The least survivor set without a roster."""
+        body = self.body
+        return max(body["devices_min"], body["threat"]["cohort_min"] + body["devices_max"] * self.shares[0] // 1000)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,10 @@ def _check_parameters(task: Task) -> None:
     require(blob_sound(body["plan"]) and blob_sound(body["model"]), _UNSAFE)
     _check_algorithm(body, [s["length"] for s in quantised])
     n = body["devices_max"]
-    edges = n * dropped // 1000 * numbers.degree(n, corrupt, dropped) * 5 // 4
+    edges = n * dropped // 1000 * numbers.degree(n, corrupt, dropped) * 5 // 4 if task.has_roster else 0
+    require(task.has_roster or task.arrivals_min <= n, _UNSAFE)
+    stale = 0 if task.has_roster else body["no_roster"]["staleness_max"]
+    require(not stale or body["algorithm"]["name"] not in ("scaffold", "evaluate"), _UNSAFE)
     sums, pads = len(held(1, task.self_sets)), len(held(1, task.cap_sets))
     opening = sums * (packed_size(task.segments) + 64) + pads * edges * 32 + 4096
     state = numbers.ALGORITHMS[body["algorithm"]["name"]][0] * body["model"]["size"]
@@ -252,6 +265,37 @@ def open_roster(view: Round, entries: bytes, roster: bytes) -> Roster:
     return Roster(roster, names, [key for _, key in rows], graph(n, numbers.degree(n, *shares), roster), least)
 
 
+def open_arrival(view: Round, signed: Signed) -> tuple[str, bytes]:
+    """(device, identity key) of an upload without a roster."""
+    check_body("header", signed.body)
+    require("certificate" in signed.body and signed.body["index"] == 0, "header-malformed")
+    name, key = x509.check(signed.body["certificate"], view.task.trust.ca, view.body["issued_at"])
+    genuine = signed.sender == f"device/{name}" and ed25519_verify(key, signed.signature, signed.tbs)
+    require(genuine, "signature-invalid")
+    return name, key
+
+
+def alone(view: Round, devices: list[str]) -> Roster:
+    """What stands for the roster where there is none."""
+    names = digest("no-roster", view.digest)
+    return Roster(names, devices, [], [[] for _ in devices], view.task.arrivals_min)
+
+
+def listed(data: bytes, most: int) -> list[tuple[str, bytes]]:
+    """(device, header digest) of a packed survivor set without a roster."""
+    try:
+        value = decode(data)
+        require(isinstance(value, list) and len(value) <= most, "survivors-malformed")
+        for row in value:
+            fine = isinstance(row, list) and len(row) == 2 and is_name(row[0]) and octets(32, 32)(row[1])
+            require(fine, "survivors-malformed")
+        names = [name for name, _ in value]
+        require(names == sorted(set(names)), "survivors-malformed")
+    except Fault:
+        raise Fault("survivors-malformed", KEEPER) from None
+    return [(name, wanted) for name, wanted in value]
+
+
 def check_header(view: Round, roster: Roster, header: dict[str, Value], device: str) -> None:
     """What everybody sees of a header."""
     require((header["manifest"], header["roster"]) == (view.digest, roster.digest), "header-foreign", device)
@@ -263,7 +307,8 @@ def check_header(view: Round, roster: Roster, header: dict[str, Value], device: 
         and len(header["edges"]) == 48 * len(roster.neighbours[header["index"]])
         and body["size"] == packed_size(view.task.segments)
         and body["chunk_size"] == view.task.body["plan"]["chunk_size"]
-        and blob_sound(body),
+        and blob_sound(body)
+        and ("certificate" in header) != view.task.has_roster,
         "header-malformed",
         device,
     )

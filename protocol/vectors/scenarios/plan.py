@@ -8,6 +8,7 @@ from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.messages import (
     CodecSpec,
     Manifest,
+    NoRoster,
     SegmentSpec,
     Task,
     ThreatSpec,
@@ -74,6 +75,7 @@ def plain_view(given: dict[str, Any]) -> tuple[RoundView, RosterView]:
         decide_ms=1000,
         rounds_max=1,
         eligibility=[],
+        **({"no_roster": NoRoster(staleness_max=0)} if "device" in given else {}),
     )
     trust = Trust("vectors", b"", none, none, none, (none,) * p)
     base = TaskView(trust, "sum", task, none, b"", Committee.custom(p, t, q, c))

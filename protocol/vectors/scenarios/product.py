@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol import codec, graph, keys, masks, params, prg, quantize, reference, ring, rotation, sharing
+from blindsum.protocol.arrivals import Arrival, Arrivals, admit, open_arrival, read_names
 from blindsum.protocol.blobs import bits, bits_set
 from blindsum.protocol.eligibility import History, not_eligible, place_of, retry_window
 from blindsum.protocol.envelope import Head, seal_envelope
@@ -216,6 +217,9 @@ def _upload(given: Values) -> Values:
         contents.append(plain)
         return plain
 
+    if "device" in given:
+        roster = Arrivals.of(view)
+        roster.enter(given["device"], b"")
     upload = masks.mask_upload(
         view,
         roster,
@@ -343,6 +347,21 @@ def _header(given: Values) -> Values:
     return {"index": header.index, "digest": signed.digest} if not fault else _refuse(fault)
 
 
+def _arrival(given: Values) -> Values:
+    view = _view(given, given["manifest"])
+    signed = _take(open_message(view.trust, given["bytes"]))
+    found: Arrival = _take(open_arrival(view, signed))
+    roster = Arrivals.of(view)
+    fault = masks.header_fault(view, roster, admit(roster, found), ring.packed_size(view.base.segments))
+    return (
+        {"device": found.device, "identity": found.identity, "digest": signed.digest} if not fault else _refuse(fault)
+    )
+
+
+def _listed(given: Values) -> Values:
+    return {"survivors": [list(row) for row in _take(read_names(given["bytes"], given["devices_max"]))]}
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +444,8 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "join": _join,
     "roster": _roster,
     "header": _header,
+    "arrival": _arrival,
+    "listed": _listed,
     "committee": _committee,
     "degree": _degree,
     "bits": _bits,

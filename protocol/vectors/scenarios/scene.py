@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from blindsum.protocol.algorithm import algorithm_of
+from blindsum.protocol.arrivals import Arrivals, pack_set
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.envelope import Head, open_envelope, seal_envelope
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_open, certificate_issue, edge_keypair, public_of
@@ -28,6 +31,7 @@ from blindsum.protocol.messages import (
     Header,
     Join,
     Manifest,
+    NoRoster,
     Offer,
     OfferRequest,
     Opening,
@@ -58,7 +62,6 @@ from blindsum.protocol.roster import (
     open_roster,
     open_roster_announcement,
     pack_joins,
-    pack_survivors,
 )
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.update import encode_update
@@ -66,7 +69,7 @@ from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_task
 from scenarios.boxes import Boxes
 from scenarios.case import secret
 
-__all__ = ["FLEET", "START", "TASK", "Scene"]
+__all__ = ["FLEET", "START", "TASK", "AloneScene", "Scene"]
 
 FLEET: Final = "vectors"
 TASK: Final = "sum"
@@ -98,6 +101,8 @@ class Sent:
 
 class Scene:
     """The round. `sent` holds every message by type, `records` is the transcript."""
+
+    profile: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, boxes: Boxes) -> None:
         self.boxes = boxes
@@ -175,6 +180,7 @@ class Scene:
             decide_ms=20_000,
             rounds_max=10,
             eligibility=[Criterion(kind="examples-min", version=1, values=[20])],
+            **self.profile,
         )
         self.task = self.send("task", "operator", "all", task, 0)
         base = open_task(self.trust, self.task.raw)
@@ -276,6 +282,7 @@ class Scene:
                 lanes=lanes,
                 random=random,
                 seal=self.boxes.seal,
+                certificate=self.certificates[name] if self.profile else UNSET,
             )
             self.bodies.append(b"".join(upload.chunks))
             self.uploads.append({"seeds": drawn, "header": upload.header})
@@ -288,7 +295,7 @@ class Scene:
 
     def _close(self) -> None:
         self.indices = [index for index in range(DEVICES) if index != DROPPED]
-        self.survivors = pack_survivors({index: self.headers[index].digest for index in self.indices})
+        self.survivors = pack_set(self.roster, {index: self.headers[index].digest for index in self.indices})
         ref = self.blob(self.survivors)
         self.send("candidate", "coordinator", "parties", Candidate(roster=self.roster.digest, survivors=ref))
         self.check = self.send("check", "party/1", "coordinator", Check(survivors=ref.id, missing=[], bad=[]))
@@ -324,6 +331,7 @@ class Scene:
         public = next(m.box_key for m in self.view.members if m.party == party)
         header = self.uploads[index]["header"]
         assert isinstance(header, Header)
+        header = replace(header, index=index)  # a device without a roster states none
         private = self.boxes.private(public)
         seeds = open_box(
             self.view, self.roster, header, party=party, opener=lambda info, box: box_open(private, info, box)
@@ -385,8 +393,7 @@ class Scene:
         records = [
             ("trust", self.trust.encode()),
             ("announcement", self.announcement.raw),
-            ("roster", self.roster_message.raw),
-            ("joins", self.joins),
+            *self.devices(),
             ("check", self.check.raw),
             ("certificate", self.certificate.raw),
             ("survivors", self.survivors),
@@ -397,6 +404,10 @@ class Scene:
             records += [("opening", sent.raw), ("content", plain)]
         models = [("model", self.model), ("state", b""), ("next", self.next)]
         return [*records, ("result", self.result.raw), ("sum", self.total), *models]
+
+    def devices(self) -> list[tuple[str, bytes]]:
+        """The records of who took part."""
+        return [("roster", self.roster_message.raw), ("joins", self.joins)]
 
     def blob(self, data: bytes) -> BlobRef:
         return chunks_of(data, CHUNK_SIZE)[0]
@@ -412,3 +423,18 @@ class Scene:
             days=3650 if ca else 365,
             ca=ca,
         )
+
+
+class AloneScene(Scene):
+    """The same round without a roster."""
+
+    profile: ClassVar[dict[str, Any]] = {"no_roster": NoRoster(staleness_max=2)}
+
+    def _agree_on_roster(self) -> None:
+        self.roster = arrivals = Arrivals.of(self.view)
+        self.privates = [b""] * DEVICES
+        for name in self.names:
+            arrivals.enter(name, self.public(f"device/{name}"))
+
+    def devices(self) -> list[tuple[str, bytes]]:
+        return [("listed", self.survivors)]

@@ -3,13 +3,13 @@ section 10). What a round leaves is deleted when the next one begins, so they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.desk import Desk
-from blindsum.protocol.messages import Proposal, Result
-from blindsum.protocol.roster import pack_joins, read_survivors
+from blindsum.protocol.messages import Candidate, Proposal, Result
+from blindsum.protocol.roster import pack_joins
 from blindsum.protocol.trust import party_number
 
 __all__ = ["failed_records", "finished_records"]
@@ -27,10 +27,10 @@ def finished_records(desk: Desk, round_: CoordinatorRound) -> Records:
     rollback = desk.journal.get(f"rollback/{round_.base.name}")
     if rollback is not None and desk.digest(rollback) == view.manifest.previous:
         yield "rollback", rollback
-    yield from _rostered(desk, round_)
+    yield from _who(desk, round_)
     yield "certificate", state.certificate
     yield "survivors", desk.blob(convert(desk.payload(state.proposal), Proposal).survivors)
-    yield from _uploads(desk, round_, sorted(bodies.complete), bodies=True)
+    yield from _uploads(desk, round_, bodies.complete, bodies=True)
     yield from _openings(desk, round_)
     yield "result", state.result
     yield "sum", desk.blob(result.sum)
@@ -56,18 +56,18 @@ def failed_records(desk: Desk, round_: CoordinatorRound) -> Records:
         return
     assert view is not None
     yield "announcement", state.announcement
-    if not state.roster_proposal:
+    if round_.base.has_roster and not state.roster_proposal:
         yield "joins", pack_joins({device: raw for device, (raw, _) in round_.joins.items()})
         return
-    if not state.roster:
+    if round_.base.has_roster and not state.roster:
         yield "roster-proposal", state.roster_proposal
-        yield from _rostered(desk, round_)
+        yield from _who(desk, round_)
         yield from (("vote", state.roster_votes[party]) for party in sorted(state.roster_votes))
         return
-    yield from _rostered(desk, round_)
-    assert round_.bodies is not None and round_.roster is not None
+    yield from _who(desk, round_)
+    assert round_.bodies is not None
     if not state.candidate:
-        yield from _uploads(desk, round_, sorted(round_.bodies.complete), bodies=False)
+        yield from _uploads(desk, round_, round_.bodies.complete, bodies=False)
         return
     name, last = ("proposal", state.proposal) if state.proposal else ("candidate", state.candidate)
     survivors = desk.blob(convert(desk.payload(last), Proposal).survivors)
@@ -77,22 +77,25 @@ def failed_records(desk: Desk, round_: CoordinatorRound) -> Records:
         yield from (("vote", state.set_votes[party]) for party in sorted(state.set_votes))
         return
     yield "certificate", state.certificate
-    indices = read_survivors(survivors, round_.roster.size)
-    assert isinstance(indices, dict)
+    listed = desk.listed(round_, convert(desk.payload(last), Proposal).survivors)
     summed = state.code == "sum-malformed"
-    yield from _uploads(desk, round_, sorted(indices), bodies=summed)
+    yield from _uploads(desk, round_, [each.here for each in listed if each.here is not None], bodies=summed)
     yield from _openings(desk, round_)
     if summed:
         yield "model", desk.blob(view.manifest.model)
         yield "state", desk.state(view.manifest.state)
 
 
-def _rostered(desk: Desk, round_: CoordinatorRound) -> Records:
-    """Who was in the round, what parties complained about, and who contradicted himself."""
+def _who(desk: Desk, round_: CoordinatorRound) -> Records:
+    """Who was in the round (without a roster: whom the parties were asked about), what they complained about, and who contradicted
+    himself."""
     state, task = round_.state, round_.base.name
     if state.roster:
         yield "roster", state.roster
-    yield "joins", desk.blob(desk.roster_proposal(round_).joins)
+    if round_.base.has_roster:
+        yield "joins", desk.blob(desk.roster_proposal(round_).joins)
+    elif state.candidate:
+        yield "listed", desk.blob(desk.survivors_ref(state.candidate, Candidate))
     yield from (("check", state.checks[party]) for party in sorted(state.checks))
     for _, row in desk.journal.scan(f"evidence/{task}/{state.number:08d}/"):
         _, first, second, _ = decode(row)
@@ -100,9 +103,9 @@ def _rostered(desk: Desk, round_: CoordinatorRound) -> Records:
             yield "evidence", encode([first, second])
 
 
-def _uploads(desk: Desk, round_: CoordinatorRound, indices: list[int], *, bodies: bool) -> Records:
-    assert round_.bodies is not None
-    for index in indices:
+def _uploads(desk: Desk, round_: CoordinatorRound, indices: Collection[int], *, bodies: bool) -> Records:
+    assert round_.bodies is not None and round_.roster is not None
+    for index in round_.roster.in_order(list(indices)):
         yield "header", round_.bodies.raw(index)
         if bodies:
             yield "body", desk.blob(round_.bodies.headers[index].body)

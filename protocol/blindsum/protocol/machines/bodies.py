@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from blindsum.protocol.blobs import WINDOW, Fetch, Fetches, read_blob
 from blindsum.protocol.codec import convert
 from blindsum.protocol.envelope import Signed
@@ -53,19 +55,15 @@ class Bodies:
         self.complete: set[int] = set()
         self._sum = PackedSum(view.base.segments)
 
-    def accept(self, signed: Signed, header: Header, now: int) -> bool:
-        """Keep a header that was found good and see to its body. False where another device sent the very same body."""
-        blob = header.body.id
-        if blob in self._by_blob:
-            return False
+    def accept(self, signed: Signed, header: Header, now: int) -> None:
+        """Keep a header that was found good, whose body is nobody else's (`owns`), and see to its body."""
         self._journal.put(f"{self._prefix}/header/{header.index:06d}", signed.raw)
         self._index(signed, header)
-        if self._roster.size <= PUSH_DEVICES_MAX:
+        if self._roster.capacity <= PUSH_DEVICES_MAX:
             self._start(header.index, now, pushed=min(WINDOW, header.body.count))
         else:
             self._waiting.append(header.index)
             self.fill_slots(now)
-        return True
 
     def add(self, fetch: Fetch, now: int) -> int:
         """A body is all there: add it to the sum. Returns its device's index."""
@@ -101,6 +99,11 @@ class Bodies:
             assert packed is not None
             self._sum.subtract(packed)
 
+    def forget(self, index: int) -> None:
+        """Take a device out of the sum, also after a restart."""
+        self.exclude(index)
+        self._journal.delete(f"{self._prefix}/complete/{index:06d}")
+
     def fill_slots(self, now: int) -> None:
         """Ask for the next bodies while slots are free."""
         for index, since in list(self._moving.items()):
@@ -120,10 +123,10 @@ class Bodies:
 
     def restore(self, *, open_: bool, excluded: dict[int, str]) -> None:
         """Rebuild from the store. `open_`: bodies that are not complete are still awaited."""
-        for _, raw in self._journal.scan(f"{self._prefix}/header/"):
+        for key, raw in self._journal.scan(f"{self._prefix}/header/"):
             signed = open_message(self._view.trust, raw)
             assert isinstance(signed, Signed)
-            self._index(signed, convert(signed.payload, Header))
+            self._index(signed, replace(convert(signed.payload, Header), index=int(key.rsplit("/", 1)[1])))
         for key in list(self._journal.keys(f"{self._prefix}/complete/")):
             index = int(key.rsplit("/", 1)[1])
             if index not in excluded:

@@ -6,6 +6,7 @@ manifest  parties: manifest                  a quorum voted                     
 join      devices: announcement              devices_max joined, or join_until                below devices_min
 roster    parties: roster-proposal           a quorum voted and revealed                      none at the deadline
 upload    devices: roster, ask               all uploaded, or upload_until                    below survivors_min
+          (without a roster this phase follows manifest, and asks with the announcement)
 check     parties: candidate                 all checked, or a quorum and the grace is over   below survivors_min
 vote      parties: proposal                  a quorum voted                                   none at the deadline
 open      parties: certificate, want, ask    the openings suffice                             they cannot, or deadline
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, read_blob, write_blob
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -88,7 +90,7 @@ class Conduct:
                 self.fail(round_, "votes-too-few", now)
         elif state.phase == "upload":
             assert round_.bodies is not None and round_.roster is not None
-            if late or len(round_.bodies.complete) == round_.roster.size:
+            if late or len(round_.bodies.complete) == round_.roster.capacity:
                 self._close(round_, now)
         elif state.phase == "check":
             if len(state.checks) >= quorum and settled:
@@ -113,7 +115,7 @@ class Conduct:
         round_.wait_ms = min(2 * round_.wait_ms, 8 * RESEND_MS) if again else RESEND_MS
         round_.sent_at = now
         if state.phase in ("join", "upload"):
-            kind, raw = ("announcement", state.announcement) if state.phase == "join" else ("roster", state.roster)
+            kind, raw = ("roster", state.roster) if state.roster else ("announcement", state.announcement)
             round_.wait_ms = REPEAT_MS
             self._desk.journal.send(kind, f"all/{base.name}", raw, retain=True)
             return
@@ -157,6 +159,13 @@ class Conduct:
         round_.bodies = Bodies(self._desk.journal, self._desk.fetches, view, roster)
         return proposal.entries
 
+    def set_arrivals(self, round_: CoordinatorRound) -> Arrivals:
+        """Be ready for uploads from whoever has a certificate."""
+        assert round_.view is not None
+        round_.roster = arrivals = Arrivals.of(round_.view)
+        round_.bodies = Bodies(self._desk.journal, self._desk.fetches, round_.view, arrivals)
+        return arrivals
+
     # -- phases ---------------------------------------------------------------------------------------------------
 
     def _propose_manifest(self, round_: CoordinatorRound, now: int) -> None:
@@ -190,7 +199,11 @@ class Conduct:
         )
         raw = self._desk.sign(round_, "announcement", "all", announcement)
         self._desk.broadcast(round_, view.manifest.model, view.task.plan)
-        self._enter(round_, "join", now, view.manifest.join_until, announcement=raw)
+        if round_.base.has_roster:
+            self._enter(round_, "join", now, view.manifest.join_until, announcement=raw)
+        else:
+            arrivals = self.set_arrivals(round_)
+            self._enter(round_, "upload", now, view.manifest.upload_until, devices=arrivals.capacity, announcement=raw)
 
     def _propose_roster(self, round_: CoordinatorRound, now: int) -> None:
         view, chunk_size = round_.view, round_.base.chunk_size
@@ -224,6 +237,10 @@ class Conduct:
         bodies, roster = round_.bodies, round_.roster
         assert bodies is not None and roster is not None
         bodies.close()
+        if isinstance(roster, Arrivals):
+            for index, serial in enumerate(roster.serials):
+                if serial in self._desk.revoked.current.serials:
+                    bodies.forget(index)
         if len(bodies.complete) < roster.survivors_min:
             self.fail(round_, "survivors-too-few", now)
             return
@@ -235,8 +252,10 @@ class Conduct:
         bodies, roster = round_.bodies, round_.roster
         assert bodies is not None and roster is not None
         checks = {party: convert(self._desk.payload(raw), Check) for party, raw in round_.state.checks.items()}
+        listed = self._desk.listed(round_, self._desk.survivors_ref(round_.state.candidate, Candidate))
+        known = {number: index for number, index, _, _ in listed if index is not None}
         verdict = judge(
-            {party: dict(check.bad) for party, check in checks.items()},
+            {party: {known[at]: code for at, code in check.bad if at in known} for party, check in checks.items()},
             bodies.complete,
             least=roster.survivors_min,
             committee=round_.base.committee,
@@ -244,7 +263,7 @@ class Conduct:
         for index, code in verdict.excluded.items():
             bodies.exclude(index)
             device = roster.devices[index]
-            if index in verdict.proven:
+            if index in verdict.proven and code != "certificate-revoked":
                 self._desk.fault(round_, f"device/{device}", code)
             else:
                 facts = {"task": round_.base.name, "round": round_.state.number, "device": device, "code": code}
@@ -354,11 +373,12 @@ class Conduct:
             raw = self._desk.sign(round_, "offer-request", to, OfferRequest(task=round_.base.raw))
             self._desk.journal.send("offer-request", to, raw)
             return
-        if kind in ("candidate", "proposal", "certificate") and state.roster:
+        if kind in ("candidate", "proposal", "certificate"):
             # a party that was away needs what went before; one that was not passes it over
             if round_.wait_ms > RESEND_MS:
                 self._desk.journal.send("announcement", to, state.announcement)
-                self._desk.journal.send("roster", to, state.roster)
+                if state.roster:
+                    self._desk.journal.send("roster", to, state.roster)
             ref = self._desk.survivors_ref(state.candidate if kind == "candidate" else state.proposal, Candidate)
             self._desk.journal.send(kind, to, getattr(state, kind))
             self._desk.journal.send_chunks(to, ref.id, range(min(WINDOW, ref.count)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from blindsum.protocol.arrivals import Arrival, admit, open_arrival
 from blindsum.protocol.blobs import write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, glance, peek
@@ -322,7 +323,14 @@ class CoordinatorMachine:
             self._desk.serve(proposal.joins, proposal.entries)
         if state.roster:
             self._conduct.set_roster(round_)
-            assert round_.bodies is not None
+        elif state.announcement and not round_.base.has_roster:
+            arrivals = self._conduct.set_arrivals(round_)
+            for _, raw in self._journal.scan(f"round/{name}/header/"):
+                assert round_.view is not None
+                arrival = open_arrival(round_.view, self._desk.signed(raw))
+                assert isinstance(arrival, Arrival)
+                admit(arrivals, arrival)
+        if round_.bodies is not None:
             dropped = state.excluded if state.phase in ("vote", "open", "done") else {}
             round_.bodies.restore(open_=state.phase == "upload", excluded=dropped)
         for raw in (state.candidate, state.proposal):

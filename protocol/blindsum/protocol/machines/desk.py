@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from blindsum.protocol.arrivals import Listed, pack_set, read_set
 from blindsum.protocol.blobs import Fetches, read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.eligibility import SHARE_MAX
@@ -15,7 +16,6 @@ from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Candidate, Payload, Receipt, Result, RosterProposal, chunks_of
-from blindsum.protocol.roster import pack_survivors
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, TaskView, open_message
 
@@ -104,11 +104,19 @@ class Desk:
     def make_survivors(self, round_: CoordinatorRound) -> BlobRef:
         bodies = round_.bodies
         assert bodies is not None
-        packed = pack_survivors({index: bodies.headers[index].digest for index in bodies.complete})
+        assert round_.roster is not None
+        packed = pack_set(round_.roster, {index: bodies.headers[index].digest for index in bodies.complete})
         ref, chunks = chunks_of(packed, round_.base.chunk_size)
         self.journal.write(write_blob(ref, chunks))
         self.serve(ref)
         return ref
+
+    def listed(self, round_: CoordinatorRound, ref: BlobRef) -> list[Listed]:
+        """The devices of a survivor list that was made here."""
+        assert round_.roster is not None
+        found = read_set(round_.roster, self.blob(ref))
+        assert not isinstance(found, Refused), found
+        return found
 
     def survivors_ref(self, raw: bytes, kind: type[Candidate]) -> BlobRef:
         return convert(self.payload(raw), kind).survivors

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from msgspec import UNSET
 
 from blindsum.protocol.blobs import RESEND_MS, Fetches, bits_set, read_blob, write_blob
 from blindsum.protocol.codec import convert, decode, encode
@@ -35,7 +36,6 @@ from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
 from blindsum.protocol.messages import Ask, BlobRef, Failure, Join, Payload, Receipt, Result
-from blindsum.protocol.roster import open_roster
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.versions import upgrade_required
 from blindsum.protocol.view import (
@@ -128,10 +128,11 @@ class DeviceMachine:
             round_.view,
             roster,
             index=index,
-            private=round_.key(),
+            private=round_.key() if round_.view.base.has_roster else b"",
             lanes=lanes,
             random=self._random,
             seal=self._seal,
+            certificate=UNSET if round_.view.base.has_roster else self._identity.certificate,
         )
         raw = self._sign(round_.view, "header", upload.header)
         self._journal.put(f"spent/{task}", encode(number))
@@ -141,9 +142,9 @@ class DeviceMachine:
         body = upload.header.body
         round_.own, round_.header_digest, round_.body = None, message_digest(raw), body
         self._send(round_, "header", raw, now)
-        if roster.size <= PUSH_DEVICES_MAX:
+        if roster.capacity <= PUSH_DEVICES_MAX:
             self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
-        facts = {"bytes": body.size + len(raw), "devices": roster.size, "neighbours": len(roster.neighbours(index))}
+        facts = {"bytes": body.size + len(raw), "devices": roster.capacity, "neighbours": len(roster.neighbours(index))}
         self._journal.event("uploading", task=task, round=number, **facts)
         return self._journal.take()
 
@@ -207,8 +208,12 @@ class DeviceMachine:
         manifest = view.manifest
         if manifest.issued_at > now + CLOCK_SKEW_MAX_MS:
             return Refused("clock-skew", detail=f"the manifest was issued {(manifest.issued_at - now) // 1000} s ahead")
-        if now >= manifest.join_until:
+        if now >= (manifest.join_until if view.base.has_roster else manifest.upload_until):
             return Refused("round-stale", detail="joining is over")
+        if self._floor.roster and not view.base.has_roster:
+            return Refused(
+                "policy-floor", detail="a task without a roster has one mask layer; this device insists on two"
+            )
         if view.task.threat.cohort_min < self._floor.cohort_min:
             return Refused("policy-floor", detail=f"cohort {view.task.threat.cohort_min} < {self._floor.cohort_min}")
         reason = self._willing(view)
@@ -220,10 +225,12 @@ class DeviceMachine:
             return None
         if current is not None:
             self._leave(task, "round-abandoned", code="superseded")
-        private = self._random(SEED_SIZE)
-        own = edge_private(private)
-        join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public_of(own))
-        raw = self._sign(view, "join", join)
+        private, raw, own = b"", b"", None
+        if view.base.has_roster:
+            private = self._random(SEED_SIZE)
+            own = edge_private(private)
+            join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public_of(own))
+            raw = self._sign(view, "join", join)
         state = DeviceState(
             number=number,
             phase="joined",
@@ -234,12 +241,15 @@ class DeviceMachine:
             roster=b"",
             header=b"",
         )
-        round_ = DeviceRound(state, view, message_digest(raw), own=own)
+        round_ = DeviceRound(state, view, message_digest(raw) if raw else b"", own=own)
         self._rounds[task] = round_
         self._save(round_)
-        self._send(round_, "join", raw, now)
+        if raw:
+            self._send(round_, "join", raw, now)
+        else:
+            self._fetch_inputs(round_, now)
         self._journal.event("joined", task=task, round=number)
-        return None
+        return self._advance(round_)
 
     def _on_receipt(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
         receipt = payload_of(signed, Receipt)
@@ -261,7 +271,7 @@ class DeviceMachine:
         return None
 
     def _on_roster(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
-        if round_.state.phase != "joined" or round_.state.roster:
+        if round_.state.phase != "joined" or round_.state.roster or not round_.view.base.has_roster:
             return None
         fault = round_.open_roster(signed)
         if fault is not None:
@@ -325,30 +335,22 @@ class DeviceMachine:
     def _advance(self, round_: DeviceRound) -> Refused | None:
         """joined -> training as soon as roster, model and plan are there and the roster holds what this device sent."""
         state, view = round_.state, round_.view
-        if state.phase != "joined" or not state.roster:
+        if state.phase != "joined" or (view.base.has_roster and not state.roster):
             return None
-        assert round_.entries is not None
-        entries = read_blob(self._journal, round_.entries)
         held = [self._fetches.get(ref.id) for ref in (view.manifest.model, view.task.plan)]
-        if entries is None or not all(fetch is not None and fetch.complete for fetch in held):
+        if not all(fetch is not None and fetch.complete for fetch in held):
             return None
-        roster = open_roster(view, entries, round_.roster_hash)
+        roster = round_.read_roster(self._journal, self._identity)
+        if roster is None:
+            return None
+        if not isinstance(roster, Refused) and roster.survivors_min < self._floor.cohort_min:
+            roster = Refused("policy-floor")
         if isinstance(roster, Refused):
             self._leave(view.name, "round-abandoned", code=roster.code)
             return None
-        index = roster.index_of(self._identity.name)
-        if index is None:
-            self._leave(view.name, "round-abandoned", code="not-selected")
-            return None
-        if roster.keys[index] != public_of(round_.key()):
-            self._leave(view.name, "round-abandoned", code="roster-key-differs")
-            return None
-        if roster.survivors_min < self._floor.cohort_min:
-            self._leave(view.name, "round-abandoned", code="policy-floor")
-            return None
         round_.roster = roster
         self._save(round_, phase="training")
-        self._journal.event("train", task=view.name, round=state.number, devices=roster.size)
+        self._journal.event("train", task=view.name, round=state.number, devices=roster.capacity)
         return None
 
     def _fetch_inputs(self, round_: DeviceRound, now: int) -> None:
@@ -433,11 +435,11 @@ class DeviceMachine:
                 continue
             view = open_announcement(self._trust, signed)
             assert isinstance(view, RoundView)
-            round_ = DeviceRound(state, view, message_digest(state.join))
+            round_ = DeviceRound(state, view)
             self._rounds[task] = round_
-            round_.restore(self._journal)
-            if state.phase == "joined" and (state.acknowledged or state.roster):
+            round_.restore(self._journal, self._identity)
+            if state.phase == "joined" and (state.acknowledged or state.roster or not view.base.has_roster):
                 self._fetch_inputs(round_, 0)
             if state.phase == "training":
                 assert round_.roster is not None
-                self._journal.event("train", task=task, round=state.number, devices=round_.roster.size)
+                self._journal.event("train", task=task, round=state.number, devices=round_.roster.capacity)

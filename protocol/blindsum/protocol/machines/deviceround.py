@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, read_blob
 from blindsum.protocol.codec import convert, ready
-from blindsum.protocol.envelope import Signed
+from blindsum.protocol.envelope import Signed, message_digest
 from blindsum.protocol.errors import Refused
-from blindsum.protocol.keys import edge_private
+from blindsum.protocol.keys import edge_private, public_of
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
@@ -39,6 +40,8 @@ class Floor:
     """The least a device insists on, whatever any server says."""
 
     cohort_min: int = 2
+    roster: bool = True
+    """Whether both mask layers are insisted on: a task without a roster has but the first."""
 
 
 @ready
@@ -61,7 +64,7 @@ class DeviceRound(Secret):
 
     state: DeviceState
     view: RoundView
-    join_digest: bytes
+    join_digest: bytes = b""
     roster: RosterView | None = None
     entries: BlobRef | None = None
     roster_hash: bytes = b""
@@ -76,7 +79,9 @@ class DeviceRound(Secret):
         """When to send again what nobody has confirmed: the join while joining lasts, the header until its receipt."""
         due = self.sent_at + self.wait_ms
         if self.state.phase == "joined":
-            return due if not self.state.acknowledged and due < self.view.manifest.join_until else None
+            return (
+                due if self.state.join and not self.state.acknowledged and due < self.view.manifest.join_until else None
+            )
         return due if self.state.phase == "uploading" else None
 
     def open_roster(self, signed: Signed) -> Refused | None:
@@ -91,8 +96,10 @@ class DeviceRound(Secret):
         self.entries = proposal.entries
         return None
 
-    def restore(self, store: Store) -> None:
+    def restore(self, store: Store, identity: DeviceIdentity) -> None:
         """Derive everything from `state` and the blobs in `store`."""
+        if self.state.join:
+            self.join_digest = message_digest(self.state.join)
         if self.state.header:
             self.index_header()
         if self.state.roster:
@@ -100,10 +107,7 @@ class DeviceRound(Secret):
             assert isinstance(signed, Signed)
             self.open_roster(signed)
         if self.state.phase == "training":
-            assert self.entries is not None
-            entries = read_blob(store, self.entries)
-            assert entries is not None
-            opened = open_roster(self.view, entries, self.roster_hash)
+            opened = self.read_roster(store, identity)
             assert isinstance(opened, RosterView)
             self.roster = opened
 
@@ -112,6 +116,23 @@ class DeviceRound(Secret):
         if self.own is None:
             self.own = edge_private(self.state.key)
         return self.own
+
+    def read_roster(self, store: Store, identity: DeviceIdentity) -> RosterView | Refused | None:
+        """The roster with this device in it as it joined, None where its entries are not here yet, or why it cannot take part."""
+        if not self.view.base.has_roster:
+            alone = Arrivals.of(self.view)
+            alone.enter(identity.name, b"")
+            return alone
+        entries = None if self.entries is None else read_blob(store, self.entries)
+        if entries is None:
+            return None
+        roster: RosterView | Refused = open_roster(self.view, entries, self.roster_hash)
+        if isinstance(roster, Refused):
+            return roster
+        index = roster.index_of(identity.name)
+        if index is None:
+            return Refused("not-selected")
+        return roster if roster.keys[index] == public_of(self.key()) else Refused("roster-key-differs")
 
     def index_header(self) -> None:
         """Derive what follows from the header in `state`."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
+from blindsum.protocol.arrivals import Arrival, Arrivals, admit
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, Fetch, bits_set, read_blob
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.eligibility import place_of
@@ -13,6 +14,7 @@ from blindsum.protocol.envelope import Head, Signed, is_name
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.allowance import Allowance
+from blindsum.protocol.machines.claims import arrived, expected
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, Heard
 from blindsum.protocol.machines.desk import Desk
@@ -21,7 +23,6 @@ from blindsum.protocol.messages import (
     Ask,
     Candidate,
     Check,
-    Header,
     Join,
     Offer,
     Opening,
@@ -33,7 +34,7 @@ from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
 from blindsum.protocol.trust import party_number
 from blindsum.protocol.versions import UPGRADE_REQUIRED, foreign
-from blindsum.protocol.view import TaskView, opening_size_max, payload_of
+from blindsum.protocol.view import RoundView, TaskView, opening_size_max, payload_of
 
 __all__ = ["JOINS_PER_S", "RELAYS_MAX", "Intake"]
 
@@ -67,7 +68,7 @@ class Intake:
         if head.type not in ("join", "header"):
             return None
         heard = round_.heard.get(hashlib.sha256(raw).digest())
-        return heard if heard is not None and heard.device in round_.joins else None
+        return heard if heard is not None and (heard.device in round_.joins or not round_.base.has_roster) else None
 
     def on_again(self, round_: CoordinatorRound, heard: Heard, now: int) -> Refused | None:
         """A join or header that was taken is here once more: its receipt may have been lost."""
@@ -150,9 +151,7 @@ class Intake:
         view = round_.view
         if view is None:
             return Refused("round-stale", detail="no manifest yet")
-        limit = round_.base.task.devices_max + JOINS_PER_S
-        allowance = self._joins.setdefault(view.name, Allowance(burst=limit, per_s=JOINS_PER_S, now=now))
-        if not allowance.take(now):
+        if not self._allowed(view, now):
             return Refused("joins-too-many", detail=signed.head.sender)
         opened = open_join(view, signed.raw)
         if isinstance(opened, Refused) and opened.code == "join-malformed":
@@ -179,7 +178,7 @@ class Intake:
         if len(round_.joins) >= round_.base.task.devices_max:
             self._desk.receipt(view, device, digest, "refused", "cohort-full")
             return Refused("cohort-full", detail=device)
-        allowance.give_back()
+        self._joins[view.name].give_back()
         round_.joins[device] = (signed.raw, identity)
         round_.heard[hashlib.sha256(signed.raw).digest()] = Heard(device, digest, -1, now)
         self._desk.journal.put(f"round/{view.name}/join/{device}", signed.raw)
@@ -204,21 +203,21 @@ class Intake:
         view, roster, bodies = round_.view, round_.roster, round_.bodies
         if view is None or roster is None or bodies is None:
             return Refused("header-early")
-        header = payload_of(signed, Header)
-        if isinstance(header, Refused):
-            return header
-        if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
-            return Refused("header-foreign", detail=signed.head.sender)
-        device = roster.devices[header.index]
-        if not signed.valid(round_.joins[device][1]):
-            return Refused("signature-invalid", detail=signed.head.sender)
-        known = bodies.headers.get(header.index)
-        if known is not None:
+        if not isinstance(roster, Arrivals):
+            found = expected(round_, roster, signed)
+        elif self._allowed(view, now):
+            found = arrived(self._desk, view, roster, signed, held=len(bodies.headers))
+        else:
+            return Refused("joins-too-many", detail=signed.head.sender)
+        if isinstance(found, Refused):
+            return found
+        device, header = found.device, found.header
+        index = roster.numbers.get(device) if isinstance(roster, Arrivals) else header.index
+        known = None if index is None else bodies.headers.get(index)
+        if index is not None and known is not None:
             if known.digest != signed.digest:
-                return self._desk.evidence(
-                    round_, "second-header", signed.head.sender, bodies.raw(header.index), signed.raw
-                )
-            if header.index in bodies.complete:
+                return self._desk.evidence(round_, "second-header", signed.head.sender, bodies.raw(index), signed.raw)
+            if index in bodies.complete:
                 self._desk.receipt(view, device, signed.digest, "complete", "")
             elif round_.state.phase != "upload":
                 self._desk.receipt(view, device, signed.digest, "refused", "upload-late")
@@ -229,25 +228,40 @@ class Intake:
         code = header_fault(view, roster, header, packed_size(view.base.segments))
         if code:
             self._desk.receipt(view, device, signed.digest, "refused", code)
-            if header.manifest != view.digest:
+            if header.manifest != view.digest and round_.base.has_roster:
                 return self._desk.evidence(round_, code, signed.head.sender, round_.joins[device][0], signed.raw)
             return Refused(code, signed.head.sender)
-        if not bodies.accept(signed, header, now):
+        if bodies.owns(header.body.id):
             # one of the two has copied the other's; which one shows no signature
             self._desk.receipt(view, device, signed.digest, "refused", "header-foreign")
             return Refused("header-foreign", detail=device)
+        if isinstance(roster, Arrivals):
+            assert isinstance(found, Arrival)
+            header = admit(roster, found)
+            self._joins[view.name].give_back()
+        bodies.accept(signed, header, now)
         round_.heard[hashlib.sha256(signed.raw).digest()] = Heard(device, signed.digest, header.index, now)
         self._desk.journal.event("header", task=view.name, round=view.number, device=device)
         for fetch in list(self._desk.fetches.due(now)):
             self.ask(fetch, now)
         return None
 
+    def _allowed(self, view: RoundView, now: int) -> bool:
+        """Whether one more certificate, or ask that shows none, may be looked at."""
+        limit = view.task.devices_max + JOINS_PER_S
+        allowance = self._joins.setdefault(view.name, Allowance(burst=limit, per_s=JOINS_PER_S, now=now))
+        return allowance.take(now)
+
     def on_ask(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         ask = payload_of(signed, Ask)
         if isinstance(ask, Refused):
             return ask
         sender = signed.head.sender
-        if sender.startswith("device/"):
+        if sender.startswith("device/") and not round_.base.has_roster:
+            # it has shown no key yet; what it asks for is everybody's
+            if round_.view is None or not self._allowed(round_.view, now):
+                return Refused("joins-too-many", detail=sender)
+        elif sender.startswith("device/"):
             join = round_.joins.get(sender.removeprefix("device/"))
             if join is None or not signed.valid(join[1]):
                 return Refused("signature-invalid", detail=sender)
@@ -256,10 +270,11 @@ class Intake:
             return Refused("blob-unknown", detail=sender)
         missing = sorted(set(range(ref.count)) - bits_set(ask.have, ref.count))[: ask.window]
         if sender.startswith("device/"):
-            served = round_.served.get(sender, 0) + len(missing)
-            if served > RELAYS_MAX * sum(each.count for each in self._desk.served.values()):
-                return Refused("relays-too-many", sender)
-            round_.served[sender] = served
+            known, devices = (sender, 1) if round_.base.has_roster else ("", round_.base.task.devices_max)
+            served = round_.served.get(known, 0) + len(missing)
+            if served > RELAYS_MAX * devices * sum(each.count for each in self._desk.served.values()):
+                return Refused("relays-too-many", known, sender)
+            round_.served[known] = served
         self._desk.journal.send_chunks(sender, ask.blob, missing)
         return None
 
@@ -271,10 +286,19 @@ class Intake:
         if bodies is None or round_.state.phase not in ("check", "vote", "open"):
             return Refused("round-stale", detail="check")
         party = party_number(signed.head.sender)
-        wanted = sorted(bodies.headers.keys() & set(check.missing))
+        missing = set(check.missing)
+        if missing and not round_.base.has_roster:
+            refs = [
+                self._desk.survivors_ref(raw, Candidate)
+                for raw in (round_.state.candidate, round_.state.proposal)
+                if raw
+            ]
+            listed = [each for ref in refs if ref.id == check.survivors for each in self._desk.listed(round_, ref)]
+            missing = {each.here for each in listed if each.number in missing and each.here is not None}
+        wanted = sorted(bodies.headers.keys() & missing)
         assert round_.roster is not None
         relayed = round_.relayed.get(party, 0) + len(wanted)
-        if relayed > RELAYS_MAX * round_.roster.size:
+        if relayed > RELAYS_MAX * round_.roster.capacity:
             return Refused("relays-too-many", signed.head.sender)
         round_.relayed[party] = relayed
         for index in wanted:

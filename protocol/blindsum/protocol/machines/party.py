@@ -61,10 +61,12 @@ TASKS_MAX: Final = 1000
 
 class PartyFloor(Payload, frozen=True):
     """The least this organisation insists on. `tasks` empty: any task the operator signed. `corrupt_permille`: the share of a
-    round's devices that a task must take for sybils, on top of whom `cohort_min` honest ones remain."""
+    round's devices that a task must take for sybils, on top of whom `cohort_min` honest ones remain; `roster`: whether a task must
+    have one, and with it the second mask layer."""
 
     cohort_min: int = 2
     corrupt_permille: int = 0
+    roster: bool = False
     tasks: tuple[str, ...] = ()
 
 
@@ -135,7 +137,9 @@ class PartyMachine:
 
     def revoke(self, revocations: bytes) -> Step:
         """Go by this revocation list (DER) from now on. Raises BlindsumError "revocations-invalid" or "revocations-stale"."""
-        self._desk.revoked.take(revocations)
+        if self._desk.revoked.take(revocations):
+            for round_ in self._rounds.values():
+                self._closing.drop_revoked(round_)
         return self._journal.take()
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -299,6 +303,10 @@ class PartyMachine:
         if base.task.threat.corrupt_permille < self._floor.corrupt_permille:
             told = f"{base.task.threat.corrupt_permille} permille corrupt < {self._floor.corrupt_permille}"
             return Refused("policy-floor", detail=told)
+        if self._floor.roster and not base.has_roster:
+            return Refused(
+                "policy-floor", detail="a task without a roster has one mask layer; this party insists on two"
+            )
         self._bases[task] = base
         self._journal.put(f"task/{task}", raw)
         self._chain.start(base, now)

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import hashlib
 
+from msgspec.structs import replace
+
+from blindsum.protocol.arrivals import (
+    ARRIVALS_SPARE,
+    Arrivals,
+    Listed,
+    admit,
+    listed_size_max,
+    open_arrival,
+    read_set,
+)
 from blindsum.protocol.blobs import WINDOW, bits_set, read_blob, write_blob
 from blindsum.protocol.codec import encode
 from blindsum.protocol.envelope import Signed
@@ -27,10 +38,7 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.openings import make_content
 from blindsum.protocol.ring import packed_size
-from blindsum.protocol.roster import (
-    read_survivors,
-    survivors_size_max,
-)
+from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import (
     count_votes,
     open_message,
@@ -52,15 +60,14 @@ class PartyClosing:
         view, roster = round_.view, round_.roster
         if view is None or roster is None:
             return Refused("header-early", detail="no roster yet")
-        header = payload_of(signed, Header)
-        if isinstance(header, Refused):
-            return header
-        if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
-            return Refused("header-foreign", detail=signed.head.sender)
-        if not signed.valid(round_.identities[header.index]):
-            return Refused("signature-invalid", detail=signed.head.sender)
-        if round_.state.opened or round_.state.set_vote:
-            return Refused("round-closed", detail="the survivor set is settled here")
+        found = (
+            self._arrived(round_, roster, signed)
+            if isinstance(roster, Arrivals)
+            else self._expected(round_, roster, signed)
+        )
+        if not isinstance(found, Header):
+            return found
+        header = found
         row = round_.headers.get(header.index)
         if row is not None and row.digest == signed.digest:
             return None
@@ -70,6 +77,8 @@ class PartyClosing:
                 self._desk.keep_header(round_, header.index, again, signed.raw)
             return self._desk.caught_device(round_, header.index, signed.head.sender, signed.raw)
         code = header_fault(view, roster, header, packed_size(view.base.segments))
+        if isinstance(roster, Arrivals) and roster.serials[header.index] in self._desk.revoked.current.serials:
+            code = "certificate-revoked"
         seeds: Seeds | str = code or Seeds({}, {})
         if not code and view.member(self._desk.number) is not None:
             seeds = open_box(view, roster, header, party=self._desk.number, opener=round_.open_box)
@@ -79,6 +88,49 @@ class PartyClosing:
         else:
             self._desk.keep_header(round_, header.index, HeaderRow(signed.digest, "", seeds), signed.raw)
         return None
+
+    def _expected(self, round_: PartyRound, roster: RosterView, signed: Signed) -> Header | Refused:
+        """The header of a device of the roster."""
+        header: Header | Refused = payload_of(signed, Header)
+        if isinstance(header, Refused):
+            return header
+        if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
+            return Refused("header-foreign", detail=signed.head.sender)
+        if not signed.valid(round_.identities[header.index]):
+            return Refused("signature-invalid", detail=signed.head.sender)
+        if round_.state.opened or round_.state.set_vote:
+            return Refused("round-closed", detail="the survivor set is settled here")
+        return header
+
+    def _arrived(self, round_: PartyRound, roster: Arrivals, signed: Signed) -> Header | Refused | None:
+        """The header of whoever has a certificate, under the number that the device has here; None where it is here already."""
+        if round_.state.opened or round_.state.set_vote:
+            return Refused("round-closed", detail="the survivor set is settled here")
+        device = signed.head.sender.removeprefix("device/")
+        number = roster.numbers.get(device)
+        if number is not None and round_.headers[number].digest == signed.digest:
+            return None
+        spare = ARRIVALS_SPARE + (device in round_.wanted)
+        if number is None and roster.size >= spare * roster.capacity:
+            return Refused("cohort-full", detail=device)
+        assert round_.view is not None
+        arrival = open_arrival(round_.view, signed)
+        if isinstance(arrival, Refused):
+            return arrival
+        if number is None:
+            return admit(roster, arrival)
+        header: Header = replace(arrival.header, index=number)
+        return header
+
+    def drop_revoked(self, round_: PartyRound) -> None:
+        """Refuse the uploads of a round, where its set is not settled here yet, whose certificates have been revoked meanwhile."""
+        roster = round_.roster
+        if not isinstance(roster, Arrivals) or round_.state.opened or round_.state.set_vote:
+            return
+        for number, row in list(round_.headers.items()):
+            if roster.serials[number] in self._desk.revoked.current.serials:
+                round_.headers[number] = gone = HeaderRow(row.digest, "certificate-revoked")
+                self._desk.journal.put(f"round/{round_.base.name}/header/{number:06d}", gone.encode())
 
     def on_candidate(self, round_: PartyRound, signed: Signed, now: int) -> Refused | None:
         candidate = payload_of(signed, Candidate)
@@ -165,7 +217,7 @@ class PartyClosing:
         if bad:
             return Refused("survivor-refused", detail=f"{len(bad)} devices")
         round_.change(set_digest=inner.digest, proposal=certificate.proposal)
-        self._open_set(round_, sorted(survivors))
+        self._open_set(round_, sorted(index for _, index, _, _ in survivors if index is not None))
         return None
 
     def on_want(self, round_: PartyRound, signed: Signed, now: int) -> Refused | None:
@@ -219,14 +271,12 @@ class PartyClosing:
             return self._desk.caught(round_, "result-differs", state.proposal, signed.raw)
         return None
 
-    def _survivors(
-        self, round_: PartyRound, ref: BlobRef, signed: Signed, now: int
-    ) -> dict[int, bytes] | Refused | None:
+    def _survivors(self, round_: PartyRound, ref: BlobRef, signed: Signed, now: int) -> list[Listed] | Refused | None:
         """The survivor set, or None while it is on its way (the message is taken up again then)."""
         assert round_.roster is not None
         if not ref.sound:
             return Refused("message-malformed", "coordinator", "blob reference")
-        if ref.size > survivors_size_max(round_.roster.size):
+        if ref.size > listed_size_max(round_.roster):
             return Refused("survivors-malformed", "coordinator", f"{ref.size} bytes")
         if not self._desk.inbox.room(round_.base.name, ref):
             return Refused("blobs-too-many", "coordinator", ref.id.hex())
@@ -235,10 +285,11 @@ class PartyClosing:
             return None
         data = read_blob(self._desk.journal, ref)
         assert data is not None
-        return read_survivors(data, round_.roster.size)
+        return read_set(round_.roster, data)
 
-    def _send_check(self, round_: PartyRound, ref: BlobRef, survivors: dict[int, bytes]) -> None:
+    def _send_check(self, round_: PartyRound, ref: BlobRef, survivors: list[Listed]) -> None:
         missing, bad = round_.complaints(survivors, settled=False)
+        round_.wanted = frozenset(device for _, index, device, _ in survivors if index is None)
         check = Check(survivors=ref.id, missing=missing, bad=bad)
         self._desk.journal.send(
             "check", "coordinator", self._desk.sign(round_.base.name, round_.state.number, "check", check)

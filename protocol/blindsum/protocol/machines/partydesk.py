@@ -82,12 +82,16 @@ class PartyDesk:
             self.journal.put(f"round/{round_.base.name}/upload/{index:06d}", raw)
 
     def caught_device(self, round_: PartyRound, index: int, sender: str, second: bytes) -> Refused:
-        """Keep both headers of a device, with the join that shows its key, and refuse the second."""
+        """Keep both headers of a device, with the join that shows its key (or they do themselves), and refuse the second."""
         task, number = round_.base.name, round_.state.number
         first = self.journal.get(f"round/{task}/upload/{index:06d}")
-        joins = read_blob(self.journal, self.joins(round_))
-        assert first is not None and joins is not None
-        return self.journal.accuse(task, number, "second-header", sender, first, second, decode(joins)[index])
+        assert first is not None
+        join = b""
+        if round_.base.has_roster:
+            joins = read_blob(self.journal, self.joins(round_))
+            assert joins is not None
+            join = decode(joins)[index]
+        return self.journal.accuse(task, number, "second-header", sender, first, second, join)
 
     def joins(self, round_: PartyRound) -> BlobRef:
         """The blob of the round's joins; it is kept as long as a device may be caught."""

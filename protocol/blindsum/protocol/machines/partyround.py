@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from blindsum.protocol.arrivals import Arrival, Arrivals, Listed, admit, open_arrival
 from blindsum.protocol.codec import decode, encode, ready
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.keys import box_open, box_private
@@ -68,7 +70,7 @@ class HeaderRow(Secret):
 @dataclass(slots=True, repr=False)
 class PartyRound(Secret):
     """A `PartyState` with what follows from it. `waiting` holds messages whose blobs are on their way; they are asked for again
-    after a restart."""
+    after a restart. `wanted`: devices whose headers it has asked the coordinator for (where there is no roster)."""
 
     base: TaskView
     state: PartyState
@@ -77,6 +79,7 @@ class PartyRound(Secret):
     identities: list[bytes] = field(default_factory=list)
     headers: dict[int, HeaderRow] = field(default_factory=dict)
     waiting: dict[str, bytes] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
     _box: MLKEM768X25519PrivateKey | None = field(default=None, repr=False)
 
     def open_box(self, info: bytes, sealed: bytes) -> bytes | None:
@@ -98,23 +101,26 @@ class PartyRound(Secret):
         fields = {name: getattr(self.state, name) for name in self.state.__struct_fields__}
         self.state = PartyState(**{**fields, **changes})
 
-    def complaints(self, survivors: dict[int, bytes], *, settled: bool) -> tuple[list[int], list[tuple[int, str]]]:
-        """(indices whose header is not here, (index, code) of those refused) among a survivor set. Where it is `settled`, a device
-        that has sent a second header since is judged by its first: else it could stop any round between check and vote."""
+    def complaints(self, survivors: Sequence[Listed], *, settled: bool) -> tuple[list[int], list[tuple[int, str]]]:
+        """(numbers of devices whose header is not here, (number, code) of those refused) among a survivor set. Where it is
+        `settled`, a device that has sent a second header since is judged by its first: else it could stop any round between check
+        and vote."""
         missing: list[int] = []
         bad: list[tuple[int, str]] = []
-        for index, digest in survivors.items():
-            row = self.headers.get(index)
+        for number, index, _, digest in survivors:
+            row = None if index is None else self.headers.get(index)
             if row is None:
-                missing.append(index)
+                missing.append(number)
             elif row.digest != digest:
-                bad.append((index, row.code or "second-header"))
+                bad.append((number, row.code or "second-header"))
             elif row.code and not (settled and row.code == "second-header"):
-                bad.append((index, row.code))
+                bad.append((number, row.code))
         return missing, bad
 
     def set_manifest(self, raw: bytes, view: RoundView) -> None:
         self.view = view
+        if not view.base.has_roster:
+            self.roster = Arrivals.of(view)
         self.change(manifest=raw)
 
     def restore(self, store: Store) -> None:
@@ -124,6 +130,7 @@ class PartyRound(Secret):
             view = open_manifest(self.base, state.manifest)
             assert isinstance(view, RoundView)
             self.view = view
+            self.roster = Arrivals.of(view) if not view.base.has_roster else None
         self.identities = [state.identities[at : at + 32] for at in range(0, len(state.identities), 32)]
         if state.roster:
             assert self.view is not None
@@ -136,5 +143,12 @@ class PartyRound(Secret):
             roster = open_roster(self.view, state.entries, opened[2])
             assert isinstance(roster, RosterView)
             self.roster = roster
+        if isinstance(self.roster, Arrivals):
+            for _, raw in store.scan(f"round/{self.base.name}/upload/"):
+                signed = open_message(self.base.trust, raw)
+                assert isinstance(signed, Signed) and self.view is not None
+                arrival = open_arrival(self.view, signed)
+                assert isinstance(arrival, Arrival)
+                admit(self.roster, arrival)
         prefix = f"round/{self.base.name}/header/"
         self.headers = {int(key[len(prefix) :]): HeaderRow.decode(row) for key, row in store.scan(prefix)}

@@ -91,6 +91,8 @@ class PartySetup:
         view, state = round_.view, round_.state
         if view is None:
             return Refused("message-early", detail="no manifest yet")
+        if not view.base.has_roster:
+            return Refused("message-misplaced", "coordinator", "a roster where the task has none")
         if proposal.manifest != view.digest or not (proposal.joins.sound and proposal.entries.sound):
             return Refused("manifest-differs", "coordinator")
         if state.roster_proposal:

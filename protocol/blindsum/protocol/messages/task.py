@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from blindsum.protocol.messages.common import (
     BYTES_MAX,
@@ -17,7 +17,17 @@ from blindsum.protocol.messages.common import (
     Payload,
 )
 
-__all__ = ["Algorithm", "CodecSpec", "Criterion", "Rollback", "SegmentSpec", "Task", "ThreatSpec", "Training"]
+__all__ = [
+    "Algorithm",
+    "CodecSpec",
+    "Criterion",
+    "NoRoster",
+    "Rollback",
+    "SegmentSpec",
+    "Task",
+    "ThreatSpec",
+    "Training",
+]
 
 Micros = Annotated[int, Meta(ge=0, le=2**53)]
 Decay = Annotated[int, Meta(ge=0, le=999_999)]
@@ -87,6 +97,12 @@ class Criterion(Payload, frozen=True):
     values: Annotated[list[Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=4)]
 
 
+class NoRoster(Payload, frozen=True):
+    """The no-roster profile: layer 1 alone. A device may upload what it trained on a model of at most so many rounds before."""
+
+    staleness_max: Annotated[int, Meta(ge=0, le=100)]
+
+
 class Task(Payload, frozen=True):
     """Everything constant over the rounds of a task. Round 1 starts from `model`."""
 
@@ -106,6 +122,8 @@ class Task(Payload, frozen=True):
     decide_ms: Duration
     rounds_max: Count
     eligibility: Annotated[list[Criterion], Meta(max_length=8)]
+    no_roster: NoRoster | UnsetType = UNSET
+    """Absent: rounds have a roster, and both mask layers."""
 
 
 class Rollback(Payload, frozen=True):

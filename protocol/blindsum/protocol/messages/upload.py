@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from blindsum.protocol.keys import CERTIFICATE_SIZE_MAX
 from blindsum.protocol.messages.common import (
     BLOB_CHUNKS_MAX,
     DEVICES_MAX,
@@ -25,7 +26,8 @@ NEIGHBOURS_MAX = 512
 
 class Header(Payload, frozen=True):
     """What a device publishes beside the masked body. `commitments`: one SHA-256 a self subset, then one a cap subset; `boxes`:
-    one a member party, in the order of the manifest's offers; `edges`: cap and check a neighbour, in index order."""
+    one a member party, in the order of the manifest's offers; `edges`: cap and check a neighbour, in index order. Where the task
+    has no roster, and only there, the device's `certificate` is in it, `index` is 0, and there are no caps and no edges."""
 
     manifest: Bytes32
     roster: Bytes32
@@ -34,6 +36,7 @@ class Header(Payload, frozen=True):
     commitments: Annotated[bytes, Meta(max_length=32 * 512)]
     boxes: Annotated[list[Annotated[bytes, Meta(max_length=32_768)]], Meta(max_length=PARTIES_MAX)]
     edges: Annotated[bytes, Meta(max_length=EDGE_SIZE * NEIGHBOURS_MAX)]
+    certificate: Annotated[bytes, Meta(min_length=1, max_length=CERTIFICATE_SIZE_MAX)] | UnsetType = UNSET
 
 
 class Ask(Payload, frozen=True):
