@@ -31,7 +31,18 @@ def _fleet() -> list[dict[str, Any]]:
     return rows()
 
 
-BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {"masks": _masks, "training": _training, "fleet": _fleet}
+def _round() -> list[dict[str, Any]]:
+    from blindsum.bench.round import rows
+
+    return rows()
+
+
+BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "masks": _masks,
+    "training": _training,
+    "round": _round,
+    "fleet": _fleet,
+}
 
 
 def bench(

@@ -28,7 +28,7 @@ from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.prg import apply
 from blindsum.protocol.ring import Segment, zeros
 
-__all__ = ["rows"]
+__all__ = ["bare_ms", "round_ms", "rows"]
 
 LENGTH = 10_000
 SIZES = (100, 400)
@@ -43,9 +43,9 @@ def rows() -> list[dict[str, object]]:
     """Milliseconds of wall time a device and round, all roles together: {name, ours, limit, peer, unit, ratio}."""
     table: list[dict[str, object]] = []
     for size in SIZES:
-        masked, degree = _round_ms(size, masks=True)
-        plain, _ = _round_ms(size, masks=False)
-        limit = _bare_ms(degree)
+        masked, degree = round_ms(size, LENGTH, masks=True)
+        plain, _ = round_ms(size, LENGTH, masks=False)
+        limit = bare_ms(degree, LENGTH)
         for name, ours, least in ((f"{size} devices", masked, limit), (f"{size} devices, no masks", plain, None)):
             table.append(
                 {
@@ -60,12 +60,12 @@ def rows() -> list[dict[str, object]]:
     return table
 
 
-def _round_ms(size: int, *, masks: bool) -> tuple[float, int]:
+def round_ms(size: int, length: int, *, masks: bool) -> tuple[float, int]:
     """(ms a device, degree of the graph) of a round in one process, so that it compares with the limit on one core."""
     dropout = Dropout.spread(0.1)
     threat = ThreatModel(corrupt_permille=50, dropped_permille=200, cohort_min=max(2, size // 10))
     fleet = Fleet(
-        np.zeros(LENGTH, np.float32),
+        np.zeros(length, np.float32),
         devices=size,
         update=_constant,
         dropout=dropout,
@@ -83,9 +83,9 @@ def _constant(local: Local) -> NDArray[np.float32]:
     return np.full(local.parameters.size, 0.001, np.float32)
 
 
-def _bare_ms(degree: int) -> float:
+def bare_ms(degree: int, length: int) -> float:
     """ms of the bare cryptography of one device."""
-    segments = [Segment("model", LENGTH, 24)]
+    segments = [Segment("model", length, 24)]
     lanes = zeros(segments)
     boxes = [box_keypair(os.urandom(BOX_PRIVATE_SIZE)) for _ in range(PARTIES)]
     ready = [box_private(private) for private, _ in boxes]
