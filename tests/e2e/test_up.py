@@ -83,6 +83,13 @@ class Up:
         )
         return {Path(kit).name: int(pid) for pid, kit in found}
 
+    def broker(self) -> int:
+        """Process id of the embedded broker."""
+        command = ["ps", "--ppid", str(self.process.pid), "-wwo", "pid,args"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        [pid] = re.findall(r"^\s*(\d+) .*blindsum\.backend\.broker ", listed, re.MULTILINE)
+        return int(pid)
+
 
 @pytest.fixture
 def up(tmp_path: Path, free_port: int) -> Iterator[Up]:
@@ -112,10 +119,13 @@ def _examples(context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     yield x, np.argmax(x[:, :3], axis=1)
 
 
-def test_fleet_comes_up_finishes_rounds_and_starts_a_killed_party_again(up: Up) -> None:
+def test_fleet_comes_up_finishes_rounds_and_starts_a_killed_party_and_broker_again(up: Up) -> None:
     up.finished(2)
     os.kill(up.children()["party-2"], signal.SIGKILL)
     up.wait(lambda event: event["process"] == "party-2" and event["event"] == "connected", 2)
+    connected = len([event for event in up.events if event["event"] == "connected"])
+    os.kill(up.broker(), signal.SIGKILL)
+    up.wait(lambda event: event["event"] == "connected", connected + 5)
     done = len([event for event in up.events if event["event"] == "round-finished"])
     up.finished(done + 2)
     trust = load_trust(up.folder.operator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,11 @@ def test_another_process_reads_it_meanwhile(tmp_path: Path) -> None:
     as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
     assert json.loads(as_json) == dataclasses.asdict(use(7))
     book.record(use(8), issued_at=2)  # and writing goes on
+    read, write = os.pipe()
+    os.close(read)  # as `head` does when it has seen enough
+    gone = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (gone.returncode, gone.stderr) == (0, "")
 
 
 def test_ledger_that_is_no_database_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ __all__ = ["OnEvent", "Stack"]
 
 STOP_TIMEOUT_S: Final = 3.0
 TAIL_SIZE: Final = 4096
+BROKER: Final = "broker"
+"""Name of the embedded broker among the processes that died."""
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """on_event(process name, event): called for every JSON line a process writes, one at a time."""
@@ -67,10 +70,22 @@ class Stack:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
 
+    def look_at_broker(self) -> None:
+        """Note in `died` that the embedded broker has ended: it writes no events by whose end it would be known."""
+        if self._broker is not None and self._broker.pid is None:
+            self.died.setdefault(BROKER, -1)
+
     def restart(self, name: str) -> None:
-        """Start a process that was killed, or ended, again on what its database holds."""
+        """Start a process that was killed, or ended, again on what its database holds. A broker whose port is taken stays dead."""
         self.died.pop(name, None)
-        self.run(name, self._commands[name])
+        if name != BROKER:
+            self.run(name, self._commands[name])
+            return
+        assert self._broker is not None
+        port = int(self._broker.url.rsplit(":", 1)[1])
+        self._broker.stop()
+        with suppress(BlindsumError):
+            self._broker.start(port)
 
     def pid(self, name: str) -> int:
         """The process of a role that runs."""
@@ -84,7 +99,10 @@ class Stack:
 
     def tail(self, name: str) -> str:
         """The end of a process's log, on one line."""
-        with (self._logs / f"{name}.log").open("rb") as log:
+        path = self._logs / f"{name}.log"
+        if not path.exists():
+            return "no word"
+        with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_SIZE))
             lines = log.read().decode("utf-8", "replace").strip().splitlines()[-3:]
         return " | ".join(lines) or "no word"

@@ -84,6 +84,7 @@ class _Keeper:
 
     def turn(self) -> None:
         now = time.monotonic()
+        self._stack.look_at_broker()
         for name in list(self._stack.died):
             if name not in self._due:
                 ends = [at for at in self._ends.get(name, []) if now - at < STEADY_S] + [now]

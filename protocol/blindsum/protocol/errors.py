@@ -289,7 +289,10 @@ CATALOGUE: dict[str, Entry] = {
         "the database's server is not there, ended, or does not let this role in",
         "start it or mend the URL in the settings, then start the role again: it goes on where it was",
     ),
-    "disk-full": Entry("the disk is full; nothing was lost that was confirmed", "free space and start the role again"),
+    "disk-full": Entry(
+        "the disk is full; nothing was lost that was confirmed",
+        "free space; a device then goes on by itself, another role is started again",
+    ),
     "disk-failed": Entry(
         "the operating system could not read or write the database", "check the disk and the system log"
     ),

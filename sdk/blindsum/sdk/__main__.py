@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,10 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     given = parser.parse_args(arguments)
     try:
-        return _uses(given.kit, as_json=given.json) if given.what == "uses" else _doctor(given.kit, as_json=given.json)
+        status = (_uses if given.what == "uses" else _doctor)(given.kit, as_json=given.json)
+        sys.stdout.flush()
+        return status
     except BlindsumError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader has seen enough; and Python must not write to it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _uses(kit: Path, *, as_json: bool) -> int:

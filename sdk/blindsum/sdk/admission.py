@@ -82,7 +82,9 @@ class Admission:
     def why(self, view: RoundView) -> str:
         """What allows a use, for people."""
         threat = view.base.threat
-        hidden = f"hidden among at least {threat.cohort_min} devices, though {threat.malicious_parties} parties lie"
+        hidden = (
+            f"hidden among at least {threat.cohort_min} devices, even if {threat.malicious_parties} of the parties lie"
+        )
         return "; ".join([hidden, *self._policy.names])
 
     def fetch(self, view: RoundView, held: Callable[[BlobRef], bool]) -> bool:

@@ -145,7 +145,7 @@ def _leaves(base: TaskView, trained: Trained, numbers: int, size: int, personal:
     yield f"header, up to {HEADER_SIZE} bytes, to the coordinator and parties: seeds of masks, each sealed for one party"
     yield (
         f"update, {size} bytes, to the coordinator: {what}), masked; only their sum over at least {cohort} devices is ever "
-        f"opened, though {liars} of the parties lie"
+        f"opened, even if {liars} of the parties lie"
     )
     if trained.personal.size:
         yield f"not sent: {trained.personal.size} personal parameters ({', '.join(personal)})"
