@@ -213,8 +213,9 @@ class Fleet:
         try:
             with (
                 nullcontext() if self.masks == "on" else unmasked(),
-                nullcontext() if self._real else sharing(),  # real devices read on threads of their own
-                paired(setup.pairs),
+                # real devices read on threads of their own, and do all of their work themselves
+                nullcontext() if self._real else sharing(),
+                nullcontext() if self._real else paired(setup.pairs),
                 Engine(setup, workers=self._workers, on_event=watch.event) as engine,
             ):
                 if kept is not None:
