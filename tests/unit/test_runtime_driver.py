@@ -273,6 +273,21 @@ def test_full_inbox_holds_the_link_back_and_then_lets_it_go_on(rig: Rig) -> None
     assert machine.count == 1 + INBOX_MAX
 
 
+def test_inbox_is_full_of_bytes_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blindsum.runtime.driver.INBOX_SIZE_MAX", 1000)
+    machine = started(rig).machine()
+    machine.hold = threading.Event()
+    assert rig.link.arrive(b"say first")
+    until(lambda: not rig.driver._inbox)
+    assert [rig.link.arrive(b"say " + bytes(400)) for _ in range(4)] == [True, True, True, False]
+    rig.link.arrivals -= 1
+    machine.hold.set()
+    rig.settle()
+    assert rig.link.resumed > 0
+    assert rig.link.arrive(b"say more")
+    rig.settle()
+
+
 def test_refusals_are_counted_told_and_stop_nothing(rig: Rig) -> None:
     started(rig)
     for body in (b"refuse device/a", b"say x", b"refuse device/b"):

@@ -32,8 +32,11 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("blindsum.runtime.driver")
 
-GROUP_MAX: Final = 64
-INBOX_MAX: Final = 128
+GROUP_MAX: Final = 512
+INBOX_MAX: Final = 4096
+INBOX_SIZE_MAX: Final = 64 << 20
+"""Messages, and bytes of them, that wait for the machine before the link stops reading. Threads take turns slowly on a busy host,
+so each turn is to get far."""
 CALLS_MAX: Final = 64
 IDLE_MAX_S: Final = 5.0
 """Look at the clock this often: it may have been set, and the host may have slept."""
@@ -79,11 +82,13 @@ class Driver:
         self.refusals: Counter[str] = Counter()
         """How often each code was refused since the start."""
         self.failure: BlindsumError | None = None
-        self._changed = threading.Condition()  # guards the next four, and what the courier is told
+        self._changed = threading.Condition()  # guards the next six, and what the courier is told
         self._courier = Courier(store, link, topics, self._changed, self._undeliverable, broadcast_key)
         self._inbox: deque[Inbound] = deque()
+        self._inbox_size = 0
         self._calls: deque[_Call] = deque()
         self._states: deque[LinkState] = deque(maxlen=16)
+        self._full = False
         self._stopping = False
         self._thread: threading.Thread | None = None
         # what follows belongs to the machine's thread
@@ -134,9 +139,11 @@ class Driver:
 
     def _enqueue(self, inbound: Inbound) -> bool:
         with self._changed:
-            if len(self._inbox) >= INBOX_MAX:
+            if len(self._inbox) >= INBOX_MAX or self._inbox_size >= INBOX_SIZE_MAX:
+                self._full = True
                 return False
             self._inbox.append(inbound)
+            self._inbox_size += len(inbound.body)
             self._changed.notify()
         return True
 
@@ -165,8 +172,9 @@ class Driver:
         with self._changed:
             if not (self._stopping or self._inbox or self._calls or self._courier.landed or self._states):
                 self._changed.wait(self._patience_s())
-            was_full = len(self._inbox) >= INBOX_MAX
+            was_full, self._full = self._full, False
             group = [self._inbox.popleft() for _ in range(min(GROUP_MAX, len(self._inbox)))]
+            self._inbox_size -= sum(len(inbound.body) for inbound in group)
             calls, states = list(self._calls), list(self._states)
             self._calls.clear()
             self._states.clear()
