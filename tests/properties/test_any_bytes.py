@@ -13,13 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindsum.protocol.codec import DecodeError, convert, decode, decode_chunk, encode, encode_chunk
-from blindsum.protocol.envelope import Head, open_envelope, peek, seal_envelope
-from blindsum.protocol.errors import Refused
+from blindsum.protocol.envelope import Head, glance, open_envelope, peek, seal_envelope
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.keys import certificate_fault
 from blindsum.protocol.machines.step import Machine, Step
 from blindsum.protocol.messages import MESSAGES
+from blindsum.protocol.queries import read_query
 from blindsum.protocol.refusals import REFUSALS
+from blindsum.protocol.revocation import revocations_open
+from blindsum.protocol.roster import open_join, open_joins, open_roster, read_survivors
+from blindsum.protocol.transcript import MAGIC, read_records
 from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import open_message, open_task
+from blindsum.protocol.versions import foreign, upgrade_required
+from blindsum.protocol.view import open_manifest, open_message, open_task
 from blindsum.testing.store import DictStore
 from blindsum.testing.world import World
 
@@ -161,6 +167,40 @@ def test_decoders_give_a_value_or_their_one_error(body: bytes) -> None:
     for kind, _, _ in MESSAGES.values():
         with suppress(DecodeError):
             convert(value, kind)
+
+
+lists = st.recursive(
+    st.integers(-1, 9) | st.binary(max_size=40) | st.sampled_from([bytes(32), "d-0000", "d-0001", "training"]),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(["kind", "digits", "x"]), inner),
+    max_leaves=12,
+).map(encode)
+
+
+@settings(deadline=None, max_examples=200)
+@given(junk | damaged() | lists)
+def test_openers_give_a_view_or_a_refusal(body: bytes) -> None:
+    """Of what stands in blobs, of other versions, of files, and of what a message claims."""
+    tape = recording()
+    view = tape.world.round.view
+    assert view is not None
+    for opened in (
+        read_survivors(body, 8),
+        open_join(view, body),
+        open_joins(view, body),
+        open_roster(view, body, bytes(32)),
+        open_manifest(view.base, body),
+        upgrade_required(view.trust, body) or body,
+    ):
+        assert not isinstance(opened, Refused) or opened.code in REFUSALS
+    assert glance(body) is None or foreign(body) is None
+    with suppress(DecodeError):
+        read_records(MAGIC + body)
+    with suppress(BlindsumError):
+        read_query(body)
+    with suppress(BlindsumError):
+        revocations_open(body, ca=view.trust.ca)
+    fault, _, _ = certificate_fault(body, ca=view.trust.ca, now=tape.now["done"])
+    assert fault in REFUSALS
 
 
 # -- signed bytes -----------------------------------------------------------------------------------------------------
