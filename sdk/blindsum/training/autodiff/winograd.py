@@ -52,11 +52,44 @@ def as_products(graph: Graph, node: onnx.NodeProto, window: Window) -> None:
     _Products(graph, node, window)
 
 
-class _Products:
+class Writer:
+    """Emits nodes that write a convolution out, with their shapes."""
+
+    def __init__(self, graph: Graph, node: onnx.NodeProto) -> None:
+        self._graph, self._batch = graph, graph.shape(node.input[0])[0]
+
+    def _constant(self, matrix: NDArray[np.float32]) -> str:
+        name = self._graph.constant(matrix)
+        self._graph.shapes[name] = matrix.shape
+        return name
+
+    def _reshaped(self, value: str, *wanted: int) -> str:
+        """0 stands for the dimension that holds the batch, with what is left of the others."""
+        given = self._graph.shape(value)
+        if 0 not in wanted:
+            return self._emit("Reshape", value, self._graph.integers(wanted), shape=wanted)
+        left = math.prod(_factor(size) for size in given) // math.prod(size for size in wanted if size)
+        last = sizes.dimension(sizes.times(left, sizes.of(self._batch)))
+        shape = [size or last for size in wanted]
+        return self._emit("Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=shape)
+
+    def _emit(
+        self, operator: str, *given: str, shape: Sequence[Dimension] = (), output: str | None = None, **options: Any
+    ) -> str:
+        name = self._graph.op(operator, *given, output=output, **options)
+        first, *others = (self._graph.shape(each) for each in given[: 1 if operator == "Reshape" else None])
+        if operator == "MatMul":
+            shape = (*others[0][:-2], first[-2], others[0][-1])
+        elif operator == "Transpose":
+            shape = [first[axis] for axis in options["perm"]]
+        self._graph.shapes[name] = tuple(shape) or first
+        return name
+
+
+class _Products(Writer):
     def __init__(self, graph: Graph, node: onnx.NodeProto, window: Window) -> None:
-        self._graph = graph
+        super().__init__(graph, node)
         x, weight = node.input[:2]
-        self._batch = graph.shape(x)[0]
         filters, channels = (int(size or 0) for size in graph.shape(weight)[:2])
         rows, columns = map(_tiles, window.outputs)
 
@@ -89,34 +122,6 @@ class _Products:
         value = self._reshaped(value, tall, broad, 0)
         value = self._emit("MatMul", self._constant(matrices[1]), value)
         return self._reshaped(value, tall, wide, depth, 0)
-
-    def _constant(self, matrix: NDArray[np.float32]) -> str:
-        name = self._graph.constant(matrix)
-        self._graph.shapes[name] = matrix.shape
-        return name
-
-    def _reshaped(self, value: str, *wanted: int) -> str:
-        """0 stands for the dimension that holds the batch, with what is left of the others."""
-        given = self._graph.shape(value)
-        if 0 not in wanted:
-            return self._emit("Reshape", value, self._graph.integers(wanted), shape=wanted)
-        left = math.prod(_factor(size) for size in given) // math.prod(size for size in wanted if size)
-        last = sizes.dimension(sizes.times(left, sizes.of(self._batch)))
-        return self._emit(
-            "Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=(*wanted[:-1], last)
-        )
-
-    def _emit(
-        self, operator: str, *given: str, shape: Sequence[Dimension] = (), output: str | None = None, **options: Any
-    ) -> str:
-        name = self._graph.op(operator, *given, output=output, **options)
-        first, *others = (self._graph.shape(each) for each in given[: 1 if operator == "Reshape" else None])
-        if operator == "MatMul":
-            shape = (*others[0][:-2], first[-2], others[0][-1])
-        elif operator == "Transpose":
-            shape = [first[axis] for axis in options["perm"]]
-        self._graph.shapes[name] = tuple(shape) or first
-        return name
 
 
 def _tiles(outputs: int) -> int:

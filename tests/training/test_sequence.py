@@ -1,0 +1,88 @@
+"""Convolutions over sequences, written with fewer products: the same result and the same gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from blindsum.training import TrainingSession, build_artifact, decode
+
+from .conftest import make_model
+
+ROWS = 3
+GENERATOR = np.random.default_rng(5)
+
+
+def _model(length, weight, attributes):
+    """A trained factor stands before the convolution, so that the gradient for its input counts too."""
+    arrays = {
+        "w0": GENERATOR.normal(size=(weight[1], 1)).astype(np.float32),
+        "w1": GENERATOR.normal(0.0, 0.1, weight).astype(np.float32),
+        "b1": GENERATOR.normal(size=weight[0]).astype(np.float32),
+    }
+    text = f"""(float[N,{weight[1]},{length}] x) => (float[N,C,L] y) {{
+        a = Mul(x, w0)
+        y = Conv<{attributes}>(a, w1, b1)
+    }}"""
+    return make_model(text, arrays), arrays
+
+
+@pytest.mark.parametrize(
+    ("length", "weight", "dilation", "pads"),
+    [
+        (64, (40, 32, 5), 8, (16, 16)),
+        (16, (32, 48, 3), 1, (1, 1)),
+        (18, (32, 32, 5), 2, (4, 2)),  # the last tile is not full
+        (13, (32, 32, 3), 1, (0, 0)),
+    ],
+)
+def test_gradient_is_that_of_torch(length, weight, dilation, pads):
+    model, arrays = _model(length, weight, f"dilations=[{dilation}], pads=[{pads[0]}, {pads[1]}]")
+    artifact = build_artifact(model, loss="mse", optimizer="gradient")
+    assert "Conv" not in decode(artifact).manifest.operators
+    session = TrainingSession(artifact)
+    x = GENERATOR.normal(size=(ROWS, weight[1], length)).astype(np.float32)
+    doubles = {name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in arrays.items()}
+    padded = torch.nn.functional.pad(torch.tensor(x).double() * doubles["w0"], pads)
+    y = torch.conv1d(padded, doubles["w1"], doubles["b1"], dilation=dilation)
+    targets = GENERATOR.normal(size=tuple(y.shape)).astype(np.float32)
+    loss, slope = session.step(x, targets)
+    expected = torch.nn.functional.mse_loss(y, torch.tensor(targets).double())
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    at = 0
+    for name, shape in session.layout:
+        wanted = doubles[name].grad.numpy()
+        found = slope[at : at + wanted.size].reshape(shape)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
+        at += wanted.size
+
+
+@pytest.mark.parametrize(
+    ("length", "weight", "attributes"),
+    [
+        (40, (32, 32, 5), "pads=[2, 2]"),  # long
+        (16, (32, 16, 5), "pads=[2, 2]"),  # few channels
+        (16, (32, 32, 4), "pads=[2, 1]"),
+        (16, (32, 32, 5), "pads=[2, 2], strides=[2]"),
+        (16, (32, 32, 5), "pads=[3, 5], dilations=[2]"),  # the sequences change places
+        (4, (32, 32, 3), ""),  # a tile for two outputs
+        (16, (32, 32, 3), "pads=[1, 1], group=2"),
+    ],
+)
+def test_other_convolutions_stay_what_they_are(length, weight, attributes):
+    groups = 2 if "group" in attributes else 1
+    model, _ = _model(length, (weight[0], weight[1] * groups, weight[2]), attributes or "group=1")
+    if groups == 2:
+        kernel = onnx.numpy_helper.from_array(np.ones(weight, np.float32), "w1")
+        next(item for item in model.graph.initializer if item.name == "w1").CopyFrom(kernel)
+    assert "Conv" in decode(build_artifact(model, loss="mse")).manifest.operators
+
+
+@pytest.mark.parametrize(("channels", "convolutions"), [(32, 1), (64, 0)])
+def test_frozen_convolutions_need_more_channels(channels, convolutions):
+    model, _ = _model(16, (channels, channels, 3), "pads=[1, 1]")
+    operators = decode(build_artifact(model, loss="mse", trainable=["w0"])).manifest.operators
+    assert operators.get("Conv", 0) == convolutions
