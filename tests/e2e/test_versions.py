@@ -20,6 +20,7 @@ from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.transcript import read_records, verify
 from blindsum.training import models
 from tests.e2e.smallfleet import DEVICES, TASK, SmallFleet, make_fleet
+from tests.unit.test_tracking import scalars
 
 WAIT_S = 120.0
 
@@ -59,6 +60,8 @@ def rest(fleet: SmallFleet) -> int:
 def test_task_is_looked_at_exported_rolled_back_and_staged(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path, rounds=1000)
     root = fleet.folder.root
+    settings = fleet.folder.coordinator / "coordinator.toml"
+    settings.write_text(settings.read_text() + '\n[tracking]\ntensorboard = "runs"\n')
     with pytest.raises(BlindsumError, match="rollback-refused"):
         run("task", "rollback", root, TASK, "--round", 0)
     try:
@@ -96,6 +99,10 @@ def test_task_is_looked_at_exported_rolled_back_and_staged(tmp_path: Path) -> No
         fleet.judge()
     finally:
         fleet.stack.__exit__()
+
+    tracked = scalars(fleet.folder.coordinator / "runs" / TASK)
+    assert {("loss", number) for number in rounds} <= tracked.keys()
+    assert tracked["survivors", rounds[0]] == listed[0]["contributors"]
 
     damaged = fleet.transcripts[rounds[0]]
     data = bytearray(damaged.read_bytes())
