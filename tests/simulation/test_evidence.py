@@ -119,7 +119,7 @@ def two_roster_messages(world: World) -> None:
 
 
 def unusable_offer(world: World) -> None:
-    first = world.forge("offer", "party/2", "coordinator", Offer(bytes(1216), bytes(32), bytes(32)))
+    first = world.forge("offer", "party/2", "coordinator", Offer(bytes(1216), bytes(32), bytes(32), []))
     world.give("coordinator", first)
 
 

@@ -173,6 +173,27 @@ def party(
     _serve(lambda: run_party(kit, forgotten=forgotten))
 
 
+@app.command(epilog="Example: blindsum rotate my-fleet/party-1")
+def rotate(
+    folder: Annotated[Path, typer.Argument(help="Kit of a party; with --party the folder that 'blindsum init' made.")],
+    party: Annotated[
+        int,
+        typer.Option(help="By the operator's word: the number of the party whose key is lost or was seen by others."),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Give a party a new signing key: its old one signs it, or, with --party, the operator does."""
+    from blindsum.backend.keychange import change_key, give_key
+    from blindsum.backend.provision import FleetFolder
+
+    if party:
+        written = give_key(FleetFolder(folder), party)
+        show({"party": party, "files": [str(path) for path in written]}, as_json=as_json)
+        return
+    number, (epoch, step, key, _) = change_key(folder)
+    show({"party": number, "epoch": epoch, "step": step, "key": key.hex()}, as_json=as_json)
+
+
 @app.command(epilog="Example: blindsum broker --port 1883")
 def broker(
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0 takes a free one.")] = 1883,

@@ -11,9 +11,18 @@ from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal, public_of
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
+from blindsum.protocol.partykeys import keys_of
 from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
-from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link
+from blindsum.runtime.kit import (
+    BrokerSettings,
+    load_broadcast_key,
+    load_key,
+    load_party_keys,
+    load_trust,
+    make_link,
+    settle_key,
+)
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import now_ms, random_bytes
@@ -41,8 +50,11 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
     """Run the party of `kit` until SIGTERM. `forgotten`: its database was lost or is an old copy, so it erases its rounds and sits
     out what may be under way. Raises BlindsumError for a kit or database that cannot be used."""
     settings = load_settings(kit / "party.toml", PartySettings)
-    trust, key = load_trust(kit), load_key(kit / "key.pem")
-    if settings.fleet != trust.fleet or trust.key_of(f"party/{settings.party}") != public_of(key):
+    trust = load_trust(kit)
+    settle_key(kit, trust, settings.party)
+    key = load_key(kit / "key.pem")
+    steps = load_party_keys(kit, trust).get(settings.party, [])
+    if settings.fleet != trust.fleet or keys_of(trust, settings.party, steps)[-1:] != (public_of(key),):
         raise BlindsumError(
             "kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle"
         )
@@ -64,6 +76,7 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
                 corrupt_permille=settings.corrupt_permille,
                 tasks=tuple(settings.tasks),
             ),
+            keys=steps,
             threads=os.cpu_count() or 1,
             broadcast_key=broadcast_key,
         )

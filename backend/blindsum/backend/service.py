@@ -32,7 +32,7 @@ AUDITED: Final = frozenset(
     {
         "started", "stopped", "offered", "voted", "opened", "followed", "round-over", "round-finished", "round-failed", "fault",
         "evidence", "left-out", "phase", "memory-lost", "revocations", "revocations-refused", "task", "task-refused", "transcript",
-        "failed-transcript", "rolled-back", "rollback-refused",
+        "failed-transcript", "rolled-back", "rollback-refused", "party-key", "party-keys-refused",
     }
 )  # fmt: skip
 """What goes into the audit log: what a role answered for, and nothing that every device can cause at will."""

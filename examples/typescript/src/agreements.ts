@@ -3,7 +3,7 @@
 import { BLOB_CHUNKS_MAX, blobId, blobRef, blobSound, sameBlob, type BlobRef } from "./blobs.js";
 import { compare, decode, encode, equal, type Bytes, type Value } from "./cbor.js";
 import { agreesOnSomething, boxUsable, digest, verified } from "./crypto.js";
-import { openInner, openMessage, partyOf, type Signed, type Trust } from "./envelope.js";
+import { openInner, openMessage, partyKey, partyOf, type Signed, type Trust } from "./envelope.js";
 import { Fault, require } from "./fault.js";
 import { graph, held, packedSize, Place, subsets, type Segment } from "./masks.js";
 import * as numbers from "./numbers.js";
@@ -125,11 +125,13 @@ export function openManifest(task: Task, raw: Bytes): Round {
   require(type === "manifest" && name === task.name && number >= 1, "message-misplaced", from);
   const body = bodyOf("manifest", signed.payload);
   const members: Round["members"] = new Map();
+  const current = [...task.trust.parties];
   for (const rawOffer of body.offers) {
     const offer = as("offer-malformed", () => openInner(task.trust, rawOffer, { type: "offer", task: name, round: number }));
     require(boxUsable(offer.body.box_key), "offer-malformed", KEEPER);
     const party = partyOf(offer);
     require(party > Math.max(0, ...members.keys()), "offers-too-few", KEEPER);
+    current[party - 1] = partyKey(task.trust, party, offer.body.keys);
     members.set(party, { boxKey: offer.body.box_key, commitment: offer.body.beacon_commitment });
   }
   require(members.size >= task.quorum, "offers-too-few", KEEPER);
@@ -141,16 +143,18 @@ export function openManifest(task: Task, raw: Bytes): Round {
       (!equal(body.previous, NOTHING) || (sameBlob(body.model, task.body.model) && equal(body.state, task.firstState))),
     "manifest-differs", KEEPER,
   );
-  return { task, number, body, digest: signed.digest, members };
+  const held = new Task({ ...task.trust, parties: current }, task.name, task.body, task.digest);
+  return { task: held, number, body, digest: signed.digest, members };
 }
 
-/** The beacon by party of every genuine vote for `wanted`. */
+/** The beacon by member of every genuine vote for `wanted`. */
 export function countVotes(round: Round, raws: Bytes[], decides: string, wanted: Bytes): Map<number, Bytes> {
   const votes = new Map<number, Bytes>();
   for (const raw of raws) {
     try {
       const vote = openInner(round.task.trust, raw, at(round, "vote"));
-      if (vote.body.decides === decides && equal(vote.body.digest, wanted)) votes.set(partyOf(vote), vote.body.beacon);
+      const here = vote.body.decides === decides && equal(vote.body.digest, wanted) && round.members.has(partyOf(vote));
+      if (here) votes.set(partyOf(vote), vote.body.beacon);
     } catch (error) {
       if (!(error instanceof Fault)) throw error;
     }

@@ -50,7 +50,7 @@ class Audit {
   private opened: [number, Bytes][] = [];
   private sum!: Vector;
 
-  constructor(private readonly trust: Trust) {}
+  constructor(private trust: Trust) {}
 
   take(records: [string, Bytes][]): void {
     for (const [name, data] of records) {
@@ -83,6 +83,7 @@ class Audit {
     const announced = this.own("announcement", false).body;
     const task = openTask(this.trust, announced.task);
     this.round = openManifest(task, announced.manifest);
+    this.trust = this.round.task.trust; // with the keys that the offers show
     quorumOfVotes(this.round, announced.votes, "manifest", this.round.digest);
     for (const raw of this.records.get("rollback")!) this.rollback(raw);
     const { proposal: raw, votes } = this.own("roster").body;

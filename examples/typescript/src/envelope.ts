@@ -3,7 +3,7 @@
 import { compare, concat, decode, encode, type Bytes, type Input, type Value } from "./cbor.js";
 import { digest, sha256, signed, verified } from "./crypto.js";
 import { require } from "./fault.js";
-import { BODIES, bodyOf, isName, octets, type Body } from "./schema.js";
+import { BODIES, KEYS, bodyOf, isName, octets, type Body } from "./schema.js";
 
 export const VERSION = 1;
 const MESSAGE_SIZE_MAX = 524_288;
@@ -57,6 +57,27 @@ function keyOf(trust: Trust, principal: string): Bytes | undefined {
   if (principal === "coordinator") return trust.coordinator;
   const party = /^party\/([1-9][0-9]?)$/.exec(principal);
   return party ? trust.parties[Number(party[1]) - 1] : undefined;
+}
+
+/** The key that `steps` lead to from the pinned one of a party (section 4.4). */
+export function partyKey(trust: Trust, party: number, steps: unknown): Bytes {
+  require(party >= 1 && party <= trust.parties.length, "signature-invalid");
+  const chain = KEYS(steps as Value) ? (steps as [number, number, Bytes, Bytes][]) : [];
+  const hex = (key: Bytes) => Buffer.from(key).toString("hex");
+  const taken = new Set([trust.operator, trust.coordinator, ...trust.parties].map(hex));
+  const begun = chain.length > 0 && chain[0][1] === 0;
+  const first = begun ? chain[0][0] : 0;
+  require(!begun || first >= 1, "signature-invalid");
+  let key = trust.parties[party - 1];
+  chain.forEach(([epoch, step, next, signature], place) => {
+    require(epoch === first && step === place + (begun ? 0 : 1) && !taken.has(hex(next)), "signature-invalid");
+    const before = step === 0 ? new Uint8Array() : key;
+    const said = encode(["blindsum/1 party-key", trust.digest, party, epoch, step, before, next]);
+    require(verified(step === 0 ? trust.operator : key, signature, said), "signature-invalid");
+    taken.add(hex(next));
+    key = next;
+  });
+  return key;
 }
 
 export function partyOf(message: Signed): number {
@@ -117,7 +138,8 @@ export function openMessage(trust: Trust, raw: Bytes): Signed {
     require(isName(from.slice(7)), "message-malformed");
     return message;
   }
-  const key = keyOf(trust, from);
+  const shown = body instanceof Map ? body.get("keys") : undefined;
+  const key = type === "offer" ? partyKey(trust, Number(/^party\/([1-9][0-9]?)$/.exec(from)?.[1] ?? 0), shown) : keyOf(trust, from);
   require(key && verified(key, message.signature, tbs), "signature-invalid");
   return message;
 }

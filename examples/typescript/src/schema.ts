@@ -24,6 +24,7 @@ const flag: Check = (value) => typeof value === "boolean";
 const name: Check = isName;
 
 export const HASH = octets(32, 32);
+export const KEYS = many(row(whole(0, 2 ** 31 - 1), whole(0, 8), HASH, octets(64, 64)), 0, 9);
 const RAWS = many(octets(1, 65_536), 0, 10);
 const MICROS = whole(0, 2 ** 53);
 const DURATION = whole(100, 7 * 86_400_000);
@@ -60,7 +61,7 @@ export const BODIES: Record<string, [Check, string, number]> = {
   }), "operator", 65_536],
   rollback: [fields({ task: HASH, previous: HASH, origin: HASH, model: BLOB }), "operator", 65_536],
   "offer-request": [fields({ task: octets(1, 65_536) }), "coordinator", 131_072],
-  offer: [fields({ box_key: octets(1216, 1216), beacon_commitment: HASH, chain: HASH }), "party", 4_096],
+  offer: [fields({ box_key: octets(1216, 1216), beacon_commitment: HASH, chain: HASH, keys: KEYS }), "party", 4_096],
   manifest: [fields({
     task: HASH, previous: HASH, model: BLOB, state: HASH, offers: RAWS, rotation: octets(0, 16), issued_at: MICROS, join_until: MICROS,
     upload_until: MICROS, expires_at: MICROS,

@@ -20,6 +20,14 @@ class Entry:
 
 CATALOGUE: dict[str, Entry] = {
     # -- what the owner of a process did wrong (raised) --------------------------------------------------------------
+    "party-keys-full": Entry(
+        "the party has signed its key over as often as it may, for every offer shows all of it",
+        "let the operator begin anew: blindsum rotate FLEET --party N",
+    ),
+    "party-keys-invalid": Entry(
+        "the file does not hold steps that lead from a pinned key of a party, or from the operator, to its key",
+        "take parties.cbor from the organisation whose key changed, or from the operator, again",
+    ),
     "parameters-unsafe": Entry(
         "the stated numbers of parties, devices or bits cannot keep the promise they are meant for",
         "use the numbers the message names; a threat model (f, gamma, delta, cohort) derives safe ones by itself",

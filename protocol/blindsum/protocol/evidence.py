@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
-from blindsum.protocol.envelope import Signed
+from blindsum.protocol.envelope import Signed, open_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import certificate_fault
-from blindsum.protocol.messages import MESSAGES, Join
+from blindsum.protocol.messages import MESSAGES, Join, Offer
+from blindsum.protocol.partykeys import answered_keys
 from blindsum.protocol.report import Report
 from blindsum.protocol.roster import beacon_commitment
 from blindsum.protocol.trust import Trust, party_number
@@ -112,11 +113,28 @@ def _single(trust: Trust, raw: bytes, context: bytes) -> Report:
 
 def _genuine(trust: Trust, raw: bytes, join: bytes) -> Signed:
     signed = open_message(trust, raw)
+    forged = isinstance(signed, Refused) and signed.code == "signature-invalid"
+    if join and join != raw and (forged or (isinstance(signed, Signed) and signed.head.sender.startswith("party/"))):
+        return _by_changed_key(trust, raw, join)
     if isinstance(signed, Refused):
         raise BlindsumError("evidence-unproven", f"a message is not genuine: {signed.code}")
     if signed.head.sender.startswith("device/") and not signed.valid(_device_key(trust, signed, join)):
         raise BlindsumError("evidence-unproven", f"a message is not by {signed.head.sender}")
     return signed
+
+
+def _by_changed_key(trust: Trust, raw: bytes, offer: bytes) -> Signed:
+    """A message that a party signed with any key of the epoch in its offer: who signs over to the next key answers for both."""
+    signed, shown = open_envelope(raw), open_message(trust, offer)
+    if isinstance(shown, Signed) and (shown.head.type, shown.head.sender) == ("offer", signed.head.sender):
+        try:
+            steps = convert(shown.payload, Offer).keys
+        except DecodeError as error:
+            raise BlindsumError("evidence-unproven", str(error)) from None
+        keys = answered_keys(trust, party_number(signed.head.sender), steps)
+        if any(signed.valid(key) for key in keys):
+            return signed
+    raise BlindsumError("evidence-unproven", f"a message is not by {signed.head.sender}")
 
 
 def _device_key(trust: Trust, signed: Signed, join: bytes) -> bytes:

@@ -85,7 +85,7 @@ class FailedVerifier(Verifier):
         assert isinstance(view, RoundView)
         self._here(end, view)
         votes = self._votes(view, "manifest", view.digest)
-        return view.digest, self._lack(base, votes, self._everybody(base), len(self.records["vote"]), "votes-too-few")
+        return view.digest, self._lack(base, votes, self._members(view), len(self.records["vote"]), "votes-too-few")
 
     def _join(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
         view = self._announced(end)
@@ -225,12 +225,12 @@ class FailedVerifier(Verifier):
         return opened
 
     def _votes(self, view: RoundView, decides: str, digest: bytes) -> set[int]:
-        return set(count_votes(view.base, view.number, self.records["vote"], decides=decides, digest=digest))
+        return set(count_votes(view, self.records["vote"], decides=decides, digest=digest))
 
     def _beacon(self, view: RoundView, party: int, digest: bytes) -> None:
         """A vote on the roster reveals what its party committed to."""
         member = view.member(party)
-        votes = count_votes(view.base, view.number, self.records["vote"], decides="roster", digest=digest)
+        votes = count_votes(view, self.records["vote"], decides="roster", digest=digest)
         revealed = beacon_commitment(votes[party][1].beacon, view.name, view.number, party)
         if member is None or revealed != member.beacon_commitment:
             self.stop(f"party/{party}", "beacon-differs")

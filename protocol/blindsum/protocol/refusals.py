@@ -42,6 +42,15 @@ REFUSALS: Final[dict[str, Entry]] = {
     "signature-invalid": Entry(
         "the signature is not the named sender's", "check that both sides have the same trust bundle"
     ),
+    "key-retired": Entry(
+        "a party's message is signed with a key that it has given up, or that the operator has taken from it",
+        "start that party from its latest kit; if it runs from that, somebody else has its old key",
+    ),
+    "second-key": Entry(
+        "a party's key was signed over to two others",
+        "let the operator give the party a new key: blindsum rotate --party",
+    ),
+    "key-changed": Entry("the party changed its key in the middle of the round", "none; it takes part in the next one"),
     "clock-skew": Entry("this clock and the coordinator's differ by more than 5 minutes", "set the clock (NTP)"),
     "certificate-invalid": Entry("the certificate is not one of this fleet's CA", "enrol the device again"),
     "certificate-expired": Entry(

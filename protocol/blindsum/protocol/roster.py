@@ -198,12 +198,11 @@ def open_roster_announcement(
     signed, proposal = opened
     if proposal.manifest != view.digest or not (proposal.entries.sound and proposal.joins.sound):
         return Refused("manifest-differs", "coordinator")
-    votes = count_votes(view.base, view.number, vote_raws, decides="roster", digest=signed.digest)
+    votes = count_votes(view, vote_raws, decides="roster", digest=signed.digest)
     beacons: dict[int, bytes] = {}
     for party, (_, vote) in votes.items():
         member = view.member(party)
-        if member is None:
-            return Refused("votes-too-few", "coordinator", f"party/{party} has no part in this round")
+        assert member is not None
         if beacon_commitment(vote.beacon, view.name, view.number, party) != member.beacon_commitment:
             return Refused("beacon-differs", f"party/{party}")
         beacons[party] = vote.beacon

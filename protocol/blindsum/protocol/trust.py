@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blindsum.protocol.codec import DecodeError, decode, encode
 from blindsum.protocol.envelope import is_name
@@ -22,6 +22,8 @@ class Trust:
     coordinator: bytes
     coordinator_box: bytes
     parties: tuple[bytes, ...]
+    followed: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    """Of parties that have changed their key: every one from the pinned one to the current one. No part of the bundle."""
 
     @property
     def digest(self) -> bytes:
@@ -37,7 +39,22 @@ class Trust:
         if principal == "coordinator":
             return self.coordinator
         number = party_number(principal)
-        return self.parties[number - 1] if number and number <= len(self.parties) else None
+        changed = dict(self.followed).get(number)
+        return changed[-1] if changed else self.pinned(number)
+
+    def pinned(self, party: int) -> bytes | None:
+        """The key that the bundle has of a party."""
+        return self.parties[party - 1] if 1 <= party <= len(self.parties) else None
+
+    def retired(self, principal: str) -> tuple[bytes, ...]:
+        """The keys that a party signed with before."""
+        return dict(self.followed).get(party_number(principal), ())[:-1]
+
+    def after(self, party: int, keys: tuple[bytes, ...]) -> Trust:
+        """The bundle by which a party has changed its key, through `keys`, from the pinned one on."""
+        others = {number: held for number, held in self.followed if number != party}
+        changed = others | ({party: keys} if len(keys) > 1 else {})
+        return replace(self, followed=tuple(sorted(changed.items())))
 
     def encode(self) -> bytes:
         return encode([self.fleet, self.ca, self.operator, self.coordinator, self.coordinator_box, list(self.parties)])

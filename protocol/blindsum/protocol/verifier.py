@@ -89,7 +89,7 @@ class Verifier:
         assert isinstance(base, TaskView)
         view = self.take(open_manifest(base, announcement.manifest))
         assert isinstance(view, RoundView)
-        votes = count_votes(base, view.number, announcement.votes, decides="manifest", digest=view.digest)
+        votes = count_votes(view, announcement.votes, decides="manifest", digest=view.digest)
         self.enough(base, len(votes), len(announcement.votes), "manifest")
         if (signed.head.task, signed.head.round) != (view.name, view.number):
             self.report.blame(KEEPER, "message-misplaced", "announcement")
@@ -187,7 +187,7 @@ class Verifier:
             pair = decode(data)
             if not isinstance(pair, list) or [type(raw) for raw in pair] != [bytes, bytes]:
                 self.stop(KEEPER, "transcript-malformed", "evidence")
-            first, second = (open_message(self.trust, raw) for raw in pair)
+            first, second = (open_message(view.trust, raw) for raw in pair)
             code = ""
             if isinstance(first, Signed) and isinstance(second, Signed):
                 sender = first.head.sender
@@ -208,7 +208,7 @@ class Verifier:
         if isinstance(opened, Refused):
             self.stop(opened.culprit or KEEPER, opened.code, "proposal")
         signed, proposal = opened
-        votes = count_votes(view.base, view.number, certificate.votes, decides="set", digest=signed.digest)
+        votes = count_votes(view, certificate.votes, decides="set", digest=signed.digest)
         self.enough(view.base, len(votes), len(certificate.votes), "survivor set")
         if proposal.roster != roster.digest:
             self.report.blame(KEEPER, "roster-differs")

@@ -7,7 +7,7 @@ parties, the coordinator and `verify` all look through these, so there is one re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from blindsum.protocol.messages import (
     MESSAGE_SIZE_MAX,
     MESSAGES,
     NEIGHBOURS_MAX,
+    KeyStep,
     Manifest,
     Offer,
     Payload,
@@ -34,6 +35,7 @@ from blindsum.protocol.messages import (
 )
 from blindsum.protocol.messages.common import BLOB_CHUNKS_MAX
 from blindsum.protocol.params import Committee, ThreatModel, arrivals_min
+from blindsum.protocol.partykeys import keys_of, shown_keys
 from blindsum.protocol.quantize import Codec, bits_for
 from blindsum.protocol.ring import Segment, packed_size
 from blindsum.protocol.sharing import subsets
@@ -85,9 +87,13 @@ def open_message(trust: Trust, raw: bytes) -> Signed | Refused:
         if not is_name(head.sender.removeprefix("device/")):
             return Refused("message-malformed", detail="device name")
         return signed
-    key = trust.key_of(head.sender)
+    if head.type == "offer":
+        key = next(reversed(shown_keys(trust, party_number(head.sender), signed.payload)), None)
+    else:
+        key = trust.key_of(head.sender)
     if key is None or not signed.valid(key):
-        return Refused("signature-invalid", detail=head.sender)
+        retired = key is not None and any(signed.valid(old) for old in trust.retired(head.sender))
+        return Refused("key-retired" if retired else "signature-invalid", detail=head.sender)
     return signed
 
 
@@ -289,6 +295,7 @@ class Member:
     box_key: bytes = field(repr=False)
     beacon_commitment: bytes
     chain: bytes
+    keys: tuple[KeyStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -334,6 +341,7 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
     if isinstance(manifest, Refused):
         return manifest
     members: list[Member] = []
+    trust = base.trust
     for raw_offer in manifest.offers:
         offer = expect(base.trust, raw_offer, "offer", Offer, task=base.name, number=number)
         if isinstance(offer, Refused):
@@ -341,7 +349,9 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
         signed, body = offer
         if not box_usable(body.box_key):
             return Refused("offer-malformed", "coordinator", f"{signed.head.sender} offers an unusable box key")
-        members.append(Member(party_number(signed.head.sender), body.box_key, body.beacon_commitment, body.chain))
+        party = party_number(signed.head.sender)
+        trust = trust.after(party, keys_of(base.trust, party, body.keys))
+        members.append(Member(party, body.box_key, body.beacon_commitment, body.chain, tuple(body.keys)))
     parties = [member.party for member in members]
     if parties != sorted(set(parties)) or len(parties) < base.committee.quorum:
         return Refused("offers-too-few", "coordinator", f"{len(parties)} offers, {base.committee.quorum} needed")
@@ -362,19 +372,22 @@ def open_manifest(base: TaskView, raw: bytes) -> RoundView | Refused:
         return Refused(
             "manifest-differs", "coordinator", "task, model, state, times or rotation are not what the task states"
         )
-    return RoundView(base, number, manifest, opened.digest, tuple(members), raw)
+    # from here on everything of the round is held to the keys that its members have shown
+    held = base if trust == base.trust else replace(base, trust=trust)
+    return RoundView(held, number, manifest, opened.digest, tuple(members), raw)
 
 
 def count_votes(
-    base: TaskView, number: int, raws: Sequence[bytes], *, decides: str, digest: bytes
+    view: RoundView, raws: Sequence[bytes], *, decides: str, digest: bytes
 ) -> dict[int, tuple[bytes, Vote]]:
-    """The distinct parties whose genuine votes for (`decides`, `digest`) are among `raws`. Anything else is passed over."""
+    """The distinct members whose genuine votes for (`decides`, `digest`) are among `raws`. Anything else is passed over."""
     votes: dict[int, tuple[bytes, Vote]] = {}
     for raw in raws:
-        opened = expect(base.trust, raw, "vote", Vote, task=base.name, number=number)
+        opened = expect(view.trust, raw, "vote", Vote, task=view.name, number=view.number)
         if isinstance(opened, Refused):
             continue
         signed, vote = opened
-        if vote.decides == decides and vote.digest == digest:
-            votes[party_number(signed.head.sender)] = (raw, vote)
+        party = party_number(signed.head.sender)
+        if vote.decides == decides and vote.digest == digest and view.member(party) is not None:
+            votes[party] = (raw, vote)
     return votes

@@ -42,7 +42,7 @@ def wrong_by_itself(trust: Trust, signed: Signed, context: bytes) -> str:
         view, fault = _manifest_fault(trust, payload.manifest, signed, payload.task)
         if view is None:
             return fault
-        votes = count_votes(view.base, view.number, payload.votes, decides="manifest", digest=view.digest)
+        votes = count_votes(view, payload.votes, decides="manifest", digest=view.digest)
         return "votes-too-few" if len(votes) < view.base.committee.quorum else ""
     return ""
 

@@ -20,9 +20,18 @@ from cryptography import x509
 
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, box_open, box_seal, certificate_fault, public_of
+from blindsum.protocol.partykeys import keys_of
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Endpoint
-from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
+from blindsum.runtime.kit import (
+    BrokerSettings,
+    load_broadcast_key,
+    load_key,
+    load_party_keys,
+    load_trust,
+    make_link,
+    read_file,
+)
 from blindsum.runtime.ports import Inbound
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
@@ -124,14 +133,17 @@ def _keys(patient: Patient) -> str:
             raise BlindsumError("kit-certificate", fault)
         right = (name, certified) == (patient.principal.id, public)
     else:
-        right = _own_key(trust, patient.principal) == public
+        right = _own_key(patient.kit, trust, patient.principal) == public
     if not right:
         raise BlindsumError("kit-incomplete", f"key.pem is not that of {patient.principal.user} in this fleet")
     return f"they are those of {patient.principal.user} in fleet {trust.fleet}"
 
 
-def _own_key(trust: Trust, principal: Principal) -> bytes | None:
-    return trust.key_of("coordinator" if principal.role == "coordinator" else f"party/{principal.id}")
+def _own_key(kit: Path, trust: Trust, principal: Principal) -> bytes | None:
+    if principal.role == "coordinator":
+        return trust.coordinator
+    number = int(principal.id)
+    return next(reversed(keys_of(trust, number, load_party_keys(kit, trust).get(number, []))), None)
 
 
 def _private(kit: Path) -> Finding:

@@ -12,6 +12,9 @@ from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import BROADCAST_KEY_SIZE, certificate_fault, public_of
 from blindsum.protocol.machines.device import DeviceIdentity
+from blindsum.protocol.machines.keybook import read_key_file
+from blindsum.protocol.messages import KeyStep
+from blindsum.protocol.partykeys import keys_of
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will
 from blindsum.runtime.mqtt import MqttLink
@@ -22,21 +25,28 @@ from blindsum.runtime.topics import Topics
 from blindsum.runtime.vault import Vault, unseal
 
 __all__ = [
+    "NEXT_KEY_FILE",
+    "PARTY_KEYS_FILE",
     "BrokerSettings",
     "DeviceSettings",
     "load_broadcast_key",
     "load_identity",
     "load_key",
+    "load_party_keys",
     "load_trust",
     "make_link",
     "protect_kit",
     "read_file",
     "save_key",
+    "settle_key",
     "write_private",
     "write_whole",
 ]
 
 FILE_SIZE_MAX = 1 << 30
+PARTY_KEYS_FILE = "parties.cbor"
+NEXT_KEY_FILE = "key-next.pem"
+"""A party's new key, until the steps to it are written."""
 
 
 class BrokerSettings(Settings, frozen=True):
@@ -121,6 +131,33 @@ def load_broadcast_key(kit: Path, vault: Vault | None = None) -> bytes:
     if len(key) != BROADCAST_KEY_SIZE:
         raise BlindsumError("kit-incomplete", f"{kit / 'broadcast.key'} has {len(key)} bytes, not {BROADCAST_KEY_SIZE}")
     return key
+
+
+def load_party_keys(kit: Path, trust: Trust) -> dict[int, list[KeyStep]]:
+    """`parties.cbor` of a kit: by party, the steps from its pinned key to a later one; nothing where no key has changed. Raises
+    BlindsumError "party-keys-invalid"."""
+    path = kit / PARTY_KEYS_FILE
+    return read_key_file(read_file(path), trust) if path.exists() else {}
+
+
+def settle_key(kit: Path, trust: Trust, party: int) -> None:
+    """Finish, or undo, a change of a party's key that was interrupted: the new key counts once the steps lead to it. The old one is
+    overwritten, as far as the disk does that."""
+    fresh, path = kit / NEXT_KEY_FILE, kit / "key.pem"
+    if not fresh.exists():
+        return
+    keys = keys_of(trust, party, load_party_keys(kit, trust).get(party, []))
+    if public_of(load_key(fresh)) != keys[-1]:
+        fresh.unlink()
+        return
+    if not path.exists():
+        fresh.replace(path)
+        return
+    with path.open("r+b") as old:
+        fresh.replace(path)
+        old.write(bytes(os.fstat(old.fileno()).st_size))
+        old.flush()
+        os.fsync(old.fileno())
 
 
 def load_identity(kit: Path, trust: Trust, vault: Vault | None = None) -> DeviceIdentity:

@@ -66,6 +66,7 @@ def make_machine(
         return PartyMachine(
             number=int(rest),
             key=fleet.parties[int(rest) - 1],
+            keys=fleet.steps[int(rest) - 1],
             trust=fleet.trust,
             store=store,
             random=random,

@@ -219,7 +219,19 @@ class OnlySums(Checker):
 class RoundsForgotten(Checker):
     """When a round is over, devices and parties keep no secret of it; what anybody keeps does not grow with the rounds."""
 
-    PARTY: Final = ("task/", "last/", "chain/", "pending/", "followed/", "evidence/", "blob/", "memory/", "revoked")
+    _KEYS: Final = ("keys/", "own-key")
+    PARTY: Final = (
+        "task/",
+        "last/",
+        "chain/",
+        "pending/",
+        "followed/",
+        "evidence/",
+        "blob/",
+        "memory/",
+        "revoked",
+        *_KEYS,
+    )
     DEVICE: Final = ("spent/", "blob/")
 
     def ended(self, world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,6 +14,7 @@ from blindsum.protocol.machines.device import DeviceIdentity
 from blindsum.protocol.messages import (
     Algorithm,
     CodecSpec,
+    KeyStep,
     NoRoster,
     Payload,
     SegmentSpec,
@@ -23,11 +24,12 @@ from blindsum.protocol.messages import (
     chunks_of,
 )
 from blindsum.protocol.params import Committee
+from blindsum.protocol.partykeys import next_step, operator_step, rank
 from blindsum.protocol.quantize import bits_for
 from blindsum.protocol.trust import Trust
 from blindsum.testing.entropy import Entropy
 
-__all__ = ["START", "TestFleet", "make_fleet", "make_task"]
+__all__ = ["START", "TestFleet", "change_key", "make_fleet", "make_task"]
 
 START = 1_760_000_000_000
 """Where virtual time starts, in ms."""
@@ -46,6 +48,8 @@ class TestFleet:
     coordinator_box: bytes
     parties: tuple[Ed25519PrivateKey, ...]
     devices: tuple[DeviceIdentity, ...]
+    steps: tuple[tuple[KeyStep, ...], ...] = ()
+    """Of each party, the steps to its current key."""
 
     def key_of(self, principal: str) -> Ed25519PrivateKey:
         """The signing key of "operator", "coordinator", "party/<n>" or "device/<id>"."""
@@ -67,6 +71,20 @@ class TestFleet:
         """The message `raw` with another body, signed anew by the same sender."""
         head = open_envelope(raw).head
         return seal_envelope(self.key_of(head.sender), head, payload)
+
+
+def change_key(fleet: TestFleet, party: int, key: Ed25519PrivateKey, *, by_operator: bool = False) -> TestFleet:
+    """The fleet in which a party has signed its key over to `key`, or the operator has given it that one."""
+    place, before = party - 1, fleet.steps[party - 1]
+    if by_operator:
+        after: tuple[KeyStep, ...] = (
+            operator_step(fleet.operator, fleet.trust, party, rank(before)[0] + 1, public_of(key)),
+        )
+    else:
+        after = (*before, next_step(fleet.parties[place], fleet.trust, party, before, public_of(key)))
+    parties, steps = list(fleet.parties), list(fleet.steps)
+    parties[place], steps[place] = key, after
+    return replace(fleet, parties=tuple(parties), steps=tuple(steps))
 
 
 def make_fleet(seed: int, *, parties: int, devices: int, name: str = "test") -> TestFleet:
@@ -92,7 +110,8 @@ def make_fleet(seed: int, *, parties: int, devices: int, name: str = "test") -> 
     trust = Trust(
         name, root, public_of(operator), public_of(coordinator), box_public, tuple(public_of(k) for k in party_keys)
     )
-    return TestFleet(trust, ca, operator, coordinator, box_private, party_keys, tuple(identities))
+    steps: tuple[tuple[KeyStep, ...], ...] = ((),) * parties
+    return TestFleet(trust, ca, operator, coordinator, box_private, party_keys, tuple(identities), steps)
 
 
 def make_task(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from oracle.cbor import Value, decode, digest, encode
 from oracle.curves import ed25519_sign, ed25519_verify
 from oracle.fault import Fault, require
-from oracle.schema import BODIES, check_body, is_name, octets
+from oracle.schema import BODIES, KEYS, check_body, is_name, octets
 
 MESSAGE_SIZE_MAX = 524_288
 _HEADER = {1, "v", "type", "fleet", "task", "round", "from", "to"}
@@ -31,6 +31,22 @@ class Trust(NamedTuple):
     def key_of(self, principal: str) -> bytes | None:
         names = {f"party/{i}": key for i, key in enumerate(self.parties, 1)}
         return {"operator": self.operator, "coordinator": self.coordinator, **names}.get(principal)
+
+
+def party_keys(trust: Trust, party: int, steps: Value) -> list[bytes]:
+    """The keys of a party from the pinned one to the one that `steps` lead to (SPEC.md section 4.4)."""
+    require(1 <= party <= len(trust.parties), "signature-invalid")
+    keys, taken = [trust.parties[party - 1]], {trust.operator, trust.coordinator, *trust.parties}
+    first, place = (steps[0][0], 0) if steps and steps[0][1] == 0 else (0, 1)
+    require(place == 1 or first >= 1, "signature-invalid")
+    for number, (epoch, step, key, signature) in enumerate(steps, place):
+        require((epoch, step) == (first, number) and key not in taken, "signature-invalid")
+        before = keys[-1] if step else b""
+        said = encode(["blindsum/1 party-key", trust.digest, party, epoch, step, before, key])
+        require(ed25519_verify(before or trust.operator, signature, said), "signature-invalid")
+        taken.add(key)
+        keys.append(key)
+    return keys
 
 
 def trust_open(data: bytes) -> Trust:
@@ -103,6 +119,11 @@ def open_message(trust: Trust, raw: bytes) -> Signed:
         require(is_name(sender.removeprefix("device/")), "message-malformed")
         return signed
     key = trust.key_of(sender)
+    if kind == "offer":
+        number = sender.removeprefix("party/")
+        require(number in map(str, range(1, 11)), "signature-invalid")
+        steps = body.get("keys") if isinstance(body, dict) else None
+        key = party_keys(trust, int(number), steps if KEYS(steps) else [])[-1]
     require(key is not None and ed25519_verify(key, signature, tbs), "signature-invalid")
     return signed
 

@@ -107,6 +107,7 @@ class Judge:
         self.task = open_task(self.trust, announced["task"])
         self.round = open_manifest(self.task, announced["manifest"])
         quorum_of_votes(self.round, announced["votes"], "manifest", self.round.digest)
+        self.trust = self.round.task.trust  # with the keys that the offers show
         self.parties, self.threshold, self.quorum, self.liars = self.task.committee
         self.segments = self.task.segments
         for raw in self.records["rollback"]:

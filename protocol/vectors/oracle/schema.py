@@ -57,6 +57,7 @@ def is_bool(value: Value) -> bool:
 
 HASH = octets(32, 32)
 RAW = octets(1, 65_536)
+KEYS = many(row(whole(0, 2**31 - 1), whole(0, 8), HASH, octets(64, 64)), 0, 9)
 RAWS = many(RAW, 0, 10)
 MILLIS = whole(0, 2**53)
 DURATION = whole(100, 7 * 86_400_000)
@@ -137,7 +138,7 @@ BODIES: dict[str, tuple[Check, str, int]] = {
     ),
     "rollback": (fields(task=HASH, previous=HASH, origin=HASH, model=BLOB), "operator", 65_536),
     "offer-request": (fields(task=RAW), "coordinator", 131_072),
-    "offer": (fields(box_key=octets(1216, 1216), beacon_commitment=HASH, chain=HASH), "party", 4_096),
+    "offer": (fields(box_key=octets(1216, 1216), beacon_commitment=HASH, chain=HASH, keys=KEYS), "party", 4_096),
     "manifest": (
         fields(
             task=HASH,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from oracle import numbers, x509
 from oracle.cbor import BLOB_CHUNKS_MAX, Value, blob_id, blob_ref, blob_sound, decode, digest, encode
 from oracle.curves import ed25519_verify, x25519
-from oracle.envelope import Signed, Trust, open_inner, open_message
+from oracle.envelope import Signed, Trust, open_inner, open_message, party_keys
 from oracle.fault import Fault, require
 from oracle.masks import Place, Segment, graph, held, packed_size, subsets
 from oracle.schema import check_body, is_name, octets
@@ -149,7 +149,7 @@ def open_manifest(task: Task, raw: bytes) -> Round:
     number = signed.head["round"]
     require(signed.place == ("manifest", task.name, number) and number >= 1, "message-misplaced", signed.sender)
     check_body("manifest", signed.body)
-    body, members = signed.body, {}
+    body, members, current = signed.body, {}, list(task.trust.parties)
     for raw_offer in body["offers"]:
         try:
             offer = open_inner(task.trust, raw_offer, ("offer", task.name, number))
@@ -159,6 +159,7 @@ def open_manifest(task: Task, raw: bytes) -> Round:
         party = int(offer.sender.split("/")[1])
         require(party > max(members, default=0), "offers-too-few", KEEPER)
         members[party] = offer.body["beacon_commitment"]
+        current[party - 1] = party_keys(task.trust, party, offer.body["keys"])[-1]
     require(len(members) >= task.committee[2], "offers-too-few", KEEPER)
     times = [body[name] for name in ("issued_at", "join_until", "upload_until", "expires_at")]
     spans = [later - earlier for earlier, later in pairwise(times)]
@@ -174,7 +175,8 @@ def open_manifest(task: Task, raw: bytes) -> Round:
         "manifest-differs",
         KEEPER,
     )
-    return Round(task, number, body, signed.digest, members)
+    held = replace(task, trust=task.trust._replace(parties=current))
+    return Round(held, number, body, signed.digest, members)
 
 
 def box_usable(key: bytes) -> bool:
@@ -185,15 +187,16 @@ def box_usable(key: bytes) -> bool:
 
 
 def count_votes(view: Round, raws: Sequence[bytes], decides: str, wanted: bytes) -> dict[int, bytes]:
-    """The beacon by party of every genuine vote for `wanted`."""
+    """The beacon by member of every genuine vote for `wanted`."""
     votes = {}
     for raw in raws:
         try:
             signed = open_inner(view.task.trust, raw, view.at("vote"))
         except Fault:
             continue
-        if (signed.body["decides"], signed.body["digest"]) == (decides, wanted):
-            votes[int(signed.sender.split("/")[1])] = signed.body["beacon"]
+        party = int(signed.sender.split("/")[1])
+        if (signed.body["decides"], signed.body["digest"]) == (decides, wanted) and party in view.members:
+            votes[party] = signed.body["beacon"]
     return votes
 
 
@@ -240,7 +243,6 @@ def open_proposal(view: Round, raw: bytes, votes: Sequence[bytes]) -> tuple[dict
     require(proposal.body["manifest"] == view.digest and sound, "manifest-differs", KEEPER)
     beacons = count_votes(view, votes, "roster", proposal.digest)
     for party, beacon in beacons.items():
-        require(party in view.members, "votes-too-few", KEEPER)
         made = digest("beacon", view.task.name, view.number, party, beacon)
         require(made == view.members[party], "beacon-differs", f"party/{party}")
     quorum_of_votes(view, votes, "roster", proposal.digest)

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import open_envelope, seal_envelope
-from blindsum.protocol.keys import certificate_issue
-from blindsum.protocol.messages import Header, Join, Manifest, Offer, Payload, RosterProposal, chunks_of
+from blindsum.protocol.keys import certificate_issue, public_of
+from blindsum.protocol.messages import Header, Join, KeyStep, Manifest, Offer, Payload, RosterProposal, chunks_of
+from blindsum.protocol.partykeys import next_step, operator_step
 from blindsum.protocol.roster import pack_joins
 from scenarios.case import File, secret
 from scenarios.scene import START, Scene
@@ -139,6 +140,8 @@ def _manifest(scene: Scene) -> File:
     offers = manifest.offers
     file.ok("of the round in `messages`", bytes=scene.manifest.raw)
     file.ok("three of four offers", bytes=raw(offers=offers[:2] + offers[3:]))
+    for name, steps in (("party 4 has changed its key twice", _steps(scene, 2)), ("by the operator", _steps(scene, 0))):
+        file.ok(name, bytes=raw(offers=[*offers[:3], _changed_key(scene, steps)]))
     file.ok("a later model", bytes=raw(previous=secret("result"), model=scene.blob(scene.next)))
     for code, name, raw_ in (
         ("offers-too-few", "two offers", raw(offers=offers[:2])),
@@ -146,6 +149,17 @@ def _manifest(scene: Scene) -> File:
         ("offers-too-few", "offers out of order", raw(offers=[offers[1], offers[0], offers[2]])),
         ("offer-malformed", "a vote among the offers", raw(offers=[*offers[:3], scene.sent["vote"][3].raw])),
         ("offer-malformed", "offers of another round", raw(2)),
+        ("offer-malformed", "a changed key that is not shown", raw(offers=[*offers[:3], _changed_key(scene, [])])),
+        (
+            "offer-malformed",
+            "a step out of order",
+            raw(offers=[*offers[:3], _changed_key(scene, _steps(scene, 2)[1:])]),
+        ),
+        (
+            "offer-malformed",
+            "a step not by the key before",
+            raw(offers=[*offers[:3], _changed_key(scene, _forged(scene))]),
+        ),
         ("offer-malformed", "a box key beyond the modulus", raw(offers=[*offers[:3], _offer(scene, b"\xff" * 3, 0)])),
         ("offer-malformed", "a box key of small order", raw(offers=[*offers[:3], _offer(scene, bytes(32), 1184)])),
         ("message-misplaced", "round 0", raw(0)),
@@ -163,6 +177,33 @@ def _manifest(scene: Scene) -> File:
     ):
         file.bad(code, name, bytes=raw_)
     return file
+
+
+def _key(number: int) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(secret(f"changed key {number}"))
+
+
+def _steps(scene: Scene, count: int) -> list[KeyStep]:
+    """So many steps of party 4; none: the operator's."""
+    if not count:
+        return [operator_step(scene.key("operator"), scene.trust, 4, 1, public_of(_key(0)))]
+    steps: list[KeyStep] = []
+    for number in range(count):
+        signer = _key(number - 1) if number else scene.key("party/4")
+        steps.append(next_step(signer, scene.trust, 4, steps, public_of(_key(number))))
+    return steps
+
+
+def _forged(scene: Scene) -> list[KeyStep]:
+    return [next_step(scene.key("party/3"), scene.trust, 4, [], public_of(_key(0)))]
+
+
+def _changed_key(scene: Scene, steps: list[KeyStep]) -> bytes:
+    """Party 4's offer under its last key."""
+    offer = scene.sent["offer"][3].payload
+    assert isinstance(offer, Offer)
+    head = scene.head("offer", "party/4", "coordinator")
+    return seal_envelope(_key(max(0, len(steps) - 1)), head, _changed(offer, {"keys": steps}))
 
 
 def _offer(scene: Scene, spoilt: bytes, at: int) -> bytes:

@@ -42,6 +42,8 @@ _FAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "offer": {
         "a box key of 1215 bytes": {"box_key": bytes(1215)},
         "a commitment of 31 bytes": {"beacon_commitment": bytes(31)},
+        "ten steps to its key": {"keys": [[0, step % 9, _HASH, bytes(64)] for step in range(10)]},
+        "a step signed with 63 bytes": {"keys": [[0, 1, _HASH, bytes(63)]]},
     },
     "manifest": {
         "eleven offers": {"offers": [b"o"] * 11},

@@ -194,7 +194,7 @@ class Scene:
             self.send("offer-request", "coordinator", f"party/{number}", OfferRequest(task=self.task.raw))
             box_key = self.boxes.keypair(f"party/{number}", secret(f"box of party/{number}", BOX_PRIVATE_SIZE))
             commitment = beacon_commitment(self.beacons[number], TASK, 1, number)
-            offer = Offer(box_key=box_key, beacon_commitment=commitment, chain=bytes(32))
+            offer = Offer(box_key=box_key, beacon_commitment=commitment, chain=bytes(32), keys=[])
             offers.append(self.send("offer", f"party/{number}", "coordinator", offer).raw)
         manifest = Manifest(
             task=self.base.digest,

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.envelope import Signed
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.desk import Desk
 from blindsum.protocol.messages import Candidate, Proposal, Result
 from blindsum.protocol.roster import pack_joins
 from blindsum.protocol.trust import party_number
+from blindsum.protocol.view import open_message
 
 __all__ = ["failed_records", "finished_records"]
 
@@ -99,7 +101,9 @@ def _who(desk: Desk, round_: CoordinatorRound) -> Records:
     yield from (("check", state.checks[party]) for party in sorted(state.checks))
     for _, row in desk.journal.scan(f"evidence/{task}/{state.number:08d}/"):
         _, first, second, _ = decode(row)
-        if second:  # what is wrong by itself has a file of its own
+        # what is wrong by itself, or was signed with a key that was given up, has a file of its own
+        opened = [open_message(round_.view.trust, raw) for raw in (first, second)] if round_.view else []
+        if opened and all(isinstance(each, Signed) for each in opened):
             yield "evidence", encode([first, second])
 
 

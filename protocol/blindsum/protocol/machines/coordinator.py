@@ -163,6 +163,11 @@ class CoordinatorMachine:
                 self._intake.drop_revoked(round_)
         return self._journal.take()
 
+    def learn(self, keys: bytes) -> Step:
+        """Go by later keys of parties (`parties.cbor`) from now on. Raises BlindsumError "party-keys-invalid"."""
+        self._desk.keys.learn(keys)
+        return self._journal.take()
+
     def round(self, task: str) -> CoordinatorRound | None:
         """The current (or last) round of a task, to be looked at and not changed."""
         return self._rounds.get(task)
@@ -245,9 +250,9 @@ class CoordinatorMachine:
         return None
 
     def _message(self, raw: bytes, now: int) -> Refused | None:
-        signed = open_message(self._trust, raw)
+        signed = open_message(self._desk.keys.trust, raw)
         if isinstance(signed, Refused):
-            return signed
+            return (signed.code == "key-retired" and self._intake.on_retired(raw)) or signed
         head, round_ = signed.head, self._rounds[signed.head.task]
         handler = {
             "offer": self._intake.on_offer,

@@ -95,7 +95,7 @@ class CoordinatorRound:
         everyone = list(range(1, self.base.committee.parties + 1))
         asked, answered = {
             "offer": (everyone, set(state.offers)),
-            "manifest": (everyone, set(state.manifest_votes)),
+            "manifest": (members, set(state.manifest_votes)),
             "roster": (members, set(state.roster_votes)),
             "check": (members, set(state.checks)),
             "vote": (members, set(state.set_votes)),

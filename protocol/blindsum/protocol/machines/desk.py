@@ -9,14 +9,15 @@ from blindsum.protocol.arrivals import Listed, pack_set, read_set
 from blindsum.protocol.blobs import Fetches, read_blob, read_own, write_blob
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.eligibility import SHARE_MAX
-from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
+from blindsum.protocol.envelope import Head, Signed, message_digest, open_envelope, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.keybook import KeyBook
 from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Candidate, Payload, Receipt, Result, RosterProposal, chunks_of
-from blindsum.protocol.trust import Trust
+from blindsum.protocol.trust import Trust, party_number
 from blindsum.protocol.view import RoundView, TaskView, open_message
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Desk:
         self.journal = Journal(store)
         self.fetches = Fetches(self.journal)
         self.revoked = Revoked(trust.ca, self.journal)
+        self.keys = KeyBook(trust, self.journal)
         self.served: dict[bytes, BlobRef] = {}
 
     # -- signing --------------------------------------------------------------------------------------------------
@@ -62,15 +64,20 @@ class Desk:
         self.journal.event("fault", task=round_.base.name, round=round_.state.number, culprit=principal, code=code)
 
     def evidence(self, round_: CoordinatorRound, code: str, culprit: str, first: bytes, second: bytes) -> Refused:
-        """Keep what two signed messages prove about `culprit` and refuse the second."""
+        """Keep what two signed messages prove about `culprit` and refuse the second. A join shows the key of a device, an offer
+        that of a party which has changed it."""
+        if second and culprit.startswith("party/"):
+            offer = round_.state.offers.get(party_number(culprit), b"")
+            changed = offer and self.payload(offer)["keys"]  # type: ignore[index]
+            return self.journal.accuse(
+                round_.base.name, round_.state.number, code, culprit, first, second, offer if changed else b""
+            )
         join, _ = round_.joins.get(culprit.removeprefix("device/"), (b"", b"")) if second else (b"", b"")
         return self.journal.accuse(round_.base.name, round_.state.number, code, culprit, first, second, join)
 
     def signed(self, raw: bytes) -> Signed:
         """A message that was checked when it was stored."""
-        signed = open_message(self.trust, raw)
-        assert isinstance(signed, Signed), signed
-        return signed
+        return open_envelope(raw)
 
     def digest(self, raw: bytes) -> bytes:
         return message_digest(raw)

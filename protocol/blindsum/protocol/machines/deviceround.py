@@ -156,7 +156,7 @@ def open_announcement(trust: Trust, signed: Signed) -> RoundView | Refused:
     view = open_manifest(base, announcement.manifest)
     if isinstance(view, Refused):
         return view
-    votes = count_votes(base, view.number, announcement.votes, decides="manifest", digest=view.digest)
+    votes = count_votes(view, announcement.votes, decides="manifest", digest=view.digest)
     if view.number != signed.head.round or len(votes) < base.committee.quorum:
         return Refused("votes-too-few", signed.head.sender, f"{len(votes)} votes for the manifest")
     return view

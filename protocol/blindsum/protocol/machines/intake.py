@@ -12,6 +12,7 @@ from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.eligibility import place_of
 from blindsum.protocol.envelope import Head, Signed, is_name
 from blindsum.protocol.errors import Refused
+from blindsum.protocol.evidence import contradiction
 from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.allowance import Allowance
 from blindsum.protocol.machines.claims import arrived, expected
@@ -29,6 +30,7 @@ from blindsum.protocol.messages import (
     OpeningContent,
     Vote,
 )
+from blindsum.protocol.partykeys import answered_keys
 from blindsum.protocol.revocation import certificate_serial
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
@@ -97,6 +99,20 @@ class Intake:
             self._desk.receipt(round_.view, device, found.digest, "refused", UPGRADE_REQUIRED)
         return Refused(UPGRADE_REQUIRED, detail=f"{found.sender} speaks version {found.version}")
 
+    def on_retired(self, raw: bytes) -> Refused | None:
+        """A party says with a key that it has given up what contradicts what it says with the key of this round: proof."""
+        second = self._desk.signed(raw)
+        round_, party = self._rounds.get(second.head.task), party_number(second.head.sender)
+        if round_ is None or second.head.round != round_.state.number or second.head.type != "vote":
+            return None
+        state = round_.state
+        if not any(second.valid(key) for key in answered_keys(self._desk.trust, party, self._desk.keys.steps(party))):
+            return None
+        for votes in (state.manifest_votes, state.roster_votes, state.set_votes):
+            if party in votes and (code := contradiction(self._desk.signed(votes[party]), second)):
+                return self._desk.evidence(round_, code, second.head.sender, votes[party], raw)
+        return None
+
     def on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         offer = payload_of(signed, Offer)
         if isinstance(offer, Refused):
@@ -104,6 +120,9 @@ class Intake:
         if not box_usable(offer.box_key):
             return self._desk.evidence(round_, "offer-malformed", signed.head.sender, signed.raw, b"")
         party = party_number(signed.head.sender)
+        retired = self._desk.keys.take(party, offer.keys)
+        if retired is not None:
+            return retired
         self._catch_up(round_.base, party, offer.chain)
         known = round_.state.offers.get(party)
         if known is not None and self._desk.digest(known) != signed.digest:
@@ -133,12 +152,12 @@ class Intake:
             return None
         if not proposed or self._desk.digest(proposed) != vote.digest:
             return Refused("vote-differs", signed.head.sender, vote.decides)
+        assert round_.view is not None
+        member = round_.view.member(party)
+        if member is None:
+            return Refused("vote-differs", detail=f"{signed.head.sender} has no part in this round")
         if vote.decides == "roster":
-            assert round_.view is not None
-            member = round_.view.member(party)
             revealed = beacon_commitment(vote.beacon, round_.base.name, state.number, party)
-            if member is None:
-                return Refused("beacon-differs", signed.head.sender, "it has no part in this round")
             if revealed != member.beacon_commitment:
                 offer = state.offers[party]
                 return self._desk.evidence(round_, "beacon-differs", signed.head.sender, offer, signed.raw)

@@ -31,11 +31,12 @@ def hold_ms(base: TaskView) -> int:
 
 
 class Memory:
-    """What party `number` has signed, and since when it knows that it has forgotten some of it."""
+    """What party `number` has signed with one of `keys`, and since when it knows that it has forgotten some of it."""
 
-    def __init__(self, number: int, trust: Trust, journal: Journal) -> None:
+    def __init__(self, number: int, trust: Trust, keys: tuple[bytes, ...], journal: Journal) -> None:
         self._me = f"party/{number}"
         self._trust = trust
+        self._keys = keys
         self._journal = journal
 
     def lost(self, base: TaskView, now: int) -> bool:
@@ -65,8 +66,7 @@ class Memory:
             return False
         if (head.fleet, head.task, head.round) != (self._trust.fleet, around.head.task, around.head.round):
             return False
-        key = self._trust.key_of(self._me)
-        if key is None or not inner.valid(key):
+        if not any(inner.valid(key) for key in self._keys):
             return False
         return round_ is None or inner.digest not in {open_envelope(known).digest for known in _answers(round_)}
 

@@ -16,14 +16,14 @@ that sends it. A round number never comes back: a higher offer-request erases wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.blobs import Fetch
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, glance, peek
-from blindsum.protocol.errors import Refused
-from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, public_of
 from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.memory import Memory
 from blindsum.protocol.machines.partyclosing import PartyClosing
@@ -34,13 +34,13 @@ from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal
 from blindsum.protocol.messages import (
     Failure,
+    KeyStep,
     Offer,
     OfferRequest,
     Payload,
 )
-from blindsum.protocol.roster import (
-    beacon_commitment,
-)
+from blindsum.protocol.partykeys import keys_of, rank
+from blindsum.protocol.roster import beacon_commitment
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import (
     TaskView,
@@ -57,6 +57,10 @@ __all__ = ["TASKS_MAX", "PartyFloor", "PartyMachine"]
 
 TASKS_MAX: Final = 1000
 """Tasks that a party takes part in."""
+
+
+OWN_KEY: Final = "own-key"
+"""The row with the public key that this party signs with."""
 
 
 class PartyFloor(Payload, frozen=True):
@@ -83,6 +87,7 @@ class PartyMachine:
         random: Callable[[int], bytes],
         seal: Seal,
         floor: PartyFloor,
+        keys: Sequence[KeyStep] = (),
         threads: int = 1,
         broadcast_key: bytes = b"",
     ) -> None:
@@ -93,12 +98,14 @@ class PartyMachine:
         self._desk = PartyDesk(number=number, key=key, trust=trust, store=store, broadcast_key=broadcast_key)
         self._setup = PartySetup(self._desk)
         self._closing = PartyClosing(self._desk, seal=seal, threads=threads)
-        self._memory = Memory(number, trust, self._desk.journal)
+        self._keys = list(keys)
+        self._memory = Memory(number, trust, keys_of(trust, number, keys), self._desk.journal)
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, PartyRound] = {}
         self._shares = Shares()
         self._restore()
+        self._change_key(public_of(key))
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -140,6 +147,11 @@ class PartyMachine:
         if self._desk.revoked.take(revocations):
             for round_ in self._rounds.values():
                 self._closing.drop_revoked(round_)
+        return self._journal.take()
+
+    def learn(self, keys: bytes) -> Step:
+        """Go by later keys of parties (`parties.cbor`) from now on. Raises BlindsumError "party-keys-invalid"."""
+        self._desk.keys.learn(keys)
         return self._journal.take()
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -214,6 +226,8 @@ class PartyMachine:
             return None
         if number <= self._last(task) or number > base.task.rounds_max:
             return Refused("round-stale", detail=f"round {number}")
+        if rank(self._desk.keys.steps(self._number)) > rank(self._keys):
+            return Refused("key-retired", detail="the operator has given this party another key")
         if self._memory.lost(base, now):
             return Refused("memory-lost", detail=f"round {number} may be one that this party has forgotten")
         if round_ is not None:
@@ -224,6 +238,7 @@ class PartyMachine:
             box_key=box_public,
             beacon_commitment=beacon_commitment(beacon, task, number, self._number),
             chain=self._chain.head(base)[0],
+            keys=self._keys,
         )
         raw = self._desk.sign(task, number, "offer", offer)
         state = PartyState(number=number, since=now, box_private=box_private, beacon=beacon, offer=raw)
@@ -353,6 +368,19 @@ class PartyMachine:
             round_ = PartyRound(self._bases[task], convert(decode(value), PartyState))
             round_.restore(self._journal)
             self._rounds[task] = round_
+
+    def _change_key(self, public: bytes) -> None:
+        """Rounds begun with another key are left: this party says nothing more in them, neither with that key nor with this one.
+        Raises BlindsumError "kit-incomplete" where the key is one that this party has given up."""
+        if self._desk.keys.take(self._number, self._keys) is not None:
+            raise BlindsumError(
+                "kit-incomplete", f"key.pem of party {self._number} is not the latest: it has been replaced"
+            )
+        before = self._journal.get(OWN_KEY)
+        if before != public:
+            self._journal.put(OWN_KEY, public)
+            for task in list(self._rounds) if before is not None else ():
+                self._erase(task, "key-changed")
 
     def _sweep(self) -> None:
         """Delete the blobs that nobody keeps or waits for any more, also those that an earlier life had begun to fetch."""

@@ -194,7 +194,7 @@ class PartyClosing:
             return proposal
         if proposal.roster != roster.digest:
             return Refused("roster-differs", "coordinator")
-        votes = count_votes(view.base, view.number, certificate.votes, decides="set", digest=inner.digest)
+        votes = count_votes(view, certificate.votes, decides="set", digest=inner.digest)
         if len(votes) < view.base.committee.quorum:
             return Refused("votes-too-few", "coordinator", f"{len(votes)} votes for the set")
         if round_.state.set_digest and round_.state.set_digest != inner.digest:

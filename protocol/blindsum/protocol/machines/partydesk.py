@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from blindsum.protocol.blobs import read_blob
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
+from blindsum.protocol.envelope import Head, Signed, message_digest, open_envelope, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.machines.chain import Chain
 from blindsum.protocol.machines.inbox import Inbox
 from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.keybook import KeyBook
 from blindsum.protocol.machines.partyround import HeaderRow, PartyRound
 from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
@@ -38,6 +39,7 @@ class PartyDesk:
         self.inbox = Inbox(self.journal, broadcast_key)
         self.chain = Chain(trust, self.journal, self.inbox)
         self.revoked = Revoked(trust.ca, self.journal)
+        self.keys = KeyBook(trust, self.journal)
 
     def sign(self, task: str, number: int, kind: str, payload: Payload) -> bytes:
         head = Head(
@@ -100,9 +102,7 @@ class PartyDesk:
         return convert(signed.payload, RosterProposal).joins
 
     def opening(self, raw: bytes) -> Opening:
-        signed = open_message(self.trust, raw)
-        assert isinstance(signed, Signed)
-        return convert(signed.payload, Opening)
+        return convert(open_envelope(raw).payload, Opening)
 
     def digest(self, raw: bytes) -> bytes:
         """The digest of a message that was checked when it was stored."""

@@ -77,7 +77,7 @@ class PartySetup:
         view = self._open_manifest(round_, announcement.manifest)
         if isinstance(view, Refused):
             return view
-        votes = count_votes(view.base, view.number, announcement.votes, decides="manifest", digest=view.digest)
+        votes = count_votes(view, announcement.votes, decides="manifest", digest=view.digest)
         if len(votes) < view.base.committee.quorum:
             return self._desk.caught_alone(round_, Refused("votes-too-few", "coordinator"), signed, b"")
         round_.set_manifest(announcement.manifest, view)
@@ -157,6 +157,10 @@ class PartySetup:
             return view
         if view.number != round_.state.number:
             return Refused("round-stale")
+        for member in view.members:
+            retired = self._desk.keys.take(member.party, member.keys)
+            if retired is not None:
+                return retired
         mine = view.member(self._desk.number)
         if mine is not None and round_.state.offer not in view.manifest.offers:
             return Refused("offer-differs", "coordinator")

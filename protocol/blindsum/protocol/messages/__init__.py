@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from blindsum.protocol.codec import ready
-from blindsum.protocol.messages.common import CHUNK_SIZE_MAX, BlobRef, Payload, chunk_key, chunks_of
+from blindsum.protocol.messages.common import (
+    CHUNK_SIZE_MAX,
+    KEYS_MAX,
+    BlobRef,
+    KeyStep,
+    KeySteps,
+    Payload,
+    chunk_key,
+    chunks_of,
+)
 from blindsum.protocol.messages.manifest import Announcement, Manifest, Offer, OfferRequest, Vote
 from blindsum.protocol.messages.opening import (
     Candidate,
@@ -35,6 +44,7 @@ from blindsum.protocol.messages.upload import EDGE_SIZE, NEIGHBOURS_MAX, Ask, He
 __all__ = [
     "CHUNK_MESSAGE_SIZE_MAX",
     "EDGE_SIZE",
+    "KEYS_MAX",
     "MESSAGES",
     "MESSAGE_SIZE_MAX",
     "NEIGHBOURS_MAX",
@@ -50,6 +60,8 @@ __all__ = [
     "Failure",
     "Header",
     "Join",
+    "KeyStep",
+    "KeySteps",
     "Manifest",
     "NoRoster",
     "Offer",

@@ -18,12 +18,15 @@ __all__ = [
     "CHUNK_SIZE",
     "CHUNK_SIZE_MAX",
     "DEVICES_MAX",
+    "KEYS_MAX",
     "PARTIES_MAX",
     "SMALL_CHUNK_SIZE",
     "BlobRef",
     "Bytes16",
     "Bytes32",
     "Count",
+    "KeyStep",
+    "KeySteps",
     "Millis",
     "Name",
     "Payload",
@@ -47,6 +50,16 @@ IDS_MAX: Final = 256
 
 Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+KEYS_MAX: Final = 9
+"""Steps to a party's key: the operator's, and eight that it signed itself."""
+KeyStep = tuple[
+    Annotated[int, Meta(ge=0, le=2**31 - 1)],
+    Annotated[int, Meta(ge=0, le=KEYS_MAX - 1)],
+    Bytes32,
+    Annotated[bytes, Meta(min_length=64, max_length=64)],
+]
+"""(epoch, step, key, signature)."""
+KeySteps = Annotated[list[KeyStep], Meta(max_length=KEYS_MAX)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Millis = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from blindsum.protocol.keys import BOX_PUBLIC_SIZE
-from blindsum.protocol.messages.common import PARTIES_MAX, BlobRef, Bytes32, Millis, Payload, Raw
+from blindsum.protocol.messages.common import PARTIES_MAX, BlobRef, Bytes32, KeySteps, Millis, Payload, Raw
 
 __all__ = ["Announcement", "Manifest", "Offer", "OfferRequest", "Vote"]
 
@@ -20,11 +20,12 @@ class OfferRequest(Payload, frozen=True):
 
 class Offer(Payload, frozen=True):
     """A party takes part: a box key that lives for this round only, a commitment to its beacon, and the last result it has
-    recomputed (zeros before the first)."""
+    recomputed (zeros before the first). `keys`: the steps from the key that the trust bundle has of it to that of its signature."""
 
     box_key: Annotated[bytes, Meta(min_length=BOX_PUBLIC_SIZE, max_length=BOX_PUBLIC_SIZE)]
     beacon_commitment: Bytes32
     chain: Bytes32
+    keys: KeySteps
 
 
 class Manifest(Payload, frozen=True):
