@@ -70,7 +70,7 @@ def false_caps() -> World:
     )
     world.start()
     world.until("upload")
-    world.stop("device/d-0004")
+    world.stop(f"device/{world.roster.devices[world.roster.neighbours(1)[0]]}")
     world.finish()
     assert world.phase == "failed", world.phase
     return world

@@ -21,6 +21,7 @@ from blindsum.protocol.optimiser import advance
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import TaskView, open_message, payload_of, rollback_fits
+from blindsum.protocol.wrong import wrong_by_itself
 
 __all__ = ["Chain"]
 
@@ -173,8 +174,10 @@ class Chain:
         return number, raw
 
     def _caught(self, base: TaskView, code: str, result: Signed, parts: list[bytes]) -> Refused:
-        """Keep a result that does not follow, with all that shows it."""
+        """Keep a result that does not follow, with all that shows it, where it follows another one."""
         context = encode([base.raw, self._last(base.name)[1], *parts])
+        if wrong_by_itself(self._trust, result, context) != code:
+            return Refused(code, "coordinator", "it follows a rollback")
         return self._journal.accuse(base.name, result.head.round, code, "coordinator", result.raw, b"", context)
 
     def _second(self, base: TaskView, first: bytes, second: Signed) -> Refused:
