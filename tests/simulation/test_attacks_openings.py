@@ -194,7 +194,7 @@ def test_rounds_fail_closed_with_more_silent_parties_than_promised(kinds: tuple[
 
 def test_false_caps_of_a_device_void_the_round_and_are_blamed_on_it() -> None:
     """A device can make a round fail where one of its edges is lost after the vote; it is named, and can be revoked."""
-    world = World(5, devices=7, behaviours={"device/d-0001": FalseCaps(), "device/d-0002": Silent("header", "chunk")})
+    world = World(5, devices=5, behaviours={"device/d-0001": FalseCaps(), "device/d-0002": Silent("header", "chunk")})
     world.run()
     assert (world.phase, world.failure) == ("failed", "edge-false")
     assert blamed(world) == {("device/d-0001", "edge-false")}

@@ -60,7 +60,7 @@ TASKS_MAX: Final = 1000
 
 
 OWN_KEY: Final = "own-key"
-"""The row with the public key that this party signs with."""
+"""The row with the public key that this party signed its last offer with."""
 
 
 class PartyFloor(Payload, frozen=True):
@@ -98,14 +98,14 @@ class PartyMachine:
         self._desk = PartyDesk(number=number, key=key, trust=trust, store=store, broadcast_key=broadcast_key)
         self._setup = PartySetup(self._desk)
         self._closing = PartyClosing(self._desk, seal=seal, threads=threads)
-        self._keys = list(keys)
+        self._keys, self._public = list(keys), public_of(key)
         self._memory = Memory(number, trust, keys_of(trust, number, keys), self._desk.journal)
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, PartyRound] = {}
         self._shares = Shares()
         self._restore()
-        self._change_key(public_of(key))
+        self._change_key()
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
@@ -244,6 +244,7 @@ class PartyMachine:
         state = PartyState(number=number, since=now, box_private=box_private, beacon=beacon, offer=raw)
         self._rounds[task] = PartyRound(base, state)
         self._journal.put(f"last/{task}", encode(number))
+        self._journal.put(OWN_KEY, self._public)
         self._desk.save(self._rounds[task])
         self._journal.send("offer", "coordinator", raw)
         self._journal.event("offered", task=task, round=number)
@@ -369,7 +370,7 @@ class PartyMachine:
             round_.restore(self._journal)
             self._rounds[task] = round_
 
-    def _change_key(self, public: bytes) -> None:
+    def _change_key(self) -> None:
         """Rounds begun with another key are left: this party says nothing more in them, neither with that key nor with this one.
         Raises BlindsumError "kit-incomplete" where the key is one that this party has given up."""
         if self._desk.keys.take(self._number, self._keys) is not None:
@@ -377,10 +378,8 @@ class PartyMachine:
                 "kit-incomplete", f"key.pem of party {self._number} is not the latest: it has been replaced"
             )
         before = self._journal.get(OWN_KEY)
-        if before != public:
-            self._journal.put(OWN_KEY, public)
-            for task in list(self._rounds) if before is not None else ():
-                self._erase(task, "key-changed")
+        for task in list(self._rounds) if before not in (None, self._public) else ():
+            self._erase(task, "key-changed")
 
     def _sweep(self) -> None:
         """Delete the blobs that nobody keeps or waits for any more, also those that an earlier life had begun to fetch."""
