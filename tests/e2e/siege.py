@@ -137,9 +137,7 @@ class Siege:
         if sum(self.kills.values()) >= kills:
             self.fleet.over = self.fleet.over or kind == "transcript"
         elif self._away:
-            assert now < self._since + BACK_S, (
-                f"{self._away} does not come back: {self.fleet.stack.tail(self._away)}"
-            )
+            assert now < self._since + BACK_S, f"{self._away} does not come back: {self.fleet.stack.tail(self._away)}"
         elif now >= self._at and (not self._aim or now >= self._since + PATIENCE_S):
             self._kill()
 

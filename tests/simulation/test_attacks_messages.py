@@ -43,7 +43,7 @@ def recorded_round(seed: int = 11, **settings: object) -> tuple[World, Recorder]
 
 def test_a_round_uses_every_kind_of_message_but_failure_and_want() -> None:
     _, recorder = recorded_round()
-    assert recorder.kinds() >= MESSAGES.keys() - {"task", "failure", "want", "ask"}
+    assert recorder.kinds() >= MESSAGES.keys() - {"task", "rollback", "failure", "want", "ask"}
 
 
 # -- replay -----------------------------------------------------------------------------------------------------------

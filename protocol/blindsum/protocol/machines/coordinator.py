@@ -252,7 +252,7 @@ class CoordinatorMachine:
     def _message(self, raw: bytes, now: int) -> Refused | None:
         signed = open_message(self._desk.keys.trust, raw)
         if isinstance(signed, Refused):
-            return (signed.code == "key-retired" and self._intake.on_retired(raw)) or signed
+            return (signed.code == "key-retired" and self._desk.retired(self._rounds, raw)) or signed
         head, round_ = signed.head, self._rounds[signed.head.task]
         handler = {
             "offer": self._intake.on_offer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from blindsum.protocol.arrivals import Listed, pack_set, read_set
@@ -11,14 +11,16 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.eligibility import SHARE_MAX
 from blindsum.protocol.envelope import Head, Signed, message_digest, open_envelope, seal_envelope
 from blindsum.protocol.errors import Refused
+from blindsum.protocol.evidence import contradiction
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.machines.keybook import KeyBook
 from blindsum.protocol.machines.revoked import Revoked
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.messages import BlobRef, Candidate, Payload, Receipt, Result, RosterProposal, chunks_of
+from blindsum.protocol.partykeys import answered_keys
 from blindsum.protocol.trust import Trust, party_number
-from blindsum.protocol.view import RoundView, TaskView, open_message
+from blindsum.protocol.view import RoundView, TaskView
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -74,6 +76,19 @@ class Desk:
             )
         join, _ = round_.joins.get(culprit.removeprefix("device/"), (b"", b"")) if second else (b"", b"")
         return self.journal.accuse(round_.base.name, round_.state.number, code, culprit, first, second, join)
+
+    def retired(self, rounds: Mapping[str, CoordinatorRound], raw: bytes) -> Refused | None:
+        """A party says with a key that it has given up what contradicts what it says with the key of this round: proof."""
+        second = self.signed(raw)
+        party, round_ = party_number(second.head.sender), rounds.get(second.head.task)
+        if round_ is None or second.head.type != "vote":
+            return None
+        if not any(second.valid(key) for key in answered_keys(self.trust, party, self.keys.steps(party))):
+            return None
+        for votes in (round_.state.manifest_votes, round_.state.roster_votes, round_.state.set_votes):
+            if party in votes and (code := contradiction(self.signed(votes[party]), second)):
+                return self.evidence(round_, code, second.head.sender, votes[party], raw)
+        return None
 
     def signed(self, raw: bytes) -> Signed:
         """A message that was checked when it was stored."""

@@ -12,7 +12,6 @@ from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.eligibility import place_of
 from blindsum.protocol.envelope import Head, Signed, is_name
 from blindsum.protocol.errors import Refused
-from blindsum.protocol.evidence import contradiction
 from blindsum.protocol.keys import box_open, box_usable
 from blindsum.protocol.machines.allowance import Allowance
 from blindsum.protocol.machines.claims import arrived, expected
@@ -30,7 +29,6 @@ from blindsum.protocol.messages import (
     OpeningContent,
     Vote,
 )
-from blindsum.protocol.partykeys import answered_keys
 from blindsum.protocol.revocation import certificate_serial
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.roster import beacon_commitment, open_join
@@ -98,20 +96,6 @@ class Intake:
         if self._upgrades.take(now):
             self._desk.receipt(round_.view, device, found.digest, "refused", UPGRADE_REQUIRED)
         return Refused(UPGRADE_REQUIRED, detail=f"{found.sender} speaks version {found.version}")
-
-    def on_retired(self, raw: bytes) -> Refused | None:
-        """A party says with a key that it has given up what contradicts what it says with the key of this round: proof."""
-        second = self._desk.signed(raw)
-        round_, party = self._rounds.get(second.head.task), party_number(second.head.sender)
-        if round_ is None or second.head.round != round_.state.number or second.head.type != "vote":
-            return None
-        state = round_.state
-        if not any(second.valid(key) for key in answered_keys(self._desk.trust, party, self._desk.keys.steps(party))):
-            return None
-        for votes in (state.manifest_votes, state.roster_votes, state.set_votes):
-            if party in votes and (code := contradiction(self._desk.signed(votes[party]), second)):
-                return self._desk.evidence(round_, code, second.head.sender, votes[party], raw)
-        return None
 
     def on_offer(self, round_: CoordinatorRound, signed: Signed, now: int) -> Refused | None:
         offer = payload_of(signed, Offer)
