@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ __all__ = ["Engine", "Outcome", "Setup"]
 
 WINDOWS_MAX: Final = 10_000_000
 """More windows of virtual time than this in one round mean that machines keep each other busy for nothing."""
+GARBAGE_MIN: Final = 100_000
+"""New objects after which a worker looks for cycles among them: machines make many objects and next to no cycles."""
 STOP_S: Final = 30.0
 """How long a worker that is told to end may take, training included, before it is killed."""
 
@@ -390,6 +393,8 @@ def _serve(pipe: Connection, setup: Setup, devices: Sequence[int], inherited: Se
     """The life of a worker process."""
     for theirs in inherited:
         theirs.close()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_MIN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
     with sharing(), paired(setup.pairs):
         _work(pipe, setup, devices)

@@ -22,8 +22,9 @@ class Notes:
     """One round of all devices that an island plays, as arrays by device number; zero for the devices of others.
 
     `up`, `down`: bytes. `seconds`: virtual time from the beginning of the round to the receipt of the whole upload, 0 where there
-    was none. `mask_ms`: processor time of masking and sealing, as measured. `fates`: how many devices met which of `FATES`;
-    `late`: those whose training took too long. `failed`: trainings that failed, by code. `plain`: the lanes of the plain ring sum.
+    was none. `mask_ms`: processor time of masking and sealing, all key agreements included. `fates`: how many devices met which of
+    `FATES`; `late`: those whose training took too long. `failed`: trainings that failed, by code. `plain`: the lanes of the plain
+    ring sum.
     """
 
     up: NDArray[np.int64] = field(repr=False)

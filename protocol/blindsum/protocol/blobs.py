@@ -36,10 +36,14 @@ class Fetch:
     outstanding: int = 0
     asked_at: int = 0
     wait_ms: int = RESEND_MS
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = self.ref.count
 
     @property
     def complete(self) -> bool:
-        return len(self.have) == self.ref.count
+        return len(self.have) == self.count
 
     def ask(self, now: int) -> Ask:
         """The question to send now; counts as asked."""
