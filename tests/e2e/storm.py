@@ -61,6 +61,7 @@ class Storm:
 
     def blow(self, rate: float, *, aside: bool = False) -> None:
         """So many messages a second from now on, `aside` to topics that nobody reads."""
+        assert self._process.is_alive(), "the storm has died"
         self._aside.value, self._rate.value = aside, rate
 
     def stop(self) -> None:

@@ -24,6 +24,7 @@ ROUNDS = 6
 STORM = range(2, 5)
 """Rounds after whose end the storm blows."""
 GROWTH_MAX = 128 << 20
+SENT_MIN = 100
 
 
 def flooded(fleet: Any, storm: Storm, rate: float) -> None:
@@ -42,6 +43,7 @@ def flooded(fleet: Any, storm: Storm, rate: float) -> None:
     assert fleet.finished[-1] == ROUNDS, "nothing is held against anybody for long"
     fleet.judge()
     assert max(sizes) < sizes[0] + GROWTH_MAX
+    assert storm.sent > SENT_MIN
 
 
 def test_rounds_are_exact_under_a_flood_of_junk_from_outsiders(small_fleet: Callable[..., Any]) -> None:
