@@ -123,6 +123,7 @@ def make_fleet(
     devices_min: int = 4,
     join_s: float = 3.0,
     upload_s: float = 8.0,
+    profile: str = "roster",
 ) -> SmallFleet:
     """A fleet in the folder `root`, on the broker at `url` or on an embedded one of its own. Whoever makes it closes its stack."""
     events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
@@ -141,6 +142,7 @@ def make_fleet(
         upload_s=upload_s,
         decide_s=6.0,
         chunk_size=chunk_size,
+        profile=profile,
     )
     artifact = build_artifact(models.mlp([64, hidden, 10], seed=1), loss="cross-entropy")
     files, _ = create_task(folder.operator, artifact, plan)

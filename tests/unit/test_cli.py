@@ -185,6 +185,14 @@ def test_task_create_puts_a_signed_task_where_the_coordinator_looks(
     assert status == 0 and "4: 1 may be malicious" in out  # for people: every number with what it follows from
 
 
+def test_task_create_without_a_roster_says_what_is_lost(run: Run, fleet: Path, artifact: Path) -> None:
+    options = ("--devices-max", 100, "--profile", "no-roster")
+    status, out, _ = run("task", "create", fleet, "alone", artifact, *options)
+    assert status == 0 and "one mask layer: 2 parties" in out and "read every upload (with a roster: 3)" in out
+    status, _, said = run("task", "create", fleet, "no", artifact, "--devices-max", 100, "--profile", "none")
+    assert status != 0 and "known: roster, no-roster" in said
+
+
 def test_task_create_takes_an_algorithm_that_the_artifact_can_do(
     answer: Callable[..., Any], run: Run, fleet: Path, tmp_path: Path
 ) -> None:

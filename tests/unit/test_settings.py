@@ -58,7 +58,11 @@ def test_order_comments_and_inline_tables_do_not_matter(tmp_path: Path) -> None:
         (GOOD.replace("url", "ulr"), 7, "'broker.ulr'; did you mean 'url'?"),
         (GOOD.replace("[broker]", "[brokers]"), 6, "did you mean 'broker'?"),
         (GOOD + "timeout = 5\n", 9, "known: ca, certificate, key, password_file, proxy, url, user"),
-        ("zzz = 1\n" + GOOD, 1, "known: anchor, broker, cohort_min, corrupt_permille, fleet, party, tasks, web"),
+        (
+            "zzz = 1\n" + GOOD,
+            1,
+            "known: anchor, broker, cohort_min, corrupt_permille, fleet, party, roster, tasks, web",
+        ),
         (GOOD.replace("party = 2", '"parti" = 2'), 2, "did you mean 'party'?"),
     ],
 )

@@ -32,15 +32,16 @@ __all__ = ["PartySettings", "run_party"]
 
 
 class PartySettings(Settings, frozen=True):
-    """`party.toml`. `cohort_min`, `corrupt_permille` and `tasks` are this organisation's floor; no task list means every task that
-    the operator signed. `anchor`: the file that shows how old the database is, below the kit or, where whole kits are backed up,
-    anywhere else."""
+    """`party.toml`. `cohort_min`, `corrupt_permille`, `roster` (a task must have one) and `tasks` are this organisation's floor;
+    no task list means every task that the operator signed. `anchor`: the file that shows how old the database is, below the kit
+    or, where whole kits are backed up, anywhere else."""
 
     fleet: str
     party: int
     broker: BrokerSettings
     cohort_min: int = 2
     corrupt_permille: int = 0
+    roster: bool = False
     tasks: list[str] = []
     anchor: str = "party.anchor"
     web: WebSettings = WebSettings()
@@ -74,6 +75,7 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
             floor=PartyFloor(
                 cohort_min=settings.cohort_min,
                 corrupt_permille=settings.corrupt_permille,
+                roster=settings.roster,
                 tasks=tuple(settings.tasks),
             ),
             keys=steps,

@@ -61,6 +61,12 @@ def task_create(
         list[str] | None,
         typer.Option(help="KIND=VALUES, such as examples-min=100 or share=10,5 (docs/SDK.md); may be given again."),
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="roster, or no-roster: one upload a device when it is ready, under one mask layer instead of two."
+        ),
+    ] = "roster",
     as_json: Json = False,
 ) -> None:
     """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
@@ -91,6 +97,7 @@ def task_create(
         momentum=momentum,
         proximal=proximal,
         population=population,
+        profile=profile,  # type: ignore[arg-type]
     )
     model = None if parameters is None else read_file(parameters)
     files, derived = create_task(made.operator, read_file(artifact), plan, model)

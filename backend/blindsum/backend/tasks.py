@@ -19,6 +19,7 @@ from blindsum.protocol.messages import (
     Algorithm,
     CodecSpec,
     Criterion,
+    NoRoster,
     SegmentSpec,
     Task,
     ThreatSpec,
@@ -77,8 +78,9 @@ class Plan:
     `algorithm`: "fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold" (the artifact's optimiser is SGD with `control`), or
     "evaluate", which leaves the model as it is and sums metrics. `server_rate`: None takes 0.01 for fedadam and fedyogi, 1 for
     the others. `momentum` is that of fedavgm and beta 1 of the adaptive two, `beta2` and `tau` are theirs; `population`: the
-    weight of all devices together, in a round or not (scaffold). `proximal`: FedProx's mu, beside any algorithm (the artifact's
-    optimiser has one).
+    weight of all devices together, in a round or not (scaffold). `profile` "no-roster": one upload a device, when it is ready,
+    under the first mask layer alone (docs/THREAT-MODEL.md); `join_s` then adds to `upload_s`. `proximal`: FedProx's mu, beside
+    any algorithm (the artifact's optimiser has one).
     """
 
     name: str
@@ -104,6 +106,7 @@ class Plan:
     upload_s: float = 300.0
     decide_s: float = 30.0
     chunk_size: int = 0
+    profile: Literal["roster", "no-roster"] = "roster"
     eligibility: tuple[Criterion, ...] = ()
 
 
@@ -148,6 +151,8 @@ def create_task(
     BlindsumError "parameters-unsafe" (with the numbers), "name-unusable", or what is wrong with the artifact."""
     if not is_name(plan.name):
         raise BlindsumError("name-unusable", repr(plan.name))
+    if plan.profile not in ("roster", "no-roster"):
+        raise BlindsumError("task-invalid", f"profile {plan.profile!r}; known: roster, no-roster")
     trust, key = load_trust(operator), load_key(operator / "operator.pem")
     parsed = decode(artifact)
     check_plan(parsed.manifest, plan)
@@ -185,6 +190,7 @@ def sign_task(
         n_min=plan.devices_min,
         weight_max=plan.weight_max,
         width=plan.width,
+        roster=plan.profile == "roster",
     )
     controls = plan.algorithm == "scaffold"
     length = 0 if plan.algorithm == "evaluate" else len(model) // 4
@@ -240,6 +246,7 @@ def sign_task(
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),
         rounds_max=plan.rounds,
         eligibility=list(plan.eligibility),
+        **({} if plan.profile == "roster" else {"no_roster": NoRoster(staleness_max=0)}),
     )
     head = Head(type="task", fleet=trust.fleet, task=plan.name, round=0, sender="operator", to="all")
     record = seal_envelope(key, head, task)
@@ -383,6 +390,7 @@ def read_task(kit: Path, name: str) -> FoundTask:
         n_min=opened.task.devices_min,
         weight_max=opened.task.codec.weight_max,
         width=width,
+        roster=opened.has_roster,
     )
     return FoundTask(opened, derived, load_control(place), max(transcripts(kit, name), default=0))
 

@@ -294,7 +294,7 @@ class Engine:
         survivors: tuple[int, ...] = ()
         if state.phase == "done":
             assert roster is not None and bodies is not None
-            survivors = tuple(device_number(roster.devices[index]) for index in sorted(bodies.complete))
+            survivors = tuple(device_number(roster.devices[index]) for index in roster.in_order(list(bodies.complete)))
         for remote in self._remotes:
             remote.ask("close", survivors)
         notes = self._local.close(survivors)

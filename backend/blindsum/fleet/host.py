@@ -94,7 +94,7 @@ class _Host:
     def _device(self, number: int, kit: Path) -> _DemoDevice:
         device = _DemoDevice(
             kit,
-            Policy(min_cohort=2),
+            Policy(min_cohort=2, no_roster=True),
             on_event=lambda event: self._event(device, event),
             inspect=lambda inspection: self._inspect(device, inspection),
         )

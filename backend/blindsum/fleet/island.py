@@ -414,6 +414,8 @@ def _extra(view: RoundView, step: Step) -> int:
     told = next((event.data for event in step.events if event.name == "uploading"), None)
     if told is None:
         return 0
+    if not view.base.has_roster:
+        return 0
     threat, size, neighbours = view.base.threat, told["devices"], told["neighbours"]
     assert isinstance(size, int) and isinstance(neighbours, int)
     return EDGE_SIZE * (neighbours - degree_for(size, threat.corrupt_permille, threat.dropped_permille))

@@ -219,6 +219,6 @@ class DeviceRole(Role):
             store=self.store,
             random=self.entropy,
             seal=self.behaviour.seal,
-            floor=Floor(),
+            floor=Floor(roster=False),
             willing=willing,
         )

@@ -98,6 +98,7 @@ class Fleet:
         test: Dataset | None = None,
         parameters: NDArray[np.float32] | None = None,
         plan: Plan | None = None,
+        profile: Literal["roster", "no-roster"] = "roster",
         dropout: Dropout | None = None,
         conditions: Conditions | None = None,
         byzantine: Mapping[str, Behaviour] | None = None,
@@ -119,7 +120,7 @@ class Fleet:
             raise BlindsumError("simulation-impossible", "bare parameters train nothing: give an artifact or update")
         self.name, self.seed, self.devices = name, seed, count
         self.dropout, self.conditions = dropout or Dropout(), conditions or Conditions()
-        self.plan = plan or plan_for(count, self.dropout)
+        self.plan = plan or plan_for(count, self.dropout, profile=profile)
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
@@ -267,7 +268,7 @@ class Fleet:
     def _refuse_the_impossible(self, derived: Derived) -> None:
         """What can be known before the run to end in nothing but failed rounds, or to promise what cannot be kept."""
         threat, lost = self.plan.threat, self.dropout.after_joining
-        if 1000 * lost > threat.dropped_permille:
+        if self.plan.profile == "roster" and 1000 * lost > threat.dropped_permille:
             raise BlindsumError(
                 "simulation-impossible",
                 f"{1000 * lost:.0f} permille of a roster drop out, the threat model allows {threat.dropped_permille}: "

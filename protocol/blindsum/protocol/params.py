@@ -120,11 +120,13 @@ class Derived:
     bits: int
     weight_max: int
     headroom_bits: int
+    roster: bool = True
 
     def describe(self) -> str:
         """The numbers for people, one a line, each with what it follows from."""
         threat, committee = self.threat, self.committee
-        seeds = len(committee.self_subsets), len(committee.cap_subsets)
+        seeds = len(committee.self_subsets), len(committee.cap_subsets) if self.roster else 0
+        floor = f"{threat.cohort_min} honest ones beside {threat.corrupt(self.n_max)} corrupt"
         rows = (
             (
                 "parties",
@@ -145,10 +147,16 @@ class Derived:
             ("devices", f"{self.n_min} to {self.n_max} a round"),
             (
                 "survivors",
-                f"at least {self.survivors_min} of {self.n_max}: {threat.cohort_min} honest ones beside "
-                f"{threat.corrupt(self.n_max)} corrupt, at most {threat.dropped(self.n_max)} dropped",
+                f"at least {self.survivors_min} of {self.n_max}: {floor}"
+                + (f", at most {threat.dropped(self.n_max)} dropped" if self.roster else ""),
             ),
-            ("neighbours", f"{self.degree} at {self.n_max} devices"),
+            ("neighbours", f"{self.degree} at {self.n_max} devices")
+            if self.roster
+            else (
+                "no roster",
+                f"one mask layer: {committee.threshold} parties that keep their seeds and pool them with the coordinator "
+                f"read every upload (with a roster: {committee.quorum}); devices take part only where their owners allow it",
+            ),
             (
                 "ring",
                 f"{self.width} bits ({self.width / 8:g} bytes a parameter): {self.bits}-bit values, weights up to "
@@ -179,10 +187,12 @@ def derive(
     width: int = 24,
     headroom_bits: int = 0,
     committee: Committee | None = None,
+    roster: bool = True,
 ) -> Derived:
     """What follows from `threat` for rounds of up to `n_max` devices with integer weights up to `weight_max` in a
     ring of `width` bits. `n_min` defaults to the smallest round that survives all its dropouts, `committee` to 3f + 1
-    parties. Raises "parameters-unsafe" with the numbers where they cannot keep the promise."""
+    parties; without a `roster` there is one mask layer. Raises "parameters-unsafe" with the numbers where they cannot keep the
+    promise."""
     committee = committee or Committee.for_f(threat.malicious_parties)
     if committee.equivocators < threat.malicious_parties:
         raise _unsafe(f"the committee stands {committee.equivocators} lying parties, not {threat.malicious_parties}")
@@ -202,8 +212,9 @@ def derive(
         committee=committee,
         n_min=n_min,
         n_max=n_max,
-        degree=degree_for(n_max, threat.corrupt_permille, threat.dropped_permille),
-        survivors_min=survivors_min(n_max, threat),
+        degree=degree_for(n_max, threat.corrupt_permille, threat.dropped_permille) if roster else 0,
+        survivors_min=survivors_min(n_max, threat) if roster else arrivals_min(n_min, n_max, threat),
+        roster=roster,
         width=width,
         bits=bits_for(width, n_max, weight_max, headroom_bits),
         weight_max=weight_max,

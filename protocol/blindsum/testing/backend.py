@@ -131,7 +131,7 @@ class FakeBackend:
             identity = load_identity(kit, self.trust)
             make_device = partial(
                 DeviceMachine, identity=identity, trust=self.trust, tasks=frozenset({self.task}), random=random_bytes,
-                seal=box_seal, floor=Floor(), willing=lambda _view: "", broadcast_key=broadcast_key,
+                seal=box_seal, floor=Floor(roster=False), willing=lambda _view: "", broadcast_key=broadcast_key,
             )  # fmt: skip
             self._run(Principal("device", identity.name), make_device)
         kit = self._fleet.coordinator
@@ -197,7 +197,7 @@ class FakeBackend:
         query = not base.task.model.size
         return Round(
             round_.state.number,
-            tuple(round_.roster.devices[index] for index in sorted(round_.bodies.complete)),
+            tuple(round_.roster.devices[index] for index in round_.roster.in_order(list(round_.bodies.complete))),
             total.weight,
             total.mean,
             tuple(sums[1:]),

@@ -328,7 +328,7 @@ class Device:
             store=store,
             random=random_bytes,
             seal=box_seal,
-            floor=Floor(cohort_min=self._policy.min_cohort),
+            floor=Floor(cohort_min=self._policy.min_cohort, roster=not self._policy.no_roster),
             willing=willing,
             broadcast_key=self._broadcast_key,
             follow=self._following,

@@ -21,7 +21,8 @@ class Policy:
     training; `conditions` tells the current ones, such as {"charging": True, "unmetered": False}. `artifacts`: SHA-256, in hex, of
     the training artifacts that may run here (None: any that the operator signed). `rounds_per_day`, `bytes_per_day`: the most
     updates, and bytes both ways, within 24 hours (None: no limit). `ask_consent`: nothing happens before the app has set
-    `Device.consent`.
+    `Device.consent`. `no_roster`: take part also in tasks without a roster, whose updates one mask layer hides instead of two: f +
+    1 parties that keep what was sealed to them, and pool it with the coordinator, read them.
 
     Raises BlindsumError "policy-invalid" where they do not fit together.
     """
@@ -34,6 +35,7 @@ class Policy:
     rounds_per_day: int | None = None
     bytes_per_day: int | None = None
     ask_consent: bool = False
+    no_roster: bool = False
 
     def __post_init__(self) -> None:
         if self.min_cohort < 2:
