@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -378,3 +379,19 @@ def test_votes_on_different_questions_or_of_different_rounds_prove_nothing() -> 
         for second in votes:
             with pytest.raises(BlindsumError):
                 verify_evidence(write_evidence(world.fleet.trust, first, second, b""), trust=world.fleet.trust)
+
+
+@pytest.mark.parametrize("misbehave", [two_joins, model_that_does_not_follow, announcement_without_votes])
+def test_evidence_with_one_bit_changed_proves_nothing(misbehave: Callable[[World], None]) -> None:
+    world = World(4, devices=4, faulty=["coordinator", "device/d-0001"], checkers=())
+    world.start()
+    misbehave(world)
+    (held,) = kept(world, "coordinator" if misbehave is two_joins else "party/1").values()
+    whole = write_evidence(world.fleet.trust, *held[0][1:])
+    dice = random.Random(1)
+    for _ in range(300):
+        spoilt = bytearray(whole)
+        spoilt[dice.randrange(len(MAGIC), len(whole))] ^= 1 << dice.randrange(8)
+        with pytest.raises(BlindsumError) as caught:
+            verify_evidence(bytes(spoilt), trust=world.fleet.trust)
+        assert caught.value.code == "evidence-unproven"
