@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.queries import Count, Mean
+from blindsum.protocol.queries import Answer, Count, Mean
 from blindsum.protocol.transcript import verify
 from blindsum.sdk import Context, Device, Policy, answer, update
 from blindsum.testing.backend import FakeBackend
@@ -72,6 +72,15 @@ def test_round_of_the_fake_backend_is_a_real_one_also_when_deliveries_are_lost()
         report = verify(done.transcript, trust=trust)
         assert report.valid and report.facts["round"] == number
     assert "phone" in whole.devices
+
+
+def test_same_answer_again_and_again_outlives_the_results_that_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal sums are one blob, which the results that are kept still need when an old one goes."""
+    monkeypatch.setattr("blindsum.protocol.machines.desk.RESULTS_KEPT", 2)
+    with FakeBackend(Count(values_max=9), task="things", devices=0, join_s=20.0, decide_s=30.0) as backend:
+        for number in range(1, 6):
+            done = backend.round(60.0)
+            assert (done.number, done.answer) == (number, Answer(devices=3, value=0))
 
 
 # -- before anything leaves -------------------------------------------------------------------------------------------

@@ -171,9 +171,18 @@ class Desk:
 
     def forget_results(self, base: TaskView) -> None:
         rows = list(self.journal.scan(f"result/{base.name}/"))
-        for key, raw in rows[:-RESULTS_KEPT]:
-            self.unserve(base.name, convert(self.payload(raw), Result).sum)
+        gone = dict(rows[:-RESULTS_KEPT])
+        if not gone:
+            return
+        # a blob is named by what it holds: the same answer to the same question is the same blob
+        kept = {self._sum_of(raw).id for key, raw in self.journal.scan("result/") if key not in gone}
+        for key, raw in gone.items():
             self.journal.delete(key)
+            if (ref := self._sum_of(raw)).id not in kept:
+                self.unserve(base.name, ref)
+
+    def _sum_of(self, raw: bytes) -> BlobRef:
+        return convert(self.payload(raw), Result).sum
 
     def save(self, round_: CoordinatorRound) -> None:
         self.journal.put(f"state/{round_.base.name}", encode(round_.state))
