@@ -358,6 +358,21 @@ def test_machine_is_woken_at_the_start_and_at_its_deadline(rig: Rig) -> None:
     assert rig.link.published[0][1] == b"late"
 
 
+def test_machine_is_woken_when_the_clock_was_far_ahead_and_is_set_back(rig: Rig) -> None:
+    started(rig)
+    rig.link.arrive(b"at 1000000")
+    rig.settle()
+    rig.time[0] += 10**10
+    rig.machine()
+    until(lambda: len(rig.machine().woken) == 2)
+    rig.time[0] -= 10**10
+    rig.link.arrive(b"at 1000500")
+    rig.settle()
+    rig.time[0] += 2000
+    rig.machine()
+    until(lambda: rig.machine().woken[2:] == [1_002_000])
+
+
 def test_call_commits_its_step_before_it_answers(rig: Rig) -> None:
     started(rig)
     step = rig.driver.call(

@@ -187,6 +187,8 @@ class Driver:
         return IDLE_MAX_S if due is None else min(IDLE_MAX_S, max(0.0, (due - self._clock()) / 1000))
 
     def _due(self) -> int | None:
+        # a pause counts from a clock that may have been set back since
+        self._wake_after = min(self._wake_after, self._clock() + FAULT_PAUSE_MS)
         if self._restored:
             return self._wake_after
         deadline = self._machine.deadline
