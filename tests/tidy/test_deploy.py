@@ -153,12 +153,10 @@ def test_image_holds_every_package_of_the_wheel_and_ends_as_nobody(root: Path) -
     ]
     assert {f"COPY {package} {package}" for package in packages} <= set(lines)
     assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
-    assert all(
-        Path(root, word).exists()
-        for line in lines
-        if line.startswith("COPY") and "--from" not in line
-        for word in line.split()[1:-1]
-    )
+    copied = {word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]}
+    assert all(Path(root, word).exists() for word in copied)
+    ignore = (root / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore and {line[1:] for line in ignore if line.startswith("!")} == copied
 
 
 def test_pod_of_kubernetes_is_restricted_and_alone() -> None:
