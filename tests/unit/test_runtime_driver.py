@@ -606,6 +606,14 @@ def test_machine_that_cannot_be_made_is_told_to_the_starter(rig: Rig) -> None:
     started(rig)
 
 
+def test_rows_that_do_not_fit_together_are_a_damaged_database(rig: Rig) -> None:
+    driver = Driver(lambda: {}["task"], rig.store, rig.link, TOPICS)  # type: ignore[arg-type, return-value]
+    with pytest.raises(BlindsumError, match="database-corrupted"):
+        driver.start()
+    assert not driver.running
+    started(rig)
+
+
 def test_stop_ends_the_thread_and_keeps_the_outbox(rig: Rig) -> None:
     started(rig).link.arrive(b"say x")
     rig.settle()

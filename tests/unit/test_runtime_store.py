@@ -323,7 +323,7 @@ def test_damaged_or_foreign_file_is_refused_and_left_as_it_is(tmp_path: Path, sp
 def test_newer_schema_is_refused(tmp_path: Path) -> None:
     SqliteStore(tmp_path / "r.sqlite").close()
     with sqlite3.connect(tmp_path / "r.sqlite") as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     db.close()
     with pytest.raises(BlindsumError, match="database-newer"):
         SqliteStore(tmp_path / "r.sqlite")

@@ -56,7 +56,7 @@ def run_coordinator(kit: Path) -> int:
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
     box_private = read_file(kit / "box.key")
     broadcast_key = load_broadcast_key(kit)
-    store = open_store(kit, settings)
+    store = open_store(kit, settings, owner=trust.owner("coordinator"))
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
@@ -108,10 +108,10 @@ def _tracking(kit: Path, settings: CoordinatorSettings, reporter: Reporter) -> T
     return Tracking(trackers, reporter.board, lambda detail: reporter.line("tracking-failed", detail=detail))
 
 
-def open_store(kit: Path, settings: CoordinatorSettings) -> SqliteStore | PostgresStore:
+def open_store(kit: Path, settings: CoordinatorSettings, *, owner: str = "") -> SqliteStore | PostgresStore:
     """The coordinator's database. Raises BlindsumError with a database's code."""
     if not settings.database:
-        return SqliteStore(kit / "coordinator.db")
+        return SqliteStore(kit / "coordinator.db", owner=owner)
     try:
         from blindsum.backend.postgres import PostgresStore  # here: who has no such server needs no client of it
     except ModuleNotFoundError as error:

@@ -60,7 +60,12 @@ def run_party(kit: Path, *, forgotten: bool = False) -> int:
             "kit-incomplete", f"{kit}: key.pem is not that of party {settings.party} in the trust bundle"
         )
     broadcast_key = load_broadcast_key(kit)
-    store = SqliteStore(kit / "party.db", anchor=kit / settings.anchor, behind=forgotten)
+    store = SqliteStore(
+        kit / "party.db",
+        owner=trust.owner(f"party/{settings.party}"),
+        anchor=kit / settings.anchor,
+        behind=forgotten,
+    )
     topics = Topics(trust.fleet, Principal("party", str(settings.party)))
     reporter = Reporter(f"party/{settings.party}", AuditLog(kit / "audit", f"party/{settings.party}"))
 

@@ -230,8 +230,12 @@ CATALOGUE: dict[str, Entry] = {
     ),
     # -- a role's database and driver (raised) ------------------------------------------------------------------------
     "database-corrupted": Entry(
-        "the database file is damaged, or another program made it",
+        "the database file is damaged, was altered, or another program made it",
         "move it away and start anew, a party with --forgotten; never bring back an old copy, it knows not what it answered",
+    ),
+    "database-foreign": Entry(
+        "the database is that of another role or fleet",
+        "give each role back its own file; a role whose own is lost starts anew, a party with --forgotten",
     ),
     "database-newer": Entry(
         "the database was written by another version of blindsum", "install the version that wrote it, or a newer one"

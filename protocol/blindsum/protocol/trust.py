@@ -32,6 +32,10 @@ class Trust:
             "trust", self.fleet, self.ca, self.operator, self.coordinator, self.coordinator_box, list(self.parties)
         )
 
+    def owner(self, principal: str) -> str:
+        """What a database of "coordinator", "party/<n>" or "device/<id>" of this fleet is known by."""
+        return f"{principal} of {self.fleet} {self.digest.hex()[:16]}"
+
     def key_of(self, principal: str) -> bytes | None:
         """The signing key of "operator", "coordinator" or "party/<n>"; None for anybody else."""
         if principal == "operator":

@@ -33,6 +33,7 @@ from blindsum.runtime.kit import (
     read_file,
 )
 from blindsum.runtime.ports import Inbound
+from blindsum.runtime.sqlite import code_of, damage_of
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 from blindsum.runtime.vault import Vault
@@ -93,13 +94,15 @@ def examine_file(path: Path) -> tuple[bool, Finding]:
         db.execute("BEGIN IMMEDIATE")
         db.execute("ROLLBACK")
         said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as error:
+        if (
+            said == "ok" and db.execute("PRAGMA user_version").fetchone()[0] > 1
+        ):  # one of schema 1 is marked at the next start
+            said = damage_of(db) or said
+    except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             return True, Finding("database", True, "in use: the role is running")
-        return False, Finding(
-            "database", False, str(error), "see that the file can be read, or restore it from its backup"
-        )
-    except sqlite3.DatabaseError as error:
+        if code_of(error) != "database-corrupted":
+            return False, Finding("database", False, str(error), "see that the file and its folder can be written")
         said = str(error)
     finally:
         db.close()

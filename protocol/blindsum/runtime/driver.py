@@ -313,11 +313,17 @@ class Driver:
                 self._tell(event)
 
     def _made(self) -> Machine:
-        """The machine from its rows. Raises BlindsumError "database-older" where they are not as this version writes them."""
+        """The machine from its rows. Raises BlindsumError "database-older" where they are not as this version writes them, and
+        "database-corrupted" where they do not fit together."""
         try:
             return self._make_machine()
+        except BlindsumError:
+            raise
         except DecodeError as error:
             raise BlindsumError("database-older", str(error)) from None
+        except Exception as error:
+            log.debug("not restored", exc_info=True, extra=fields(user=self._topics.principal.user))
+            raise BlindsumError("database-corrupted", f"its rows do not fit together: {error!r}") from None
 
     def _restore(self) -> None:
         """Back to what is stored. The machine is woken after a pause, as at a start."""

@@ -4,7 +4,8 @@ WAL with synchronous=FULL, past the drive's cache where fsync stops before it (f
 power loss (docs/adr/0020-power-cuts.md). secure_delete overwrites what is deleted or replaced and a commit that does either also
 empties the write-ahead log, as does every start, so an erased seed is not left in either file (a copy that the file system or the
 flash controller made is out of reach). Rows under "blob/" are excepted: they hold only what goes over the wire as
-it is. One process at a time owns the file.
+it is. Every row carries its mark and the database their sum (`marks`): a row that was damaged, lost or put in shows. One process at
+a time owns the file.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any, Final
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing, Write
 from blindsum.runtime.anchor import Anchor
+from blindsum.runtime.marks import EMPTY, mark, with_row, without_row
 from blindsum.runtime.ports import OutboxRow
 
-__all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore", "code_of"]
+__all__ = ["OUTBOX_MAX", "STORE_CODES", "SqliteStore", "code_of", "damage_of"]
 
 OUTBOX_MAX: Final = 100_000
 """Messages that may wait to leave. Beyond it the oldest go: what the other role lacks, its machine will be asked for again."""
@@ -30,6 +32,7 @@ OUTBOX_MAX: Final = 100_000
 STORE_CODES: Final = frozenset(
     {
         "database-corrupted",
+        "database-foreign",
         "database-in-use",
         "database-newer",
         "database-older",
@@ -43,25 +46,39 @@ STORE_CODES: Final = frozenset(
 """The codes that mean the store cannot be used; nothing may be acknowledged or sent after one."""
 
 APPLICATION_ID: Final = 0x626C7331  # "bls1"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SCAN_PAGE: Final = 32
 WIRE_PREFIX: Final = "blob/"  # of rows that hold chunks as they are sent
 WAL_SIZE_MAX: Final = 16 << 20
 
 _SCHEMA: Final = """
-CREATE TABLE kv (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
-CREATE TABLE wire (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
+CREATE TABLE kv (key TEXT NOT NULL UNIQUE, mark BLOB NOT NULL, value BLOB NOT NULL) STRICT;
+CREATE TABLE wire (key TEXT NOT NULL UNIQUE, mark BLOB NOT NULL, value BLOB NOT NULL) STRICT;
 CREATE TABLE outbox (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, chunk INTEGER NOT NULL, "to" TEXT NOT NULL, retain INTEGER NOT NULL,
-  kind TEXT, body BLOB, blob BLOB, idx INTEGER, UNIQUE ("to", blob, idx)
+  kind TEXT, body BLOB, blob BLOB, idx INTEGER, mark BLOB NOT NULL, UNIQUE ("to", blob, idx)
 ) STRICT;
 CREATE INDEX outbox_order ON outbox (chunk, seq);
+CREATE TABLE whole (owner TEXT NOT NULL, sum BLOB NOT NULL) STRICT;
+INSERT INTO whole VALUES ('', zeroblob(32));
+"""
+
+_FROM_1: Final = """
+ALTER TABLE kv ADD COLUMN mark BLOB NOT NULL DEFAULT x'';
+ALTER TABLE wire ADD COLUMN mark BLOB NOT NULL DEFAULT x'';
+ALTER TABLE outbox ADD COLUMN mark BLOB NOT NULL DEFAULT x'';
+UPDATE kv SET mark = mark(key, value);
+UPDATE wire SET mark = mark(key, value);
+UPDATE outbox SET mark = mark("to", retain, kind, body, blob, idx);
+CREATE TABLE whole (owner TEXT NOT NULL, sum BLOB NOT NULL) STRICT;
+INSERT INTO whole VALUES ('', zeroblob(32));
 """
 
 _CODES: Final = {
     sqlite3.SQLITE_FULL: "disk-full",
     sqlite3.SQLITE_BUSY: "database-in-use",
     sqlite3.SQLITE_LOCKED: "database-in-use",
+    sqlite3.SQLITE_ERROR: "database-corrupted",  # a table or column is not there
     sqlite3.SQLITE_CORRUPT: "database-corrupted",
     sqlite3.SQLITE_NOTADB: "database-corrupted",
     sqlite3.SQLITE_READONLY: "database-unwritable",
@@ -69,24 +86,29 @@ _CODES: Final = {
     sqlite3.SQLITE_PERM: "database-unwritable",
 }
 
+_Row = tuple[str, int, str | None, bytes | None, bytes | None, int | None]
+
 
 class SqliteStore:
     """The store at `path`, created with mode 0600 if it is not there. Any thread may read; one thread writes.
 
-    With `anchor`, a file that says how far the database has come, one that is older than that is refused. `behind` takes it all
-    the same, for a role that knows it has forgotten: what waited to leave is dropped, and the anchor holds from here on.
+    With `owner`, the database is that role's from now on, and one of another role is refused. With `anchor`, a file that says how
+    far the database has come, one that is older than that is refused. `behind` takes it all the same, for a role that knows it
+    has forgotten: what waited to leave is dropped, and the anchor holds from here on.
 
-    Raises BlindsumError: "database-corrupted" (damaged, or not a blindsum database), "database-newer", "database-in-use"
-    (another process), "database-rolled-back", "database-unwritable", "disk-full", "disk-failed".
+    Raises BlindsumError: "database-corrupted" (damaged, or not a blindsum database; also later, when a row is read),
+    "database-foreign" (another role's), "database-newer", "database-in-use" (another process), "database-rolled-back",
+    "database-unwritable", "disk-full", "disk-failed".
     """
 
-    def __init__(self, path: Path | str, *, anchor: Path | None = None, behind: bool = False) -> None:
+    def __init__(self, path: Path | str, *, owner: str = "", anchor: Path | None = None, behind: bool = False) -> None:
         self.path = Path(path)
         self.dropped = 0
         self._pending = 0  # rows in the outbox
         self._queued = 0  # the highest number of a row that ever was in it
         self._erased = False  # whether the open transaction deletes or replaces rows
         self._overwrites = False
+        self._sum = EMPTY  # of the marks of all rows, as the open transaction leaves it
         self._lock = threading.RLock()
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -98,6 +120,7 @@ class SqliteStore:
         try:
             with self._guard():
                 self._prepare()
+                self._own(owner)
                 self._anchor = None if anchor is None else self._anchored(Anchor(anchor), behind=behind)
         except BaseException:
             self._db.close()
@@ -105,12 +128,12 @@ class SqliteStore:
 
     def get(self, key: str) -> bytes | None:
         with self._guard():
-            row = self._db.execute(f"SELECT value FROM {_table(key)} WHERE key = ?", (key,)).fetchone()
-        return None if row is None else bytes(row[0])
+            row = self._db.execute(f"SELECT mark, value FROM {_table(key)} WHERE key = ?", (key,)).fetchone()
+        return None if row is None else self._whole(key, *row)
 
     def scan(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Rows whose key starts with `prefix`, in key order, read in pages: what is written meanwhile may or may not show."""
-        return self._pages("key, value", prefix)
+        return ((key, self._whole(key, found, value)) for key, found, value in self._pages("key, mark, value", prefix))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys alone, as `scan`."""
@@ -119,7 +142,7 @@ class SqliteStore:
     def _pages(self, columns: str, prefix: str) -> Iterator[Any]:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff"
         both = WIRE_PREFIX.startswith(prefix) and prefix != WIRE_PREFIX
-        table = "(SELECT * FROM kv UNION ALL SELECT * FROM wire)" if both else _table(prefix)
+        table = f"(SELECT {columns} FROM kv UNION ALL SELECT {columns} FROM wire)" if both else _table(prefix)
         query = f"SELECT {columns} FROM {table} WHERE key {{}} ? AND key < ? ORDER BY key LIMIT ?"
         start, compare = prefix, ">="
         while True:
@@ -134,6 +157,7 @@ class SqliteStore:
         with self._guard():
             if not self._db.in_transaction:
                 self._db.execute("BEGIN IMMEDIATE")
+                self._sum = self._stored_sum()
             for write in writes:
                 self._write(write.key, write.value)
             for out in messages:
@@ -142,6 +166,7 @@ class SqliteStore:
     def commit(self, writes: Iterable[Write] = (), messages: Iterable[Outgoing] = ()) -> None:
         with self._guard():
             self.stage(writes, messages)
+            self._db.execute("UPDATE whole SET sum = ? WHERE sum != ?", (self._sum, self._sum))
             self._db.execute("COMMIT")
             if self._erased:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -158,16 +183,17 @@ class SqliteStore:
 
     def outbox(self, *, after: int = 0, chunks: bool | None = None, limit: int = 64) -> list[OutboxRow]:
         where = "" if chunks is None else f"chunk = {int(chunks)} AND"
-        query = (
-            f'SELECT seq, "to", retain, kind, body, blob, idx FROM outbox WHERE {where} seq > ? ORDER BY seq LIMIT ?'
-        )
+        query = f'SELECT seq, mark, "to", retain, kind, body, blob, idx FROM outbox WHERE {where} seq > ? ORDER BY seq LIMIT ?'
         with self._guard():
             rows = self._db.execute(query, (after, limit)).fetchall()
+        for seq, found, *fields in rows:
+            if found != mark(*fields):
+                raise BlindsumError("database-corrupted", f"{self.path}: message {seq} is not what was written")
         return [
             OutboxRow(
                 seq, Message(kind, to, body, bool(retain)) if blob is None else ChunkOut(to, blob, idx, bool(retain))
             )
-            for seq, to, retain, kind, body, blob, idx in rows
+            for seq, _, to, retain, kind, body, blob, idx in rows
         ]
 
     def sent(self, seqs: Iterable[int]) -> None:
@@ -207,16 +233,44 @@ class SqliteStore:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif application != APPLICATION_ID:
             raise BlindsumError("database-corrupted", f"{self.path} is another program's database")
-        elif version != SCHEMA_VERSION:
+        elif version not in (1, SCHEMA_VERSION):
             raise BlindsumError(
                 "database-newer", f"{self.path} has schema {version}, this version reads {SCHEMA_VERSION}"
             )
-        db.execute("COMMIT")
         found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise BlindsumError("database-corrupted", f"{self.path}: {found}")
+        if version == 1:
+            self._convert()
+        db.execute("COMMIT")
+        if damage := damage_of(db):
+            raise BlindsumError("database-corrupted", f"{self.path}: {damage}")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the last life may have ended between an erasure and this
         self._pending, self._queued = self._count(), self._sequence()
+
+    def _convert(self) -> None:
+        """Mark the rows of a database of schema 1."""
+        self._db.create_function("mark", -1, mark, deterministic=True)
+        for statement in _FROM_1.split(";\n"):
+            self._db.execute(statement)
+        self._db.execute("UPDATE whole SET sum = ?", (_sum_of(self._db),))
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _own(self, owner: str) -> None:
+        """Hold the database to its role, from the first time on that it is told one."""
+        held = self._db.execute("SELECT owner FROM whole").fetchone()[0]
+        if owner and not held:
+            self._db.execute("UPDATE whole SET owner = ?", (owner,))
+        elif owner and held != owner:
+            raise BlindsumError("database-foreign", f"{self.path} is of {held}, not of {owner}")
+
+    def _whole(self, key: str, found: bytes, value: bytes) -> bytes:
+        if found != mark(key, value):
+            raise BlindsumError("database-corrupted", f"{self.path}: row {key} is not what was written")
+        return value
+
+    def _stored_sum(self) -> bytes:
+        return bytes(self._db.execute("SELECT sum FROM whole").fetchone()[0])
 
     def _anchored(self, anchor: Anchor, *, behind: bool) -> Anchor:
         """Hold the database to its anchor, and the anchor to the database from now on."""
@@ -249,13 +303,19 @@ class SqliteStore:
         wiped = table == "kv"
         if wiped != self._overwrites:
             self._overwrite(wiped)
+        old = self._db.execute(f"SELECT mark FROM {table} WHERE key = ?", (key,)).fetchone()
+        if old is not None:
+            self._sum = without_row(self._sum, old[0])
         if value is None:
-            gone = self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,)).rowcount
+            self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
         else:
-            gone = self._db.execute(f"UPDATE {table} SET value = ? WHERE key = ?", (value, key)).rowcount
-            if not gone:
-                self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, value))
-        self._erased |= wiped and gone > 0
+            new = mark(key, value)
+            self._sum = with_row(self._sum, new)
+            if old is None:
+                self._db.execute(f"INSERT INTO {table} (key, mark, value) VALUES (?, ?, ?)", (key, new, value))
+            else:
+                self._db.execute(f"UPDATE {table} SET mark = ?, value = ? WHERE key = ?", (new, value, key))
+        self._erased |= wiped and old is not None
 
     def _overwrite(self, on: bool) -> None:
         self._db.execute(f"PRAGMA secure_delete = {int(on)}")
@@ -266,12 +326,12 @@ class SqliteStore:
             case Listen():
                 return
             case Message():
-                row: tuple[object, ...] = (0, out.to, out.retain, out.kind, out.body, None, None)
+                row: _Row = (out.to, int(out.retain), out.kind, out.body, None, None)
             case ChunkOut():
-                row = (1, out.to, out.retain, None, None, out.blob, out.index)
+                row = (out.to, int(out.retain), None, None, out.blob, out.index)
         cursor = self._db.execute(
-            'INSERT OR IGNORE INTO outbox (chunk, "to", retain, kind, body, blob, idx) VALUES (?, ?, ?, ?, ?, ?, ?)',
-            row,
+            'INSERT OR IGNORE INTO outbox (chunk, mark, "to", retain, kind, body, blob, idx) VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
+            (int(isinstance(out, ChunkOut)), mark(*row), *row),
         )
         self._pending += cursor.rowcount
         if cursor.rowcount:
@@ -308,6 +368,24 @@ def code_of(error: sqlite3.Error) -> str:
     """The catalogue's code for what SQLite says of a disk or a file, "" where it has none: a misuse, which is ours."""
     number = getattr(error, "sqlite_errorcode", None)
     return "" if number is None else _CODES.get(number & 0xFF, "disk-failed")
+
+
+def damage_of(db: sqlite3.Connection) -> str:
+    """What shows that a database is not as it was written, or nothing. Values under "blob/" are held to their marks when they are
+    read: there can be hundreds of megabytes of them."""
+    if db.execute("SELECT sum FROM whole").fetchall() != [(_sum_of(db),)]:
+        return "rows are missing, or of another time than the rest"
+    for key, found, value in db.execute("SELECT key, mark, value FROM kv"):
+        if found != mark(key, value):
+            return f"row {key} is not what was written"
+    return ""
+
+
+def _sum_of(db: sqlite3.Connection) -> bytes:
+    total = EMPTY
+    for (found,) in db.execute("SELECT mark FROM kv UNION ALL SELECT mark FROM wire"):
+        total = with_row(total, found)
+    return total
 
 
 def _table(key: str) -> str:

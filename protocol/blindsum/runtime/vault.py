@@ -97,8 +97,8 @@ def unseal(path: Path, data: bytes, vault: Vault | None) -> bytes:
 class SealedStore(SqliteStore):
     """A store whose rows are sealed. One that was not until now is, row by row, in one transaction."""
 
-    def __init__(self, path: Path | str, vault: Vault) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path | str, vault: Vault, *, owner: str = "") -> None:
+        super().__init__(path, owner=owner)
         self._vault = vault
         try:
             check = super().get(CHECK)
@@ -129,12 +129,12 @@ class SealedStore(SqliteStore):
         return Write(write.key, self._vault.seal(write.key, write.value))
 
 
-def open_store(path: Path, vault: Vault | None) -> SqliteStore:
-    """The store at `path`, sealed where there is a vault. Raises what `SqliteStore` does, and "secret-missing" or
+def open_store(path: Path, vault: Vault | None, *, owner: str = "") -> SqliteStore:
+    """The store of `owner` at `path`, sealed where there is a vault. Raises what `SqliteStore` does, and "secret-missing" or
     "secret-wrong"."""
     if vault is not None:
-        return SealedStore(path, vault)
-    store = SqliteStore(path)
+        return SealedStore(path, vault, owner=owner)
+    store = SqliteStore(path, owner=owner)
     if store.get(CHECK) is not None:
         store.close()
         raise BlindsumError("secret-missing", str(path))

@@ -312,7 +312,7 @@ class Device:
             return self._ledger_
 
     def _open_store(self) -> SqliteStore:
-        return open_store(self._kit / DATABASE_FILE, self._vault)
+        return open_store(self._kit / DATABASE_FILE, self._vault, owner=self._trust.owner(f"device/{self.name}"))
 
     def _function(self, task: str) -> Examples:
         with self._lock:
