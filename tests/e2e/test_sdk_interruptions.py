@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 
 from blindsum.backend.provision import enrol
 from blindsum.protocol.errors import BlindsumError
+from blindsum.sdk import Device, Finding
 from blindsum.sdk.events import State
 from tests.e2e.livingfleet import (
-    JOIN_S,
     TASK,
     WAIT_S,
     Held,
@@ -99,15 +98,26 @@ def test_weeks_offline_and_clocks_that_jump_cost_rounds_and_nothing_else(living:
     before = len(app.heard)
     app.device.start()
     assert app.next("round-abandoned", round=number).data["code"] == "deadline"
-    time.sleep(2 * JOIN_S)  # rounds begin whose joining is long over by this clock
+    app.next("late")  # a round whose joining is long over by this clock
+    assert "days ago by this device's clock" in app.device.reason and "set it (NTP)" in app.device.reason
     assert "joined" not in [event.name for event in app.heard[before:]]
     app.device.ahead_ms = -21 * 86_400_000  # while it runs
     assert app.next("refused").data["code"] == "clock-skew"
     assert "set the clock" in app.device.reason
+    assert not clock_of(app.device).ok and "set the clock" in clock_of(app.device).remedy
     app.device.ahead_ms = 0
     assert app.next("uploaded").data["round"] > number
+    assert clock_of(app.device).ok
     stop_in_time(app.device)
+    assert clock_of(app.device).ok
+    app.device.ahead_ms = -330 * 60_000
+    assert "a round was announced 5 hours later" in clock_of(app.device).detail  # as it stands in the broker
+    app.device.ahead_ms = 0
     assert ("header", "sailor", number) not in living.said
+
+
+def clock_of(device: Device) -> Finding:
+    return next(finding for finding in device.doctor() if finding.name == "clock")
 
 
 def test_device_goes_on_after_a_pause(living: Living) -> None:

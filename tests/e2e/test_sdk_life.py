@@ -26,6 +26,7 @@ from blindsum.runtime.driver import IDLE_MAX_S
 from blindsum.runtime.ports import LinkState
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.sdk import Device, Policy, State, Use
+from blindsum.sdk import __main__ as commands
 
 WAIT_S = 30.0
 HOUR_MS = 3_600_000
@@ -169,6 +170,24 @@ def test_doctor_says_what_is_wrong_with_a_device(kit: Path) -> None:
     wrong = {name: finding.detail for name, finding in findings.items() if not finding.ok}
     assert wrong.keys() == {"broker", "conditions", "consent"}
     assert wrong["conditions"] == "not charging"
+
+
+def test_doctors_command_takes_the_secret_of_a_sealed_kit_and_seals_none(
+    kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(32)))
+    assert commands.main(["doctor", str(kit), "--secret", str(secret)]) == 1  # its broker is away
+    assert b"PRIVATE KEY" in (kit / "key.pem").read_bytes()
+    Device.open(kit, secret=secret.read_bytes())
+    assert b"PRIVATE KEY" not in (kit / "key.pem").read_bytes()
+    capsys.readouterr()
+    for given, code in ([], "secret-missing"), (["--secret", str(kit)], "secret-unusable"):
+        assert commands.main(["doctor", str(kit), *given]) == 1
+        assert code in capsys.readouterr().err
+    assert commands.main(["doctor", str(kit), "--secret", str(secret)]) == 1
+    told = capsys.readouterr().out
+    assert "ok       keys" in told and "ok       clock" in told and "PROBLEM  broker" in told
 
 
 class Napping(Device):

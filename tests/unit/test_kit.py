@@ -105,13 +105,12 @@ def test_certificate_of_another_key_is_refused(kit: Path) -> None:
     assert "do not belong together" in refused(lambda: load_identity(kit, load_trust(kit)), "kit-incomplete")
 
 
-@pytest.mark.parametrize("how", ["another fleet's", "expired", "not yet valid", "damaged", "the authority's own"])
+@pytest.mark.parametrize("how", ["another fleet's", "damaged", "the authority's own"])
 def test_certificate_that_does_not_hold_is_refused(fleet: FleetFolder, kit: Path, how: str) -> None:
     trust, key = load_trust(kit), load_key(kit / "key.pem")
     ca = Ed25519PrivateKey.generate() if how == "another fleet's" else load_key(fleet.operator / "ca.pem")
-    shift = {"expired": -400, "not yet valid": 400}.get(how, 0) * 86_400_000
     certificate = certificate_issue(
-        name=kit.name, public=public_of(key), issuer="clinics", issuer_key=ca, serial=7, now=now_ms() + shift, days=365
+        name=kit.name, public=public_of(key), issuer="clinics", issuer_key=ca, serial=7, now=now_ms(), days=365
     )
     if how == "damaged":
         certificate = certificate[:-1] + bytes([certificate[-1] ^ 1])

@@ -182,6 +182,10 @@ CATALOGUE: dict[str, Entry] = {
         "the broker and this client do not trust each other's certificate, or do not both speak TLS 1.3",
         "check the CA file, the host name in the URL, validity dates and clocks on both sides, and the client certificate",
     ),
+    "tls-time": Entry(
+        "a certificate of the connection to the broker does not hold at this time",
+        "set the clock (NTP) if it is wrong, of this machine or of the broker's; else renew the certificate",
+    ),
     "tls-files-unusable": Entry(
         "a certificate, key or CA file cannot be read or do not belong together",
         "check paths, permissions and PEM contents",

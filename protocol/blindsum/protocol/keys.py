@@ -43,6 +43,7 @@ __all__ = [
     "box_usable",
     "certificate_fault",
     "certificate_issue",
+    "certificate_validity",
     "chunk_open",
     "chunk_seal",
     "derive",
@@ -323,6 +324,12 @@ def certificate_fault(der: bytes, *, ca: bytes, now: int | None) -> tuple[str, s
     if now is not None and not since <= now <= until:
         return "certificate-expired", name, b""
     return "", name, key
+
+
+def certificate_validity(der: bytes, *, ca: bytes) -> tuple[int, int]:
+    """From when until when (ms) a certificate holds in which `certificate_fault` finds no other fault."""
+    _name, _key, since, until = _certificate(der, ca)
+    return int(since), int(until)
 
 
 @lru_cache(maxsize=CERTIFICATES_KEPT)

@@ -12,16 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
-from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.protocol.errors import CATALOGUE, BlindsumError, Refused
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, box_open, box_seal, certificate_fault, public_of
+from blindsum.protocol.machines.deviceround import open_announcement
 from blindsum.protocol.partykeys import keys_of
 from blindsum.protocol.trust import Trust
+from blindsum.protocol.view import CLOCK_SKEW_MAX_MS, open_message
+from blindsum.runtime.clock import RENEWAL, SET_CLOCK, clock_says, lasting, out_of_time
 from blindsum.runtime.endpoint import Endpoint
 from blindsum.runtime.kit import (
     BrokerSettings,
@@ -43,11 +45,14 @@ __all__ = ["Finding", "Patient", "examine", "examine_file"]
 DISK_FREE_MIN: Final = 1 << 30
 DAYS_LEFT_MIN: Final = 30
 CONNECT_TIMEOUT_S: Final = 10.0
+HEAR_S: Final = 1.0
+"""How long an announcement that the broker keeps takes to come."""
+ANNOUNCEMENTS_MAX: Final = 64
 LISTEN_S: Final = 5.0
 """How long the others have to be heard; it ends when all are."""
 PACKET_SIZE_MIN: Final = 131_072
 
-_DAY_S: Final = 86_400
+_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class Patient:
     database: Callable[[], tuple[bool, Finding]]
     """Whether the role holds its database now, and how it is."""
     vault: Vault | None = None
+    clock: Callable[[], int] = now_ms
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -129,9 +135,7 @@ def _keys(patient: Patient) -> str:
     trust, public = load_trust(patient.kit), public_of(load_key(patient.kit / "key.pem", patient.vault))
     load_broadcast_key(patient.kit, patient.vault)
     if patient.principal.role == "device":
-        fault, name, certified = certificate_fault(
-            read_file(patient.kit / "certificate.der"), ca=trust.ca, now=now_ms()
-        )
+        fault, name, certified = certificate_fault(read_file(patient.kit / "certificate.der"), ca=trust.ca, now=None)
         if fault:
             raise BlindsumError("kit-certificate", fault)
         right = (name, certified) == (patient.principal.id, public)
@@ -165,18 +169,17 @@ def _certificates(patient: Patient) -> Iterator[Finding]:
         found.append(("TLS certificate", patient.kit / patient.broker.certificate, x509.load_pem_x509_certificate))
     for name, path, load in found:
         try:
-            until = load(read_file(path)).not_valid_after_utc
+            certificate = load(read_file(path))
         except (BlindsumError, ValueError) as error:
             yield Finding(name, False, f"{path.name}: {error}", "have the kit made again")
             continue
-        days = (until - datetime.now(UTC)).total_seconds() / _DAY_S
-        if days < DAYS_LEFT_MIN:
-            detail = (
-                f"it ends in {days:.0f} days" if days > 0 else f"it ended on {until:%Y-%m-%d}, or the clock is wrong"
-            )
-            yield Finding(name, False, detail, "have the kit made again, and see that the clock is right")
-        else:
-            yield Finding(name, True, f"it ends on {until:%Y-%m-%d}")
+        now, end = patient.clock(), certificate.not_valid_after_utc
+        since, until = (1000 * int(at.timestamp()) for at in (certificate.not_valid_before_utc, end))
+        wrong, remedy = out_of_time("it", since=since, until=until, now=now)
+        days = (until - now) // _DAY_MS
+        if not wrong and days < DAYS_LEFT_MIN:
+            wrong, remedy = f"it ends in {days} days", RENEWAL
+        yield Finding(name, not wrong, wrong or f"it ends on {end:%Y-%m-%d}", remedy)
 
 
 def _disk(kit: Path) -> Finding:
@@ -212,10 +215,13 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
     """Log in as the role would, read how much the broker takes, and who is there."""
     topics = Topics(load_trust(patient.kit).fleet, patient.principal)
     online: dict[str, bool] = {}
+    announced: list[bytes] = []
     heard = threading.Lock()
 
     def arrived(inbound: Inbound) -> bool:
         """Acknowledges nothing, so that the role gets all of it when it runs."""
+        if inbound.topic.endswith("/announcement") and len(announced) < ANNOUNCEMENTS_MAX:
+            announced.append(inbound.body)
         who = topics.presence_of(inbound.topic)
         if who is not None and who.role != "device":
             with heard:
@@ -223,9 +229,10 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         return True
 
     presence = [pattern for pattern in topics.subscriptions if pattern.startswith(f"{topics.root}/st/")]
+    announcements = [] if patient.principal.role == "coordinator" else [f"{topics.root}/bc/+/announcement"]
     link = make_link(patient.kit, patient.broker, topics, patient.vault)
     try:
-        link.open(presence, on_message=arrived, on_state=lambda _state: None)
+        link.open([*presence, *announcements], on_message=arrived, on_state=lambda _state: None)
         link.wait_connected(CONNECT_TIMEOUT_S)
         told = f"{patient.broker.url} lets {patient.principal.user} in, MQTT {link.protocol}, {took:.0f} ms away"
         yield Finding("broker", True, told)
@@ -235,6 +242,10 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         yield Finding(
             "message size", enough, f"{size} bytes, {PACKET_SIZE_MIN} are enough for chunks of 120 KiB", remedy
         )
+        if announcements:
+            time.sleep(HEAR_S)
+            link.unsubscribe(announcements[0])  # the broker may remember it for the role
+            yield _clock(load_trust(patient.kit), announced, patient.clock())
         if presence:  # only the coordinator may hear who is there
             wanted = _wanted(patient)
             until = time.monotonic() + LISTEN_S
@@ -246,6 +257,19 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
     finally:
         link.close()
+
+
+def _clock(trust: Trust, announced: list[bytes], now: int) -> Finding:
+    """No round is announced before it is; that the last one was long ago means nothing."""
+    says, ahead = f"it says {clock_says(now)}", 0
+    for body in announced:
+        signed = open_message(trust, body)
+        view = signed if isinstance(signed, Refused) else open_announcement(trust, signed)
+        if not isinstance(view, Refused):
+            ahead = max(ahead, view.manifest.issued_at - now)
+    if ahead > CLOCK_SKEW_MAX_MS:
+        return Finding("clock", False, f"{says}, and a round was announced {lasting(ahead)} later", SET_CLOCK)
+    return Finding("clock", True, f"{says}, and nothing speaks against it")
 
 
 def _wanted(patient: Patient) -> set[str]:

@@ -9,9 +9,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from blindsum.protocol.errors import BlindsumError
+from blindsum.runtime.clock import clock_says
 from blindsum.runtime.ports import LinkState
+from blindsum.runtime.system import now_ms
 
-__all__ = ["Credentials", "Endpoint", "Tls", "Will", "failure_of"]
+__all__ = ["Credentials", "Endpoint", "Tls", "Will", "failure_of", "failure_said"]
+
+_NOT_NOW: Final = {9: "not valid yet", 10: "no longer valid"}
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
@@ -90,5 +95,13 @@ class Endpoint:
 
 def failure_of(error: Exception) -> LinkState:
     """The state of a link whose connection attempt ended with `error`."""
-    code = "tls-failed" if isinstance(error, ssl.SSLError) else "broker-unreachable"
-    return LinkState(connected=False, code=code, detail=str(error) or type(error).__name__)
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _NOT_NOW:
+        when = f"{_NOT_NOW[error.verify_code]} by this clock, which says {clock_says(now_ms())}"
+        return LinkState(connected=False, code="tls-time", detail=f"the broker's certificate is {when}")
+    return failure_said(str(error) or type(error).__name__, otherwise="broker-unreachable")
+
+
+def failure_said(text: str, *, otherwise: str) -> LinkState:
+    """The state of a link that ended with the error `text`, whose code is `otherwise` where it is none of TLS."""
+    code = "tls-time" if "CERTIFICATE_EXPIRED]" in text else "tls-failed" if "[SSL" in text else otherwise
+    return LinkState(connected=False, code=code, detail=text)

@@ -21,7 +21,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will, failure_of
+from blindsum.runtime.endpoint import Credentials, Endpoint, Tls, Will, failure_of, failure_said
 from blindsum.runtime.logs import fields
 from blindsum.runtime.packet_limit import PacketLimit
 from blindsum.runtime.paho_client import PACKET_OVERHEAD_SIZE, PACKET_SIZE_MAX, RECEIVE_MAX, PahoClient, error_logger
@@ -352,8 +352,7 @@ class MqttLink:
             )
 
     def _explain(self, text: str) -> None:
-        code = "tls-failed" if "[SSL" in text else self._reason.code
-        self._reason = LinkState(connected=False, code=code, detail=text)
+        self._reason = failure_said(text, otherwise=self._reason.code)
 
     def _lost(self) -> None:
         """Say so, learn from how it ended, and leave nothing of the connection behind."""

@@ -21,10 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m blindsum.sdk", description=__doc__)
     parser.add_argument("what", choices=["uses", "doctor"])
     parser.add_argument("kit", type=Path, help="folder of the device's kit")
+    parser.add_argument(
+        "--secret", metavar="FILE", help='file with the secret of a sealed kit, "-" for standard input, or "keyring"'
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     given = parser.parse_args(arguments)
     try:
-        status = (_uses if given.what == "uses" else _doctor)(given.kit, as_json=given.json)
+        if given.what == "uses":
+            status = _uses(given.kit, as_json=given.json)
+        else:
+            status = _doctor(given.kit, given.secret, as_json=given.json)
         sys.stdout.flush()
         return status
     except BlindsumError as error:
@@ -48,8 +54,14 @@ def _uses(kit: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _doctor(kit: Path, *, as_json: bool) -> int:
-    findings = Device.open(kit).doctor()
+def _doctor(kit: Path, secret: str | None, *, as_json: bool) -> int:
+    try:
+        device = Device.open(kit)  # first, because a secret would seal a kit that is not
+    except BlindsumError as error:
+        if error.code != "secret-missing" or secret is None:
+            raise
+        device = Device.open(kit, secret="keyring" if secret == "keyring" else _read_secret(secret))
+    findings = device.doctor()
     for finding in findings:
         if as_json:
             print(json.dumps(dataclasses.asdict(finding)))
@@ -58,6 +70,13 @@ def _doctor(kit: Path, *, as_json: bool) -> int:
             if finding.remedy:
                 print(f"         {finding.remedy}")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _read_secret(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise BlindsumError("secret-unusable", f"{file}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

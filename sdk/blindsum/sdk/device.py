@@ -18,7 +18,7 @@ from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.device import DeviceMachine, Floor
 from blindsum.protocol.machines.step import Store
 from blindsum.protocol.view import RoundView
-from blindsum.runtime.checkup import Finding, Patient, examine, examine_file
+from blindsum.runtime.checkup import Finding, Patient, examine_file
 from blindsum.runtime.kit import DeviceSettings, load_broadcast_key, load_identity, load_trust, make_link, protect_kit
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import load_settings
@@ -29,6 +29,7 @@ from blindsum.runtime.vault import open_store
 from blindsum.sdk.admission import Admission, Count
 from blindsum.sdk.erasure import DATABASE_FILE, erase_memory, leave_rounds
 from blindsum.sdk.events import DeviceEvent, Events, State, call_back
+from blindsum.sdk.fitness import agreed, certificate_doubt, examine_device
 from blindsum.sdk.ledger import LEDGER_FILE, Ledger, Use
 from blindsum.sdk.life import ALONE, Life
 from blindsum.sdk.model import MODELS_FOLDER, Model
@@ -86,7 +87,6 @@ class Device:
         self._lock = threading.RLock()  # guards what follows
         self._wanted = False
         self._life: Life | None = None
-        self._admission: Admission | None = None
         self._ledger_: Ledger | None = None
         self._revival: threading.Timer | None = None
         self._teller: threading.Thread | None = None
@@ -271,15 +271,10 @@ class Device:
 
     def doctor(self) -> list[Finding]:
         """Whether the device can do its work, question by question, with what to do where it cannot; up to fifteen seconds."""
-        principal, database = Principal("device", self.name), partial(examine_file, self._kit / DATABASE_FILE)
-        found = list(examine(Patient(self._kit, principal, self._settings.broker, database, self._vault)))
-        obstacle = self._policy.obstacle()
-        found.append(Finding("conditions", not obstacle, obstacle or "all that the policy requires hold now"))
-        answer = {None: "not asked yet", False: "the user has refused", True: "the user agrees"}[self.consent]
-        found.append(
-            Finding("consent", self._agreed(), answer, "" if self._agreed() else "ask, and set Device.consent")
-        )
-        return found
+        life, broker = self._life, self._settings.broker
+        database = partial(examine_file, self._kit / DATABASE_FILE)
+        patient = Patient(self._kit, Principal("device", self.name), broker, database, self._vault, self._now)
+        return examine_device(patient, self._policy, self.consent, life.clock_doubt if life is not None else "")
 
     # -- for subclasses -------------------------------------------------------------------------------------------
 
@@ -291,19 +286,20 @@ class Device:
 
     def _willing(self, view: RoundView) -> str:
         """ "" to take part in the round, else why not."""
-        life, admission = self._life, self._admission
-        if life is None or admission is None or view.name not in self._examples:
+        life = self._life
+        if life is None or view.name not in self._examples:
             return "the app only follows this task"
-        return admission.join(view, life.held)
+        return self._out_of_time() or life.admission.join(view, life.held)
 
     def _following(self, view: RoundView) -> bool:
         """Whether to fetch the model of a round in which this device takes no part."""
-        life, admission = self._life, self._admission
-        if life is None or admission is None or view.name not in self._followed:
-            return False
-        return admission.fetch(view, life.held)
+        life = self._life
+        return life is not None and view.name in self._followed and life.admission.fetch(view, life.held)
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _out_of_time(self) -> str:
+        return certificate_doubt(self._identity.certificate, self._trust.ca, self._now())
 
     def _ledger(self) -> Ledger:
         with self._lock:
@@ -334,10 +330,6 @@ class Device:
             follow=self._following,
         )
 
-    def _agreed(self) -> bool:
-        consent = self.consent
-        return consent if consent is not None else not self._policy.ask_consent
-
     def _flip(self, switch: str, value: int) -> None:
         with self._lock:
             self._ledger().set_switch(switch, value)
@@ -363,7 +355,7 @@ class Device:
             if not self._wanted:
                 return
             try:
-                if not self._agreed():
+                if not agreed(self.consent, self._policy):
                     self._end(STOP_TIMEOUT_S, (State.WAITING, "for the user's consent"))
                 elif self._ledger().switch("paused"):
                     self._end(STOP_TIMEOUT_S, (State.PAUSED, "by the app"))
@@ -379,7 +371,7 @@ class Device:
         self._withdraw()
         tasks, ledger = frozenset(self._examples) | self._followed, self._ledger()
         topics = Topics(self._trust.fleet, Principal("device", self.name), tuple(sorted(tasks)))
-        self._admission = admission = Admission(self.name, self._policy, ledger, self._counts, clock=self._now)
+        admission = Admission(self.name, self._policy, ledger, self._counts, clock=self._now)
         link = self._link(topics)
         life: Life
 
@@ -407,6 +399,8 @@ class Device:
             failed=self._revive,
         )
         self._show((State.WAITING, "for a round"))
+        if wrong := self._out_of_time():
+            self._tell(DeviceEvent("refused", {"code": "kit-certificate", "detail": wrong}))
         life.start()
 
     def _end(self, timeout_s: float, shown: tuple[State, str]) -> None:
@@ -442,7 +436,10 @@ class Device:
             listener.put(event)
 
     def _shown(self) -> tuple[State, str]:
-        """What goes on, or that there is no connection where one is needed for it."""
+        """What goes on, or that there is no connection where one is needed, or that the clock or certificate is wrong."""
         life, doing = self._life, self._doing
-        offline = life.offline if life is not None else ""
-        return (State.CONNECTING, offline) if offline and doing[0] not in ALONE else doing
+        if life is None or doing[0] in ALONE:
+            return doing
+        if life.offline:
+            return State.CONNECTING, life.offline
+        return doing[0], (doing[0] is State.WAITING and self._out_of_time()) or doing[1]

@@ -14,6 +14,7 @@ from blindsum.protocol.machines.step import Event
 from blindsum.protocol.messages import BlobRef
 from blindsum.protocol.refusals import REFUSALS
 from blindsum.protocol.view import RoundView
+from blindsum.runtime.clock import clock_says, lasting
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.ports import DurableStore, Link
 from blindsum.runtime.sqlite import SqliteStore
@@ -70,11 +71,13 @@ class Life:
     ) -> None:
         self._name, self._url, self._store = name, url, store
         self._tell, self._show, self._failed = tell, show, failed
-        self._admission, self._ledger, self._clock = admission, ledger, clock
+        self.admission, self._ledger, self._clock = admission, ledger, clock
         self._models = models
         self._link = MeteredLink(link)
         self.offline = f"to {url}"
         """Why there is no connection, "" where there is one."""
+        self.clock_doubt = ""
+        """What the last announcement says against this device's clock, "" where nothing does."""
         self._machine: DeviceMachine
         self._views: dict[str, RoundView] = {}
         self._declined: dict[str, tuple[object, object]] = {}
@@ -117,9 +120,19 @@ class Life:
         data = dict(event.data)
         number, task = data.get("round"), str(data.get("task", ""))
         if event.name == "declined":
+            self.clock_doubt = ""
             if self._declined.get(task) == (number, data["reason"]):
                 return  # coordinators repeat announcements, and the answer is still the same
             self._declined[task] = number, data["reason"]
+        if event.name == "late":
+            ago = lasting(int(str(data["ms"])))
+            said = f"joining round {number} ended {ago} ago by this device's clock"
+            self.clock_doubt = f"{said}, which says {clock_says(self._clock())}; if that is wrong, set it (NTP)"
+            if self._declined.get(task) == (number, "late"):
+                return
+            self._declined[task] = number, "late"
+            if self._state is State.WAITING:
+                self._put(State.WAITING, f"for a round; {self.clock_doubt}")
         states = {
             "joined": (State.JOINED, f"round {number}, waiting for the roster"),
             "train": (State.TRAINING, f"round {number}"),
@@ -134,10 +147,11 @@ class Life:
             case "connected":
                 self.offline = ""
             case "disconnected":
-                self.offline = f"to {self._url}: {data['detail'] or data['code']}"
+                self.offline = f"to {self._url}: {data['detail'] or data['code']}{_mended(str(data['code']))}"
             case "model":
                 self._keep(task)
             case "joined" | "train":
+                self.clock_doubt = ""
                 view = self._machine.view(task)
                 if view is not None:
                     self._views[task] = view
@@ -169,7 +183,7 @@ class Life:
         plan, model = self._machine.blob(view.task.plan), self._machine.blob(view.manifest.model)
         try:
             if plan is not None and model is not None:
-                self._admission.artifact(view, plan)
+                self.admission.artifact(view, plan)
                 self._models(task).keep(view, plan, model)
         except BlindsumError as error:
             log.warning("the model cannot be kept: %s", error)
@@ -180,7 +194,7 @@ class Life:
         if early and view is not None:
             try:
                 if self._ledger.last(task)[0] < view.number:
-                    self._admission.left_early(view)
+                    self.admission.left_early(view)
             except BlindsumError as error:
                 log.warning("the ledger cannot be kept: %s", error.code)
 
@@ -194,7 +208,11 @@ class Life:
 
     def _refused(self, refused: Refused) -> None:
         if refused.code in OWN_REFUSALS:
-            self._put(State.WAITING, f"{REFUSALS[refused.code].cause}; {REFUSALS[refused.code].remedy}")
+            entry = REFUSALS[refused.code]
+            reason = f"{entry.cause} ({refused.detail}); {entry.remedy}"
+            if refused.code == "clock-skew":
+                self.clock_doubt = reason = f"{reason}; it says {clock_says(self._clock())}"
+            self._put(State.WAITING, reason)
             self._tell("refused", {"code": refused.code, "detail": refused.detail})
 
     def _put(self, state: State, reason: str) -> None:
@@ -208,6 +226,11 @@ class Life:
         if early and self._state is State.TRAINING:
             self._put(State.WAITING, f"for the next round; training ended early: {early}")
         self._tell(name, data)
+
+
+def _mended(code: str) -> str:
+    """What to do about a lost connection. That of one which is only away comes back by itself."""
+    return "" if code in ("", "broker-unreachable") else f"; {CATALOGUE[code].remedy}"
 
 
 def _explained(code: str) -> str:

@@ -208,7 +208,9 @@ class DeviceMachine:
         manifest = view.manifest
         if manifest.issued_at > now + CLOCK_SKEW_MAX_MS:
             return Refused("clock-skew", detail=f"the manifest was issued {(manifest.issued_at - now) // 1000} s ahead")
-        if now >= (manifest.join_until if view.base.has_roster else manifest.upload_until):
+        if now >= (end := manifest.join_until if view.base.has_roster else manifest.upload_until):
+            if now - end >= CLOCK_SKEW_MAX_MS:  # an old announcement that the broker kept, or a clock that is ahead
+                self._journal.event("late", task=task, round=number, ms=now - end)
             return Refused("round-stale", detail="joining is over")
         if self._floor.roster and not view.base.has_roster:
             return Refused(
