@@ -193,6 +193,18 @@ def test_task_create_without_a_roster_says_what_is_lost(run: Run, fleet: Path, a
     assert status != 0 and "known: roster, no-roster" in said
 
 
+def test_task_create_makes_rounds_buffers_of_late_updates_where_there_is_no_roster(
+    answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path
+) -> None:
+    options = ("--devices-max", 100, "--staleness")
+    answer("task", "create", fleet, "late", artifact, *options, 10, "--profile", "no-roster")
+    shown = answer("task", "show", fleet, "late")
+    assert (shown["profile"], shown["staleness"]) == ("no-roster", 10)
+    for wrong in ((10,), (101, "--profile", "no-roster"), (-1, "--profile", "no-roster")):
+        status, _, said = run("task", "create", fleet, "no", artifact, *options, *wrong)
+        assert status != 0 and "task-invalid" in said and "up to 100 rounds" in said
+
+
 def test_task_create_takes_an_algorithm_that_the_artifact_can_do(
     answer: Callable[..., Any], run: Run, fleet: Path, tmp_path: Path
 ) -> None:

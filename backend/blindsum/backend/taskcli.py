@@ -67,6 +67,9 @@ def task_create(
             help="roster, or no-roster: one upload a device when it is ready, under one mask layer instead of two."
         ),
     ] = "roster",
+    staleness: Annotated[
+        int, typer.Option(help="no-roster: a training may go, discounted, into one of so many rounds after its own.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Sign a task and put it into the coordinator's kit. Crypto parameters are derived from the threat model, and printed."""
@@ -98,6 +101,7 @@ def task_create(
         proximal=proximal,
         population=population,
         profile=profile,  # type: ignore[arg-type]
+        staleness=staleness,
     )
     model = None if parameters is None else read_file(parameters)
     files, derived = create_task(made.operator, read_file(artifact), plan, model)
@@ -222,6 +226,7 @@ def _summary(found: Any) -> dict[str, Any]:
         "parameters": sum(segment.length for segment in task.segments if segment.codec == "quantised"),
         "devices": f"{task.devices_min} to {task.devices_max}",
         "algorithm": task.algorithm.name,
+        **({} if found.view.has_roster else {"profile": "no-roster", "staleness": found.view.staleness_max}),
         "cohort_min": found.view.threat.cohort_min,
         "eligibility": ", ".join(f"{c.kind}={','.join(map(str, c.values))}" for c in task.eligibility),
     }

@@ -65,6 +65,7 @@ __all__ = [
 
 ADAPTIVE: Final = ("fedadam", "fedyogi")
 ADAPTIVE_RATE: Final = 0.01
+STALENESS_MAX: Final = 100
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
 
@@ -79,7 +80,9 @@ class Plan:
     "evaluate", which leaves the model as it is and sums metrics. `server_rate`: None takes 0.01 for fedadam and fedyogi, 1 for
     the others. `momentum` is that of fedavgm and beta 1 of the adaptive two, `beta2` and `tau` are theirs; `population`: the
     weight of all devices together, in a round or not (scaffold). `profile` "no-roster": one upload a device, when it is ready,
-    under the first mask layer alone (docs/THREAT-MODEL.md); `join_s` then adds to `upload_s`. `proximal`: FedProx's mu, beside
+    under the first mask layer alone (docs/THREAT-MODEL.md); `join_s` then adds to `upload_s`, and a round closes as soon as
+    `devices_max` uploads are in. There, `staleness` makes rounds the buffers of FedBuff: a device whose training outlasts its round
+    adds it, discounted, to one of so many rounds later. `proximal`: FedProx's mu, beside
     any algorithm (the artifact's optimiser has one).
     """
 
@@ -107,6 +110,7 @@ class Plan:
     decide_s: float = 30.0
     chunk_size: int = 0
     profile: Literal["roster", "no-roster"] = "roster"
+    staleness: int = 0
     eligibility: tuple[Criterion, ...] = ()
 
 
@@ -176,6 +180,9 @@ def sign_task(
     """Sign a task with the operator's key: what devices run (`artifact`, to the protocol just bytes) and the flat little-endian
     float32 parameters that round 1 starts from. `statistics`: length of the exact segment. Raises BlindsumError
     "parameters-unsafe" (with the numbers) or "task-invalid"."""
+    if not 0 <= plan.staleness <= (STALENESS_MAX if plan.profile == "no-roster" else 0):
+        told = f"staleness {plan.staleness}; profile no-roster takes up to {STALENESS_MAX} rounds, roster none"
+        raise BlindsumError("task-invalid", told)
     if plan.chunk_size == 0:
         try:
             small = replace(plan, chunk_size=SMALL_CHUNK_SIZE)
@@ -246,7 +253,7 @@ def sign_task(
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),
         rounds_max=plan.rounds,
         eligibility=list(plan.eligibility),
-        **({} if plan.profile == "roster" else {"no_roster": NoRoster(staleness_max=0)}),
+        **({} if plan.profile == "roster" else {"no_roster": NoRoster(staleness_max=plan.staleness)}),
     )
     head = Head(type="task", fleet=trust.fleet, task=plan.name, round=0, sender="operator", to="all")
     record = seal_envelope(key, head, task)

@@ -232,7 +232,7 @@ class RoundsForgotten(Checker):
         "revoked",
         *_KEYS,
     )
-    DEVICE: Final = ("spent/", "blob/")
+    DEVICE: Final = ("spent/", "blob/", "late/")
 
     def ended(self, world: World) -> None:
         world.rest()

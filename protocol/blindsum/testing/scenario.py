@@ -45,6 +45,7 @@ class Scenario:
     rotate: bool
     sparse: bool
     no_roster: bool = False
+    staleness: int = 0
 
     def __str__(self) -> str:
         graph = "no roster" if self.no_roster else "sparse" if self.sparse else "complete"
@@ -78,7 +79,8 @@ class Scenario:
             weight_max=dice.choice((1, 8)),
             join_ms=15_000,
             upload_ms=60_000,
-            no_roster=NoRoster(staleness_max=0) if self.no_roster else None,
+            no_roster=NoRoster(staleness_max=self.staleness) if self.no_roster else None,
+            slow=[f"d-{number:04d}" for number in range(self.devices // 3)] if self.staleness else (),
         )
 
     def play(self, rounds: int = ROUNDS_UNDER_FAULTS) -> World:
@@ -96,8 +98,8 @@ class Scenario:
         return world
 
 
-def scenario(seed: int, *, no_roster: bool = False) -> Scenario:
-    """The scenario of a seed."""
+def scenario(seed: int, *, no_roster: bool = False, staleness: int = 0) -> Scenario:
+    """The scenario of a seed. Where there is `staleness`, a third of the devices trains for longer than a round."""
     dice = random.Random(f"shape/{seed}")
     mix = MIXES[seed % len(MIXES)]
     sparse = seed % 16 == 5
@@ -112,6 +114,7 @@ def scenario(seed: int, *, no_roster: bool = False) -> Scenario:
         rotate=dice.random() < 0.3,
         sparse=sparse,
         no_roster=no_roster,
+        staleness=staleness,
     )
 
 

@@ -18,6 +18,7 @@ from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.late import LateUpdate
 from blindsum.protocol.machines.step import ChunkOut, Event, Machine, Step
 from blindsum.protocol.messages import Payload, Result
 from blindsum.protocol.params import Committee
@@ -59,7 +60,8 @@ class World(Stage):
     """A fleet in one process.
 
     `behaviours` makes roles malicious by name, `faulty` names others that the test itself will speak for; `ballots` lets
-    every device add 1 in an exact coordinate of its own; `**task` goes to `make_task`. `run` plays rounds, `check` holds
+    every device add 1 in an exact coordinate of its own; devices in `slow` finish no training before the next round begins, and
+    `began` says for which round each upload was trained; `**task` goes to `make_task`. `run` plays rounds, `check` holds
     them to the rules; for a closer look there are `start`, `until`, `give` and `finish`.
     """
 
@@ -75,6 +77,7 @@ class World(Stage):
         checkers: Iterable[type[Checker]] = CHECKERS,
         updates: Callable[[str, int], np.ndarray] | None = None,
         ballots: bool = False,
+        slow: Iterable[str] = (),
         name: str = "sum",
         **task: object,
     ) -> None:
@@ -89,6 +92,9 @@ class World(Stage):
         self.checkers = [kind() for kind in checkers]
         self.events: list[tuple[str, Event]] = []
         self.truth: dict[tuple[int, str], bytes] = {}
+        self.began: dict[tuple[int, str], int] = {}
+        self.slow = frozenset(slow)
+        self._trained: dict[str, LateUpdate] = {}
         self.results: list[Finished] = []
         self.failed: dict[int, bytes] = {}
         self.rosters: dict[int, tuple[str, ...]] = {}
@@ -169,6 +175,7 @@ class World(Stage):
         away = [name for name in parties if self.now < self.faults_end and self.dice.random() < self.faults.away]
         for name in away[: self.committee.parties - self.committee.quorum]:
             self.stop(name)
+        self._finish_trainings()
         self.number += 1
         for _ in range(STARTS_MAX):
             if not self.actors["coordinator"].alive:  # its disk was full
@@ -285,6 +292,27 @@ class World(Stage):
         if self._chance("roster", actor.name, view.number) < self.faults.drop_roster:
             return
         name = actor.name.removeprefix("device/")
+        late = machine.late.fit(view)
+        made = self._drawn_for(view, name) if late is None else late
+        if late is None and name in self.slow:
+            self._trained[name] = made
+            return
+        tau = made.staleness(view) or 0
+        lanes = encode_update(
+            view.base,
+            made.discounted(tau),
+            weight=made.weight,
+            statistics=made.statistics,
+            rotation=view.manifest.rotation,
+            key=Entropy(self.seed, f"rounding/{name}/{view.number}")(32),
+        )
+        self.truth[view.number, name] = pack(view.base.segments, lanes)
+        self.began[view.number, name] = made.began
+        kept = made if view.base.staleness_max and late is None else None
+        self.apply(actor, machine.upload(self.task, view.number, lanes, self.now + actor.skew_ms, kept))
+
+    def _drawn_for(self, view: RoundView, name: str) -> LateUpdate:
+        """What a device trains for a round."""
         place = self.devices.index(name)
         dice = np.random.default_rng([self.seed, view.number, place])
         segments = view.base.segments
@@ -294,16 +322,16 @@ class World(Stage):
         statistics = dice.integers(0, 1000, segments[1].length - 1).tolist()
         if self.ballots:
             statistics = [int(place == other) for other in range(len(self.devices))]
-        lanes = encode_update(
-            view.base,
-            update,
-            weight=1 + place % view.task.codec.weight_max,
-            statistics=statistics,
-            rotation=view.manifest.rotation,
-            key=Entropy(self.seed, f"rounding/{name}/{view.number}")(32),
-        )
-        self.truth[view.number, name] = pack(segments, lanes)
-        self.apply(actor, machine.upload(self.task, view.number, lanes, self.now + actor.skew_ms))
+        return LateUpdate.of(view, update, 1 + place % view.task.codec.weight_max, statistics)
+
+    def _finish_trainings(self) -> None:
+        """Slow devices are done with what they began in the last round."""
+        for name, late in self._trained.items():
+            actor = self.actors[f"device/{name}"]
+            machine = actor.machine
+            assert isinstance(machine, DeviceMachine)
+            self.apply(actor, machine.keep(self.task, late, self.now + actor.skew_ms))
+        self._trained = {}
 
     # -- results ----------------------------------------------------------------------------------------------------------
 

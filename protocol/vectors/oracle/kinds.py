@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -335,6 +336,16 @@ def _advance(given: Values) -> Values:
     return {"model": model, "state": state}
 
 
+def _staleness(given: Values) -> Values:
+    age = given["round"] - given["began"]
+    if not 0 < age <= given["staleness_max"]:
+        return {"fits": False}
+    tau = 0 if given["model"] == given["began_model"] else age
+    scale = math.sqrt(1.0 + tau)
+    update = [numbers.single(x / scale) for x in numbers.singles(given["update"])]
+    return {"fits": True, "tau": tau, "update": numbers.packed_singles(update)}
+
+
 def _eligibility(given: Values) -> Values:
     place = int.from_bytes(cbor.digest("share", given["task"], given["device"])[:8], "big") % 1000
     last, number = given["last"], given["round"]
@@ -397,4 +408,5 @@ KINDS: dict[str, Callable[[Values], Values]] = {
     "rotate": _rotate,
     "advance": _advance,
     "eligibility": _eligibility,
+    "staleness": _staleness,
 }

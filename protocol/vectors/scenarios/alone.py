@@ -3,6 +3,7 @@ implementation that knows rounds with a roster only leaves the folder `no-roster
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ __all__ = ["files"]
 
 
 def files(scene: AloneScene) -> list[File]:
-    return [_task(scene), _upload(scene), _arrival(scene), _survivors(scene), _transcript(scene)]
+    return [_task(scene), _upload(scene), _staleness(scene), _arrival(scene), _survivors(scene), _transcript(scene)]
 
 
 def _task(scene: AloneScene) -> File:
@@ -70,6 +71,29 @@ def _upload(scene: AloneScene) -> File:
     )
     for name, upload, vector in zip(scene.names, scene.uploads, scene.vectors, strict=True):
         file.ok(f"device {name}", device=name, self_seeds=upload["seeds"], vector=vector)
+    return file
+
+
+def _staleness(scene: AloneScene) -> File:
+    file = File(
+        "no-roster/staleness.json",
+        "what was trained for one round and goes into a later one: whether it may, and what is left of it",
+        "5.8",
+        "staleness",
+        {"staleness_max": 8, "update": struct.pack("<6f", 1.0, -0.1, 3.0e-39, 0.0, -0.0, 12345.678)},
+    )
+    first, later = (secret(name) for name in ("model of the round", "model of a later round"))
+    for name, began, model in (
+        ("a round ago", 4, later),
+        ("three rounds ago", 2, later),
+        ("the model is still the same", 3, first),
+        ("of the round itself", 5, first),
+        ("of a later round", 6, later),
+    ):
+        file.ok(name, round=5, began=began, began_model=first, model=model)
+    for age in (8, 9):
+        file.ok(f"{age} rounds ago", round=20, began=20 - age, began_model=first, model=later)
+    file.ok("as old, and the model is still the same", round=20, began=11, began_model=first, model=first)
     return file
 
 

@@ -26,6 +26,7 @@ from blindsum.protocol.roster import (
     open_roster_announcement,
     read_survivors,
 )
+from blindsum.protocol.staleness import discounted, staleness
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, open_task, payload_of
@@ -399,6 +400,15 @@ def _advance(given: Values) -> Values:
     return {"model": model, "state": state}
 
 
+def _staleness(given: Values) -> Values:
+    same = given["model"] == given["began_model"]
+    tau = staleness(given["round"], began=given["began"], same_model=same, most=given["staleness_max"])
+    if tau is None:
+        return {"fits": False}
+    update = discounted(np.frombuffer(given["update"], "<f4"), tau)
+    return {"fits": True, "tau": tau, "update": update.astype("<f4").tobytes()}
+
+
 def _eligibility(given: Values) -> Values:
     criteria = [codec.convert(criterion, Criterion) for criterion in given["criteria"]]
     last = given["last"]
@@ -453,4 +463,5 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "rotate": _rotate,
     "advance": _advance,
     "eligibility": _eligibility,
+    "staleness": _staleness,
 }

@@ -237,6 +237,11 @@ class Conduct:
         bodies, roster = round_.bodies, round_.roster
         assert bodies is not None and roster is not None
         bodies.close()
+        if round_.base.staleness_max:  # who hears it in time can make the training count in a later round
+            assert round_.view is not None
+            for index in sorted(bodies.headers.keys() - bodies.complete):
+                digest = bodies.headers[index].digest
+                self._desk.receipt(round_.view, roster.devices[index], digest, "refused", "upload-late")
         if isinstance(roster, Arrivals):
             for index, serial in enumerate(roster.serials):
                 if serial in self._desk.revoked.current.serials:

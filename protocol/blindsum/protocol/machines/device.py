@@ -3,7 +3,7 @@
     phase       accepts                         leaves by
     (none)      announcement                    join sent -> joined
     joined      receipt, roster, chunk          roster, own entry and blobs checked -> training
-    training    chunk; command upload           upload stored as spent -> uploading
+    training    chunk; command upload, keep     upload stored as spent -> uploading
     uploading   ask, receipt                    receipt "complete" -> uploaded
     uploaded    result, failure                 -> (none)
 
@@ -21,7 +21,7 @@ from msgspec import UNSET
 
 from blindsum.protocol.blobs import RESEND_MS, Fetches, bits_set, read_blob, write_blob
 from blindsum.protocol.codec import convert, decode, encode
-from blindsum.protocol.envelope import Head, Signed, message_digest, peek, seal_envelope
+from blindsum.protocol.envelope import Signed, message_digest, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import SEED_SIZE, edge_private, public_of
 from blindsum.protocol.machines.deviceround import (
@@ -29,21 +29,20 @@ from blindsum.protocol.machines.deviceround import (
     DeviceRound,
     DeviceState,
     Floor,
+    announcement_fault,
     open_announcement,
+    open_until,
+    sign_message,
 )
 from blindsum.protocol.machines.following import Following
 from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.late import LateUpdate, LateUpdates
 from blindsum.protocol.machines.step import Step, Store
 from blindsum.protocol.masks import Seal, mask_upload
-from blindsum.protocol.messages import Ask, BlobRef, Failure, Join, Payload, Receipt, Result
+from blindsum.protocol.messages import Ask, BlobRef, Failure, Join, Receipt, Result
 from blindsum.protocol.trust import Trust
 from blindsum.protocol.versions import upgrade_required
-from blindsum.protocol.view import (
-    CLOCK_SKEW_MAX_MS,
-    RoundView,
-    open_message,
-    payload_of,
-)
+from blindsum.protocol.view import CLOCK_SKEW_MAX_MS, RoundView, open_message, payload_of
 
 __all__ = ["PUSH_DEVICES_MAX", "DeviceIdentity", "DeviceMachine", "Floor"]
 
@@ -80,6 +79,8 @@ class DeviceMachine:
         self._journal = Journal(store)
         self._fetches = Fetches(self._journal, broadcast_key)
         self._follow, self.following = follow, Following(self._journal, self._fetches)
+        self.late = LateUpdates(self._journal)
+        self._declined: dict[str, Signed] = {}
         self._rounds: dict[str, DeviceRound] = {}
         self._restore()
 
@@ -111,9 +112,10 @@ class DeviceMachine:
             times.append(round_.resend_at)
         return min((time for time in times if time is not None), default=None)
 
-    def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int) -> Step:
+    def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int, late: LateUpdate | None = None) -> Step:
         """Mask `lanes` and publish them: the one upload of this round. Raises BlindsumError("round-over") where the round is no
-        longer waiting for it; nothing has been sent then."""
+        longer waiting for it; nothing has been sent then. `late`: what they were made from, for a task that takes late updates;
+        it goes into a later round where the coordinator says that this one had no place for it."""
         round_ = self._rounds.get(task)
         if round_ is None or round_.state.phase != "training" or round_.state.number != number:
             raise BlindsumError("round-over", f"round {number} of {task}")
@@ -134,8 +136,9 @@ class DeviceMachine:
             seal=self._seal,
             certificate=UNSET if round_.view.base.has_roster else self._identity.certificate,
         )
-        raw = self._sign(round_.view, "header", upload.header)
+        raw = sign_message(self._identity, round_.view, "header", upload.header)
         self._journal.put(f"spent/{task}", encode(number))
+        self.late.sent(task, late)
         self._journal.write(write_blob(upload.header.body, upload.chunks))
         self._forget_inputs(round_)
         self._save(round_, phase="uploading", key=b"", header=raw)
@@ -148,10 +151,23 @@ class DeviceMachine:
         self._journal.event("uploading", task=task, round=number, **facts)
         return self._journal.take()
 
+    def keep(self, task: str, late: LateUpdate, now: int) -> Step:
+        """Keep what was trained for a round that is over, for the next one that takes it: that is in phase training at once,
+        without its model (`late.fit`)."""
+        self.late.keep(task, late)
+        self._journal.event("kept", task=task, round=late.began)
+        declined = self._declined.pop(task, None)
+        if task in self._rounds:
+            self._advance(self._rounds[task])
+        elif declined is not None:
+            self._on_announcement(declined, now)
+        return self._journal.take()
+
     def abandon(self, code: str) -> Step:
         """Leave every round that is under way and forget what was to leave for it: its number is spent, its key erased."""
         for task in list(self._rounds):
             self._leave(task, "round-abandoned", code=code)
+        self.late.drop_all()
         return self._journal.take()
 
     def blob(self, ref: BlobRef) -> bytes | None:
@@ -160,13 +176,11 @@ class DeviceMachine:
 
     def view(self, task: str) -> RoundView | None:
         """The current round of `task`, if any."""
-        round_ = self._rounds.get(task)
-        return round_.view if round_ else None
+        return self._rounds[task].view if task in self._rounds else None
 
     def phase(self, task: str) -> str:
         """The current phase of `task`, "" between rounds."""
-        round_ = self._rounds.get(task)
-        return round_.state.phase if round_ else ""
+        return self._rounds[task].state.phase if task in self._rounds else ""
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -205,21 +219,20 @@ class DeviceMachine:
         view = open_announcement(self._trust, signed)
         if isinstance(view, Refused):
             return view
-        manifest = view.manifest
-        if manifest.issued_at > now + CLOCK_SKEW_MAX_MS:
-            return Refused("clock-skew", detail=f"the manifest was issued {(manifest.issued_at - now) // 1000} s ahead")
-        if now >= (end := manifest.join_until if view.base.has_roster else manifest.upload_until):
-            if now - end >= CLOCK_SKEW_MAX_MS:  # an old announcement that the broker kept, or a clock that is ahead
-                self._journal.event("late", task=task, round=number, ms=now - end)
-            return Refused("round-stale", detail="joining is over")
-        if self._floor.roster and not view.base.has_roster:
-            return Refused(
-                "policy-floor", detail="a task without a roster has one mask layer; this device insists on two"
-            )
-        if view.task.threat.cohort_min < self._floor.cohort_min:
-            return Refused("policy-floor", detail=f"cohort {view.task.threat.cohort_min} < {self._floor.cohort_min}")
+        fault = announcement_fault(view, self._floor, now)
+        if fault is not None:
+            if (
+                late := now - open_until(view)
+            ) >= CLOCK_SKEW_MAX_MS:  # an old one that the broker kept, or a clock ahead
+                self._journal.event("late", task=task, round=number, ms=late)
+            return fault
+        if current is not None and view.base.staleness_max:  # it is over, and its training may go into this one
+            self._leave(task, "round-abandoned", code="superseded")
+            current = None
         reason = self._willing(view)
         if reason:
+            if view.base.staleness_max:
+                self._declined[task] = signed
             self._journal.event("declined", task=task, round=number, reason=reason)
             if self._follow(view):
                 used = {ref.id for r in self._rounds.values() for ref in (r.view.manifest.model, r.view.task.plan)}
@@ -232,7 +245,7 @@ class DeviceMachine:
             private = self._random(SEED_SIZE)
             own = edge_private(private)
             join = Join(manifest=view.digest, certificate=self._identity.certificate, key=public_of(own))
-            raw = self._sign(view, "join", join)
+            raw = sign_message(self._identity, view, "join", join)
         state = DeviceState(
             number=number,
             phase="joined",
@@ -248,7 +261,7 @@ class DeviceMachine:
         self._save(round_)
         if raw:
             self._send(round_, "join", raw, now)
-        else:
+        elif self.late.fit(view) is None:
             self._fetch_inputs(round_, now)
         self._journal.event("joined", task=task, round=number)
         return self._advance(round_)
@@ -260,6 +273,7 @@ class DeviceMachine:
         if receipt.subject not in (round_.join_digest, round_.header_digest):
             return Refused("receipt-foreign", detail=receipt.status)
         if receipt.status == "refused":
+            self.late.left(signed.head.task, receipt.code)
             self._leave(signed.head.task, "round-abandoned", code=receipt.code)
         elif receipt.subject == round_.join_digest:
             if not round_.state.acknowledged:
@@ -268,6 +282,7 @@ class DeviceMachine:
         elif receipt.status == "complete" and round_.state.phase == "uploading":
             assert round_.body is not None
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
+            self.late.drop(signed.head.task)
             self._save(round_, phase="uploaded")
             self._journal.event("uploaded", task=signed.head.task, round=round_.state.number)
         return None
@@ -340,7 +355,7 @@ class DeviceMachine:
         if state.phase != "joined" or (view.base.has_roster and not state.roster):
             return None
         held = [self._fetches.get(ref.id) for ref in (view.manifest.model, view.task.plan)]
-        if not all(fetch is not None and fetch.complete for fetch in held):
+        if self.late.fit(view) is None and not all(fetch is not None and fetch.complete for fetch in held):
             return None
         roster = round_.read_roster(self._journal, self._identity)
         if roster is None:
@@ -356,10 +371,7 @@ class DeviceMachine:
         return None
 
     def _fetch_inputs(self, round_: DeviceRound, now: int) -> None:
-        refs = [round_.view.manifest.model, round_.view.task.plan]
-        if round_.entries is not None:
-            refs.append(round_.entries)
-        for ref in refs:
+        for ref in filter(None, (round_.view.manifest.model, round_.view.task.plan, round_.entries)):
             fetch = self._fetches.want(ref, "coordinator", now, pushed=ref.count)
             if not fetch.complete:
                 self._journal.listen(round_.view.name, ref.id)
@@ -380,6 +392,7 @@ class DeviceMachine:
             self._fetches.drop(round_.view.task.plan.id)
         if round_.body is not None:
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
+        self.late.left(task, "")
         # a late copy of the announcement must not make this device join again under another key
         self._journal.put(f"spent/{task}", encode(round_.state.number))
         self._journal.delete(f"state/{task}")
@@ -398,19 +411,7 @@ class DeviceMachine:
         elif wanting is None:
             self._fetches.drop(blob)
         else:
-            self._journal.send("ask", "coordinator", self._sign(wanting.view, "ask", fetch.ask(now)))
-
-    def _sign(self, view: RoundView, kind: str, payload: Payload) -> bytes:
-        to = "all" if kind == "header" else "coordinator"
-        head = Head(
-            type=kind,
-            fleet=self._trust.fleet,
-            task=view.name,
-            round=view.number,
-            sender=f"device/{self._identity.name}",
-            to=to,
-        )
-        return seal_envelope(self._identity.key, head, payload)
+            self._journal.send("ask", "coordinator", sign_message(self._identity, wanting.view, "ask", fetch.ask(now)))
 
     def _send(self, round_: DeviceRound, kind: str, raw: bytes, now: int) -> None:
         round_.wait_ms = RESEND_MS if round_.sent_at == 0 else min(2 * round_.wait_ms, 8 * RESEND_MS)

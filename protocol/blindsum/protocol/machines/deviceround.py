@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, read_blob
 from blindsum.protocol.codec import convert, ready
-from blindsum.protocol.envelope import Signed, message_digest
+from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import edge_private, public_of
 from blindsum.protocol.machines.step import Store
@@ -17,13 +17,29 @@ from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, R
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
 from blindsum.protocol.secret import Secret
 from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import RoundView, count_votes, open_manifest, open_message, open_task, payload_of
+from blindsum.protocol.view import (
+    CLOCK_SKEW_MAX_MS,
+    RoundView,
+    count_votes,
+    open_manifest,
+    open_message,
+    open_task,
+    payload_of,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-__all__ = ["DeviceIdentity", "DeviceRound", "DeviceState", "Floor", "open_announcement"]
+__all__ = [
+    "DeviceIdentity",
+    "DeviceRound",
+    "DeviceState",
+    "Floor",
+    "announcement_fault",
+    "open_announcement",
+    "sign_message",
+]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -160,3 +176,35 @@ def open_announcement(trust: Trust, signed: Signed) -> RoundView | Refused:
     if view.number != signed.head.round or len(votes) < base.committee.quorum:
         return Refused("votes-too-few", signed.head.sender, f"{len(votes)} votes for the manifest")
     return view
+
+
+def open_until(view: RoundView) -> int:
+    """When it is too late to take part in a round."""
+    return view.manifest.join_until if view.base.has_roster else view.manifest.upload_until
+
+
+def announcement_fault(view: RoundView, floor: Floor, now: int) -> Refused | None:
+    """Why a device takes no part in a round though it was announced as it should be: its time, or the device's floor."""
+    manifest = view.manifest
+    if manifest.issued_at > now + CLOCK_SKEW_MAX_MS:
+        return Refused("clock-skew", detail=f"the manifest was issued {(manifest.issued_at - now) // 1000} s ahead")
+    if now >= open_until(view):
+        return Refused("round-stale", detail="joining is over")
+    if floor.roster and not view.base.has_roster:
+        return Refused("policy-floor", detail="a task without a roster has one mask layer; this device insists on two")
+    if view.task.threat.cohort_min < floor.cohort_min:
+        return Refused("policy-floor", detail=f"cohort {view.task.threat.cohort_min} < {floor.cohort_min}")
+    return None
+
+
+def sign_message(identity: DeviceIdentity, view: RoundView, kind: str, payload: Payload) -> bytes:
+    """A message of this device in the round of `view`: its header to everybody, all else to the coordinator."""
+    head = Head(
+        type=kind,
+        fleet=view.trust.fleet,
+        task=view.name,
+        round=view.number,
+        sender=f"device/{identity.name}",
+        to="all" if kind == "header" else "coordinator",
+    )
+    return seal_envelope(identity.key, head, payload)
