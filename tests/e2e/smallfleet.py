@@ -96,6 +96,8 @@ class SmallFleet:
         kind = event["event"]
         if kind == "refused":
             self.refused[name, event["code"]] += event.get("count", 1) + 1 >> 1  # told at the 1st, 2nd, 4th, 8th…
+        if kind == "flood":
+            self.refused[name, "sender-over-share"] += event["unread"]
         if name != "coordinator":
             return
         if kind == "phase":

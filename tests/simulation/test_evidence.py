@@ -8,12 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from blindsum.protocol.codec import decode, encode, encode_chunk
-from blindsum.protocol.envelope import message_digest
+from blindsum.protocol.envelope import message_digest, open_envelope
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX, EVIDENCE_SIZE_MAX
 from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, RosterAnnouncement, Vote, chunk_key
 from blindsum.protocol.transcript import verify, write_records
+from blindsum.protocol.trust import party_number
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
 from blindsum.testing.forgery import (
     altered,
@@ -87,9 +88,15 @@ def two_openings(world: World) -> None:
 
 
 def opening_of_another_set(world: World) -> None:
+    """By a party whose vote for the set is there: the two together are what proves it."""
     world.until("open")
-    world.until(lambda: world.round.state.openings)
-    first = world.round.state.openings[0]
+
+    def of_voters() -> list[bytes]:
+        state = world.round.state
+        return [raw for raw in state.openings if party_number(open_envelope(raw).head.sender) in state.set_votes]
+
+    world.until(of_voters)
+    first = of_voters()[0]
     world.give("coordinator", world.fleet.resign(first, altered(body_of(first, Opening), proposal=bytes(32))))
 
 

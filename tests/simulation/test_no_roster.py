@@ -315,9 +315,16 @@ def test_device_revoked_after_its_upload_is_left_out_and_nobody_is_blamed(told: 
 
 
 def test_headers_beyond_twice_the_cohort_are_not_looked_at() -> None:
-    """Nine devices announce uploads for a round of two, and send none."""
+    """Nine devices announce uploads for a round of two, and send none. The broker shows the headers to a party, too."""
     names = [f"device/d-{number:04d}" for number in range(9)]
     made = world(devices=9, devices_max=2, corrupt_permille=0, behaviours=dict.fromkeys(names, Silent("chunk")))
+
+    def show(source: str, target: str, body: bytes) -> bytes:
+        if source in names and open_envelope(body).head.type == "header":
+            made.network.push("party/1", body, made.now + 20)
+        return body
+
+    made.network.tap = show
     made.run()
     assert made.failure == "survivors-too-few"
     assert made.round.bodies is not None and len(made.round.bodies.headers) == ARRIVALS_SPARE * 2

@@ -146,15 +146,16 @@ def test_every_bound_that_the_threat_model_names_is_there(pages: dict[str, str])
         assert hasattr(importlib.import_module(f"blindsum.{module}"), name), bound
     codes = {code for _, told, _ in rows for code in re.findall(r"`([^`]+)`", told)}
     assert codes <= CATALOGUE.keys() | REFUSALS.keys()
-    for module in ("allowance", "intake", "inbox", "party", "journal"):
-        place = importlib.import_module(f"blindsum.protocol.machines.{module}")
+    machines = (f"protocol.machines.{name}" for name in ("allowance", "intake", "inbox", "party", "journal"))
+    for module in (*machines, "runtime.gate"):
+        place = importlib.import_module(f"blindsum.{module}")
         limits = {name for name in vars(place) if re.search(r"_MAX$|_PER_S$", name)}
         own = {
             name
             for name in limits
             if re.search(rf"^{name}: Final = ", Path(str(place.__file__)).read_text("utf-8"), re.M)
         }
-        assert not sorted(name for name in own if f"protocol.machines.{module}.{name}" not in named)
+        assert not sorted(name for name in own if f"{module}.{name}" not in named)
 
 
 def test_every_code_that_the_documents_name_is_in_a_table(pages: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from blindsum.protocol.codec import decode_chunk
 from blindsum.protocol.envelope import Head, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.machines.allowance import FRUITLESS_BURST, FRUITLESS_PER_S
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step, Store, Write
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX, chunk_key
 from blindsum.runtime.courier import CHUNK_WINDOW_MAX
@@ -60,6 +61,9 @@ class ScriptedLink:
     ) -> None:
         self.filters += subscriptions
         self.on_message, self.on_state = on_message, on_state
+
+    def ignore(self, unheard: Callable[[bytes], bool]) -> None:
+        self.unheard = unheard
 
     def arrive(self, body: bytes, topic: str = "blindsum/1/f1/pt/1/x") -> bool:
         self.arrivals += 1
@@ -146,7 +150,7 @@ class Tally:
         match word:
             case "say":
                 return Step(
-                    (write,), (Message("vote", "parties", rest.encode()),), (Event("counted", {"n": self.count}),)
+                    (write,), (Message("vote", "coordinator", rest.encode()),), (Event("counted", {"n": self.count}),)
                 )
             case "nowhere":
                 return Step((write,), (Message("vote", "device/x", b""),))
@@ -167,7 +171,7 @@ class Tally:
             raise RuntimeError("as asked")
         if self.deadline is not None and self.deadline <= now:
             self.deadline = None
-            return Step((), (Message("vote", "parties", b"late"),))
+            return Step((), (Message("vote", "coordinator", b"late"),))
         return Step()
 
 
@@ -232,7 +236,7 @@ def test_nothing_leaves_before_it_is_stored_and_nothing_is_acknowledged_before(r
     started(rig).link.arrive(b"say hello")
     rig.settle()
     assert rig.journal == ["commit", "ack", "publish"]
-    assert rig.link.published == [("blindsum/1/f1/px/1/all/vote", b"hello", False)]
+    assert rig.link.published == [("blindsum/1/f1/px/1/coordinator/vote", b"hello", False)]
     assert rig.store.get("count") == (1).to_bytes(4)
 
 
@@ -376,7 +380,7 @@ def test_machine_is_woken_when_the_clock_was_far_ahead_and_is_set_back(rig: Rig)
 def test_call_commits_its_step_before_it_answers(rig: Rig) -> None:
     started(rig)
     step = rig.driver.call(
-        lambda _machine, _now: Step((Write("k", b"v"),), (Message("vote", "parties", b"m"),))
+        lambda _machine, _now: Step((Write("k", b"v"),), (Message("vote", "coordinator", b"m"),))
     ).result(WAIT_S)
     assert rig.store.get("k") == b"v"
     assert len(step.messages) == 1
@@ -463,12 +467,12 @@ def test_message_too_large_for_the_broker_is_told_and_does_not_block_others(rig:
     rig.settle()
     until(lambda: len(rig.store.outbox()) == 1)
     assert [body for _, body, _ in rig.link.published] == [b"small"]
-    undeliverable = Event("undeliverable", {"code": "packet-too-large", "kind": "vote", "to": "parties"})
+    undeliverable = Event("undeliverable", {"code": "packet-too-large", "kind": "vote", "to": "coordinator"})
     assert undeliverable in rig.events
 
 
 def test_outbox_of_an_earlier_life_is_sent_at_the_start(rig: Rig) -> None:
-    rig.store.commit([], [Message("vote", "parties", b"%d" % number) for number in range(100)])
+    rig.store.commit([], [Message("vote", "coordinator", b"%d" % number) for number in range(100)])
     rig.driver.start()
     rig.link.connect()
     for done in range(100):
@@ -533,9 +537,8 @@ def test_listen_subscribes_and_leaves(rig: Rig) -> None:
     assert rig.store.outbox() == []
 
 
-def test_own_broadcast_and_presence_do_not_reach_the_machine(rig: Rig) -> None:
-    started(rig).link.arrive(b"say x", TOPICS.route(Message("vote", "parties", b"")))
-    rig.link.arrive(b"online", "blindsum/1/f1/st/device/d1")
+def test_presence_does_not_reach_the_machine(rig: Rig) -> None:
+    started(rig).link.arrive(b"online", "blindsum/1/f1/st/device/d1")
     rig.link.arrive(b"", "blindsum/1/f1/st/device/d1")
     rig.settle()
     assert rig.machine().count == 0
@@ -550,11 +553,56 @@ def test_signed_message_on_a_topic_of_another_sender_or_type_does_not_reach_the_
     head = Head(type="header", fleet="f1", task="t1", round=1, sender="device/d1", to="all")
     body = seal_envelope(key, head, {})
     started(rig)
-    for topic in ("up/00/d2/header", "up/00/d1/join", "px/2/all/header"):
+    for topic in ("up/00/d2/header", "up/00/d1/join", "px/2/coordinator/header"):
         rig.link.arrive(body, f"blindsum/1/f1/{topic}")
     rig.settle()
     assert [refused.code for refused in rig.refused] == ["message-misplaced"] * 3
     assert rig.machine().count == 0
+
+
+def test_sender_whose_messages_come_to_nothing_is_looked_at_so_often_and_nobody_else_pays(rig: Rig) -> None:
+    started(rig)
+    mine, other = "blindsum/1/f1/up/00/d1/join", "blindsum/1/f1/up/00/d2/join"
+
+    def refusals(count: int) -> list[str]:
+        del rig.refused[:]
+        for _ in range(count):
+            rig.link.arrive(b"refuse", mine)
+        rig.settle()
+        return [refused.code for refused in rig.refused]
+
+    over = ["sender-over-share"]
+    assert refusals(FRUITLESS_BURST) == ["message-oversized"] * FRUITLESS_BURST
+    assert not rig.link.unheard(mine.encode())
+    assert refusals(50) == over * 50
+    assert rig.link.unheard(mine.encode()) and not rig.link.unheard(other.encode())
+    rig.link.arrive(b"count", other)
+    rig.link.arrive(b"refuse", other)
+    rig.settle()
+    assert rig.machine().count == 1 and rig.refused[-1].code == "message-oversized"
+    rig.time[0] += 1000
+    assert refusals(FRUITLESS_PER_S + 50) == ["message-oversized"] * FRUITLESS_PER_S + over * 50
+
+
+def test_messages_that_come_to_something_use_up_no_share(rig: Rig) -> None:
+    started(rig)
+    for _ in range(2 * FRUITLESS_BURST):
+        rig.link.arrive(b"count", "blindsum/1/f1/up/00/d1/join")
+    rig.settle()
+    assert rig.machine().count == 2 * FRUITLESS_BURST and not rig.refused
+
+
+def test_what_is_dropped_unread_is_counted_and_told(rig: Rig) -> None:
+    started(rig)
+    topic = "blindsum/1/f1/up/00/d1/join"
+    for _ in range(FRUITLESS_BURST + 1):
+        rig.link.arrive(b"refuse", topic)
+    rig.settle()
+    assert all(rig.link.unheard(topic.encode()) for _ in range(3))
+    rig.machine()
+    flood = Event("flood", {"unread": 3, "senders": 1, "worst": "device/d1", "of_worst": 3})
+    assert [event for event in rig.events if event.name == "flood"] == [flood]
+    assert rig.driver.refusals["sender-over-share"] == 1 + 3
 
 
 def test_who_comes_and_goes_without_end_is_told_so_often(rig: Rig) -> None:

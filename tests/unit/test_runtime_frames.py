@@ -87,10 +87,12 @@ def test_delivery_never_reads_beyond_its_packet(rest: bytes, five: bool, kind: i
     frames = Frames(SIZE_MAX, properties=five)
     frames.feed(framed(kind, rest) + b"\xff" * 100)
     assert frames.whole()
+    hasty = frames.topic, frames.mid
     try:
         topic, body, mid = frames.publish()
     except ConnectionError:
         return
+    assert hasty == (topic.encode() or hasty[0], mid)
     assert len(topic.encode()) + len(body) + 2 * bool(mid) <= len(rest)
 
 

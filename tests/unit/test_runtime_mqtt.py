@@ -422,6 +422,36 @@ def test_ack_of_an_earlier_connection_is_not_sent(server: Callable[..., Server],
     assert [item[0] for item in received] == [0x40, 0xE0]
 
 
+def test_what_is_ignored_is_acknowledged_in_the_order_of_arrival_and_reaches_nobody(
+    server: Callable[..., Server], link: Callable[..., MqttLink]
+) -> None:
+    """Packets 1 to 8, of which the owner is told 2, 3 and 6. rumqttd cuts off who acknowledges in another order."""
+    acknowledged: list[int] = []
+
+    def serve(connection: socket.socket, _number: int) -> None:
+        packet(connection)
+        topics = {mid: b"t" if mid in (2, 3, 6) else b"u" for mid in range(1, 9)}
+        sent = [b"\x32\x07\x00\x01" + topic + bytes([0, mid, 0]) + b"x" for mid, topic in topics.items()]
+        connection.sendall(CONNACK_5 + b"\x30\x05\x00\x01u\x00x" + b"".join(sent))
+        while True:
+            for at in range(0, len(received := packet(connection)), 4):
+                if received[at] == 0x40:
+                    acknowledged.append(received[at + 3])
+
+    one = link(server(serve).url)
+    one.ignore(lambda topic: topic == b"u")
+    got = opened(one)
+    until(lambda: len(got) == 3 and acknowledged)
+    assert [inbound.token.mid for inbound in got] == [2, 3, 6]
+    assert acknowledged == [1], "the rest comes after what the owner has not dealt with"
+    one.ack(got[0].token)
+    until(lambda: len(acknowledged) == 2)
+    one.ack(got[1].token)
+    one.ack(got[2].token)
+    until(lambda: len(acknowledged) == 8)
+    assert acknowledged == list(range(1, 9))
+
+
 def test_link_stops_reading_while_its_owner_is_full(
     server: Callable[..., Server], link: Callable[..., MqttLink]
 ) -> None:

@@ -37,7 +37,7 @@ def may(principal: Principal, action: str, topic: str) -> bool:
 
 ROUTES = [
     (DEVICE, Message("join", "coordinator", b""), f"up/{shard_of('d7')}/d7/join", [COORDINATOR]),
-    (DEVICE, Message("header", "parties", b""), f"up/{shard_of('d7')}/d7/header", [COORDINATOR, PARTY]),
+    (DEVICE, Message("header", "coordinator", b""), f"up/{shard_of('d7')}/d7/header", [COORDINATOR]),
     (DEVICE, ChunkOut("coordinator", BLOB, 3), f"up/{shard_of('d7')}/d7/chunk", [COORDINATOR]),
     (COORDINATOR, Message("receipt", "device/d7", b""), "dn/d7/receipt", [DEVICE]),
     (COORDINATOR, ChunkOut("device/d7", BLOB, 3), "dn/d7/chunk", [DEVICE]),
@@ -47,7 +47,7 @@ ROUTES = [
     (COORDINATOR, Message("manifest", "all/t1", b"", retain=True), "bc/t1/manifest", [DEVICE, PARTY]),
     (COORDINATOR, ChunkOut("all/t1", BLOB, 3, retain=True), "bc/t1/chunk/0001020304050607/3", [DEVICE, PARTY]),
     (PARTY, Message("vote", "coordinator", b""), "px/2/coordinator/vote", [COORDINATOR]),
-    (PARTY, Message("vote", "parties", b""), "px/2/all/vote", [COORDINATOR, PARTY]),
+    (COORDINATOR, Message("header", "parties", b""), "pt/all/header", [PARTY]),
     (PARTY, ChunkOut("coordinator", BLOB, 0), "px/2/coordinator/chunk", [COORDINATOR]),
 ]
 
@@ -170,13 +170,6 @@ def test_presence_topic_names_role_and_id() -> None:
         "blindsum/1/f1/st/device/",
     ):
         assert topics(COORDINATOR).presence_of(other) is None
-
-
-def test_party_knows_its_own_broadcast_when_it_comes_back() -> None:
-    vote = Message("vote", "parties", b"")
-    assert topics(PARTY).is_own(topics(PARTY).route(vote))
-    assert not topics(Principal("party", "22")).is_own(topics(PARTY).route(vote))
-    assert not topics(PARTY).is_own(topics(Principal("party", "22")).route(vote))
 
 
 def test_mosquitto_access_list_is_the_table() -> None:

@@ -185,6 +185,9 @@ class Board:
         if data.get("culprit"):
             _bump(self._culprits, data["culprit"])
 
+    def _flood(self, _at: int, data: dict[str, Any]) -> None:
+        _bump(self._refusals, "sender-over-share", data["unread"])
+
     def _fault(self, _at: int, data: dict[str, Any]) -> None:
         _bump(self._refusals, data["code"])
         _bump(self._culprits, data["culprit"])
@@ -215,8 +218,8 @@ class Board:
             self._tasks[data["task"]].state = "finished"
 
 
-def _bump(counter: Counter[str], name: str) -> None:
-    counter[name if name in counter or len(counter) < NAMES_MAX else OTHERS] += 1
+def _bump(counter: Counter[str], name: str, count: int = 1) -> None:
+    counter[name if name in counter or len(counter) < NAMES_MAX else OTHERS] += count
 
 
 Handler = Callable[[Board, int, dict[str, Any]], None]
@@ -235,6 +238,7 @@ _HANDLERS: Final[dict[str, Handler]] = {
     "round-finished": Board._finished,
     "round-failed": Board._failed,
     "refused": Board._refused,
+    "flood": Board._flood,
     "fault": Board._fault,
     "presence": Board._presence,
     "connected": Board._link_up,
@@ -246,7 +250,17 @@ _HANDLERS: Final[dict[str, Handler]] = {
 _RECALLED: Final = frozenset({"phase", "left-out", "round-finished", "round-failed", "task"})
 
 _NOTED: Final = frozenset(
-    {"round-finished", "round-failed", "fault", "evidence", "left-out", "complaint", "undeliverable", "disconnected"}
+    {
+        "round-finished",
+        "round-failed",
+        "fault",
+        "evidence",
+        "left-out",
+        "complaint",
+        "undeliverable",
+        "disconnected",
+        "flood",
+    }
     | {
         "connected",
         "opened",

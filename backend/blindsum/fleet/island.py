@@ -109,7 +109,7 @@ class Island:
         self._identities = identities
         self._pairs = pairs
         self._seed = identities.seed
-        self._backends = range(identities.parties + 1)
+        self._parties = range(1, identities.parties + 1)
         self._loss, self._duplicate = population.conditions.loss, population.conditions.duplicate
         self._world = _World(identities, self)
         self._heap: list[Post] = []
@@ -335,7 +335,7 @@ class Island:
             size -= role.extra if kind == "header" else 0
             self._ledger.up[role.number] += size
         luck = chance(self._seed, self._number, role.id, role.counter)
-        for target in self._targets(role, kind, out.to):
+        for target in self._targets(out.to):
             sent: bytes | None = body
             if type(role.behaviour) is not Behaviour:
                 name = "coordinator" if target == 0 else f"party/{target}"
@@ -343,10 +343,10 @@ class Island:
             if sent is not None:
                 self._deliver(role, target, sent, size, luck)
 
-    def _targets(self, role: Role, kind: str, to: str) -> Sequence[int]:
-        if kind == "header" and role.id >= DEVICE:
-            return self._backends
+    def _targets(self, to: str) -> Sequence[int]:
         name, _, rest = to.partition("/")
+        if name == "parties":
+            return self._parties
         if name == "coordinator":
             return (0,)
         return (int(rest),) if name == "party" else (DEVICE + device_number(rest),)

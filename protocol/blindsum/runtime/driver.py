@@ -22,6 +22,7 @@ from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.step import Event, Listen, Machine, Step
 from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.courier import Courier
+from blindsum.runtime.gate import Gate
 from blindsum.runtime.logs import fields
 from blindsum.runtime.ports import DurableStore, Inbound, Link, LinkState
 from blindsum.runtime.sqlite import STORE_CODES
@@ -61,8 +62,9 @@ class Driver:
     """Runs the machine that `make_machine` restores from `store`, for ever, also when `make_machine` must be called again.
 
     `on_event` and `on_refused` run on the machine's thread, after the commit, and must be quick. Events of the driver itself:
-    "connected", "disconnected" (code, detail), "presence" (who, kind, online), "undeliverable" (code, kind, to) and, last,
-    "stopped" (code), where a failing disk ended it: nothing is acknowledged or sent any more, and `failure` says why.
+    "connected", "disconnected" (code, detail), "presence" (who, kind, online), "undeliverable" (code, kind, to), "flood" (unread,
+    senders, worst, of_worst) and, last, "stopped" (code), where a failing disk ended it: nothing is acknowledged or sent any more,
+    and `failure` says why.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Driver:
         self._restored = True  # a machine that is new from the store is woken, whatever its deadline
         self._wake_after = 0
         self._dropped = 0
+        self._gate = Gate()
         self._comings = Shares(burst=PRESENCE_BURST, per_s=PRESENCE_PER_S)
 
     @property
@@ -108,6 +111,7 @@ class Driver:
         self._machine = self._made()
         self._thread = threading.Thread(target=self._run, name=f"driver-{self._topics.principal.user}", daemon=True)
         self._thread.start()
+        self._link.ignore(self._gate.ignores)
         self._link.open(self._topics.subscriptions, on_message=self._enqueue, on_state=self._state_changed)
 
     def call(self, fn: Callable[[Machine, int], T]) -> Future[T]:
@@ -206,6 +210,11 @@ class Driver:
         if due is not None and due <= self._clock():
             self._wake_machine()
         self._courier.pump()
+        if (flood := self._gate.flood(self._clock())) is not None:
+            unread = flood.data["unread"]
+            assert isinstance(unread, int)
+            self.refusals["sender-over-share"] += unread
+            self._tell(flood)
 
     def _do_group(self, group: list[Inbound]) -> None:
         steps: list[Step] = []
@@ -225,8 +234,6 @@ class Driver:
         """The staged step for one message, or None after a fault of ours."""
         if len(inbound.body) > MESSAGE_SIZE_MAX:
             return Step(refused=Refused("message-oversized", detail=f"{len(inbound.body)} bytes"))
-        if self._topics.is_own(inbound.topic):
-            return Step()
         if (who := self._topics.presence_of(inbound.topic)) is not None:
             if not self._comings.left(who.user, now := self._clock()):
                 return Step(refused=Refused("sender-over-share", detail=f"presence of {who.user}"))
@@ -236,10 +243,20 @@ class Driver:
         if not inbound.body:  # a retained message is being taken away
             return Step()
         speaker = self._topics.speaker(inbound.topic)
-        head = glance(inbound.body) if speaker is not None else None
+        if speaker is None:
+            return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
+        if not self._gate.admits(speaker[0], now := self._clock()):
+            return Step(refused=Refused("sender-over-share", detail=speaker[0]))
+        head = glance(inbound.body)
+        step: Step | None
         if head is not None and speaker != (head.sender, head.type):
-            return Step(refused=Refused("message-misplaced", detail=f"{head.type} of {head.sender} on {inbound.topic}"))
-        return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
+            detail = f"{head.type} of {head.sender} on {inbound.topic}"
+            step = Step(refused=Refused("message-misplaced", detail=detail))
+        else:
+            step = self._attempt(lambda: self._machine.receive(inbound.body, now))
+        if step is None or not (step.writes or step.messages):
+            self._gate.charge(speaker[0], now)
+        return step
 
     def _attempt(self, act: Callable[[], Step]) -> Step | None:
         """Stage what `act` returns. None where it, or its step, is faulty: nothing of it is staged."""

@@ -60,6 +60,21 @@ class Frames:
         """Whether the packet, which is whole, is a PUBLISH at QoS 0 or 1."""
         return self._buffer[self._at] & PUBLISH_MASK == PUBLISH
 
+    @property
+    def topic(self) -> bytes:
+        """Of the delivery, in haste: it may be broken."""
+        start = self._body + 2
+        return bytes(self._buffer[start : start + int.from_bytes(self._buffer[self._body : start])])
+
+    @property
+    def mid(self) -> int:
+        """Packet id of the delivery, in haste; 0 at QoS 0."""
+        if not self._buffer[self._at] & 2:
+            return 0
+        start = self._body + 2
+        start += int.from_bytes(self._buffer[self._body : start])
+        return int.from_bytes(self._buffer[start : start + 2])
+
     def publish(self) -> tuple[str, bytes, int]:
         """Topic ("" where it is not UTF-8), body, and packet id (0 at QoS 0) of the delivery."""
         buffer, end = self._buffer, self._end

@@ -92,12 +92,15 @@ class MqttLink:
         self._commands: deque[_Publish | Callable[[paho.Client], object]] = deque()  # as many as the windows allow
         self._connection = 0  # tokens of another number are void
         self._acknowledged: list[int] = []  # packet ids; as many as the broker leaves unacknowledged
+        self._latest = 0  # the last that was handed over, until it is acknowledged
+        self._behind: dict[int, list[int]] = {}  # dropped after it, and acknowledged after it: MQTT asks for that order
         self._reserved = 0  # publishes taken and not done
         self._window = WINDOW_MAX
         self._limit = PacketLimit()
         self._bell = Bell()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._unheard: Callable[[bytes], bool] = lambda _topic: False
         # what follows belongs to the network thread
         self._version = MQTTProtocolVersion.MQTTv5
         self._version_known = False
@@ -147,6 +150,10 @@ class MqttLink:
                 detail = self._state.detail or "no answer yet"
                 raise BlindsumError(self._state.code or "broker-unreachable", f"{self.url}: {detail}")
 
+    def ignore(self, unheard: Callable[[bytes], bool]) -> None:
+        assert self._thread is None, "before it opens"
+        self._unheard = unheard
+
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         size = len(topic) + len(body) + 16  # fixed header, two lengths, packet id, no properties
         if size > self.max_packet_size:
@@ -177,7 +184,9 @@ class MqttLink:
         with self._changed:
             if token.connection != self._connection:
                 return  # the broker delivers it again
-            self._acknowledged.append(token.mid)
+            self._acknowledged += (token.mid, *self._behind.pop(token.mid, ()))
+            if token.mid == self._latest:
+                self._latest = 0
         self._bell.ring()
 
     def resume(self) -> None:
@@ -253,8 +262,9 @@ class MqttLink:
             known = None
         if known is None and interest:
             selector.register(sock, interest)
+        due = self._commands or self._acknowledged
         idle_s = IDLE_MAX_S if self._state.connected else 1.0  # before that somebody waits for what may not come
-        ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or self._commands else idle_s)}
+        ready = {key.fileobj: mask for key, mask in selector.select(0 if pending or due else idle_s)}
         if self._bell.socket in ready:
             self._bell.hush()
         if (pending or ready.get(sock, 0) & selectors.EVENT_READ) and not client.fill():
@@ -294,7 +304,7 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
-        client.deliver = self._deliver
+        client.deliver, client.unheard, client.skip = self._deliver, self._unheard, self._skip
         return client
 
     def _on_connect(
@@ -342,7 +352,14 @@ class MqttLink:
             self._finish(flight[1], Outcome.REFUSED if reason.is_failure else Outcome.SENT)
 
     def _deliver(self, topic: str, body: bytes, mid: int) -> bool:
+        if mid:
+            with self._changed:
+                self._latest = mid
         return self._on_message(Inbound(topic, body, Token(self._connection, mid, 1 if mid else 0)))
+
+    def _skip(self, mid: int) -> None:
+        with self._changed:
+            (self._behind.setdefault(self._latest, []) if self._latest else self._acknowledged).append(mid)
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _props: Any) -> None:
         if flags.is_disconnect_packet_from_server:
@@ -367,6 +384,8 @@ class MqttLink:
         with self._changed:
             self._connection += 1
             self._acknowledged.clear()
+            self._behind.clear()
+            self._latest = 0
         self._tell(self._reason)
         for _, done in self._flying.values():
             self._finish(done, Outcome.LOST)

@@ -38,6 +38,9 @@ class PahoClient(paho.Client):
     frames: Frames
     deliver: Callable[[str, bytes, int], bool]
     """Told topic, body and packet id (0 at QoS 0) of each message. False: not now; it is told again at the next `drain`."""
+    unheard: Callable[[bytes], bool]
+    """Whether a message on this topic is to be dropped; then `skip` is told its packet id where it has one."""
+    skip: Callable[[int], None]
 
     @classmethod
     def make(cls, endpoint: Endpoint, client_id: str, version: MQTTProtocolVersion) -> PahoClient:
@@ -100,7 +103,10 @@ class PahoClient(paho.Client):
         frames = self.frames
         while frames.whole():
             if frames.delivery:
-                if not self.deliver(*frames.publish()):
+                if self.unheard(frames.topic):
+                    if mid := frames.mid:
+                        self.skip(mid)
+                elif not self.deliver(*frames.publish()):
                     return False
             elif self.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or self.socket() is None:
                 break

@@ -109,6 +109,11 @@ class Link(Protocol):
         """Start connecting, for ever. `on_message` returns False when it is full: the link stops reading until `resume`."""
         ...
 
+    def ignore(self, unheard: Callable[[bytes], bool]) -> None:
+        """Acknowledge and drop what comes on a topic for which `unheard(topic)` is true: it is asked for each message, on the
+        link's own thread. Before `open`."""
+        ...
+
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         """Whether it was taken; if so `done` is called exactly once. False: not connected or the window is full.
 
@@ -154,6 +159,9 @@ class LinkAround:
         on_state: Callable[[LinkState], None],
     ) -> None:
         self._link.open(subscriptions, on_message=on_message, on_state=on_state)
+
+    def ignore(self, unheard: Callable[[bytes], bool]) -> None:
+        self._link.ignore(unheard)
 
     def publish(self, topic: str, body: bytes, *, retain: bool, done: Callable[[Outcome], None]) -> bool:
         return self._link.publish(topic, body, retain=retain, done=done)

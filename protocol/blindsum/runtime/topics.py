@@ -2,12 +2,12 @@
 
 | topic | from | read by |
 |---|---|---|
-| `up/<shard>/<device>/<kind>` | device | coordinator; kind `header` also by the parties |
+| `up/<shard>/<device>/<kind>` | device | coordinator |
 | `dn/<device>/<kind>` | coordinator | that device |
 | `bc/<task>/<kind>`, retained | coordinator | devices of the task, parties |
 | `bc/<task>/chunk/<blob16>/<index>`, retained | coordinator | devices and parties, while their machine listens |
 | `pt/<party>/<kind>`, `pt/all/<kind>` | coordinator | that party; all parties |
-| `px/<party>/coordinator/<kind>`, `px/<party>/all/<kind>` | party | coordinator; the second also the parties |
+| `px/<party>/coordinator/<kind>` | party | coordinator |
 | `st/<role>/<id>`, retained | everyone | coordinator |
 
 A topic only says where bytes go; who said something, to whom and in which round is inside the signature (SPEC.md section 12).
@@ -25,7 +25,7 @@ from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Message
 
-__all__ = ["SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of"]
+__all__ = ["SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of", "writer_of"]
 
 SHARDS: Final = 16
 """Number of `up/` shards, so that a cluster's coordinator workers can each subscribe to their own part."""
@@ -56,12 +56,9 @@ TABLE: Final = (
     Rule("device", "read", "bc/+/+"),
     Rule("device", "read", CHUNKS),
     Rule("party", "publish", "px/{id}/coordinator/+"),
-    Rule("party", "publish", "px/{id}/all/+"),
     Rule("party", "publish", "st/party/{id}"),
     Rule("party", "read", "pt/{id}/+"),
     Rule("party", "read", "pt/all/+"),
-    Rule("party", "read", "px/+/all/+"),
-    Rule("party", "read", "up/+/+/header"),
     Rule("party", "read", "bc/+/+"),
     Rule("party", "read", CHUNKS),
     Rule("coordinator", "publish", "dn/+/+"),
@@ -70,7 +67,7 @@ TABLE: Final = (
     Rule("coordinator", "publish", "pt/+/+"),
     Rule("coordinator", "publish", "st/coordinator/{id}"),
     Rule("coordinator", "read", "up/+/+/+"),
-    Rule("coordinator", "read", "px/+/+/+"),
+    Rule("coordinator", "read", "px/+/coordinator/+"),
     Rule("coordinator", "read", "st/+/+"),
 )
 
@@ -143,8 +140,8 @@ class Topics:
         target, slash, name = out.to.partition("/")
         if slash and not is_name(name):
             raise ValueError(f"not an address: {out.to!r}")
-        if role == "party" and out.to in (COORDINATOR, "parties"):
-            return f"{self.root}/px/{own}/{COORDINATOR if out.to == COORDINATOR else EVERYONE}/{kind}"
+        if role == "party" and out.to == COORDINATOR:
+            return f"{self.root}/px/{own}/{COORDINATOR}/{kind}"
         if role == "coordinator" and out.to == "parties":
             return f"{self.root}/pt/{EVERYONE}/{kind}"
         if role == "coordinator" and slash and target in ("device", "party"):
@@ -154,10 +151,6 @@ class Topics:
                 return f"{self.root}/bc/{name}/chunk/{out.blob[:BLOB_PREFIX_SIZE].hex()}/{out.index}"
             return f"{self.root}/bc/{name}/{kind}"
         raise ValueError(f"a {role} has no topic for {kind!r} to {out.to!r}")
-
-    def is_own(self, topic: str) -> bool:
-        """Whether this principal published it: a broadcast between parties comes back to its sender."""
-        return topic.startswith(f"{self.root}/px/{self.principal.id}/") if self.principal.role == "party" else False
 
     def speaker(self, topic: str) -> tuple[str, str] | None:
         """Who alone, and of what type alone, a signed message on `topic` can be, or None for a topic of the coordinator. Where the
@@ -187,6 +180,17 @@ class Topics:
 def root_of(fleet: str) -> str:
     """The topic prefix of `fleet`: product, protocol version, fleet."""
     return f"blindsum/1/{fleet}"
+
+
+def writer_of(topic: bytes) -> bytes:
+    """Who alone may write on a topic of `up` or `px`, such as b"device/d7"; b"" for other topics. What `Topics.speaker` says, for
+    the link's thread, which has a microsecond for it."""
+    levels = topic.split(b"/", 6)
+    if len(levels) == 7 and levels[3] == b"up":
+        return b"device/" + levels[5]
+    if len(levels) == 7 and levels[3] == b"px":
+        return b"party/" + levels[4]
+    return b""
 
 
 def shard_of(device: str) -> str:

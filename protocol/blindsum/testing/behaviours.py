@@ -162,15 +162,18 @@ class WrongSeeds(Behaviour):
 
 
 class TwoHeaders(Behaviour):
-    """A device that shows another header to some parties than to everybody else."""
+    """A device that shows another header to some parties than to the coordinator, by a broker that takes it there."""
 
     def __init__(self, *parties: int) -> None:
-        self._targets = frozenset(f"party/{party}" for party in parties)
+        self._targets = tuple(f"party/{party}" for party in parties)
 
     def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
-        if kind != "header" or target not in self._targets:
-            return body
-        return world.fleet.resign(body, _false_caps(convert(open_envelope(body).payload, Header)))
+        if kind == "header":
+            signed = open_envelope(body)
+            other = world.fleet.resign(body, _false_caps(convert(signed.payload, Header)))
+            for party in self._targets:
+                world.network.send(signed.head.sender, party, other, world.now)
+        return body
 
 
 class FalseCaps(Behaviour):

@@ -79,6 +79,7 @@ class BusLink:
         self._lock = threading.RLock()
         self._waiting: deque[Inbound] = deque()  # what a full inbox has not taken yet
         self._connected = False
+        self._unheard: Callable[[bytes], bool] = lambda _topic: False
         self.filters: tuple[str, ...] = ()
 
     @property
@@ -96,6 +97,9 @@ class BusLink:
         self.filters = tuple(subscriptions)
         self.turn(connected=True)
         self._bus.repeat(self, self.filters)
+
+    def ignore(self, unheard: Callable[[bytes], bool]) -> None:
+        self._unheard = unheard
 
     def turn(self, *, connected: bool) -> None:
         """Connect or disconnect."""
@@ -115,7 +119,7 @@ class BusLink:
 
     def deliver(self, inbound: Inbound) -> None:
         with self._lock:
-            if self._connected:
+            if self._connected and not self._unheard(inbound.topic.encode()):
                 self._waiting.append(inbound)
                 self._flush()
 

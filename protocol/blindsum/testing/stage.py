@@ -209,6 +209,6 @@ class Stage:
     def _targets(self, actor: Actor, out: Message) -> list[str]:
         if out.to.startswith("all/"):
             return [name for name in self.actors if name != actor.name]
-        if out.kind == "header" and actor.name.startswith("device/"):
-            return ["coordinator", *(name for name in self.actors if name.startswith("party/"))]
+        if out.to == "parties":
+            return [name for name in self.actors if name.startswith("party/")]
         return [out.to]

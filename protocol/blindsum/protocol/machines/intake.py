@@ -244,6 +244,7 @@ class Intake:
             self._joins[view.name].give_back()
         bodies.accept(signed, header, now)
         round_.heard[hashlib.sha256(signed.raw).digest()] = Heard(device, signed.digest, header.index, now)
+        self._desk.journal.send("header", "parties", signed.raw)
         self._desk.journal.event("header", task=view.name, round=view.number, device=device)
         for fetch in list(self._desk.fetches.due(now)):
             self.ask(fetch, now)
