@@ -281,7 +281,14 @@ class SmallDisk:
         self._ballast.unlink()
 
     def freeze(self, *, frozen: bool) -> None:
-        """Make it read-only, or writable again. Nothing may be open on it for writing."""
+        """Make it read-only, or writable again. What this process has open on it for writing stays open, for reading alone: a file
+        system that fails leaves its files so, and Linux does not remount one that is written to."""
+        for opened in Path("/proc/self/fd").iterdir() if frozen else ():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if opened.readlink().is_relative_to(self.path) and opened.readlink().exists():
+                    deaf = os.open(opened, os.O_RDONLY | os.O_CLOEXEC)
+                    os.dup2(deaf, int(opened.name), inheritable=False)
+                    os.close(deaf)
         self._mount("-o", f"remount,{'ro' if frozen else 'rw'}", str(self.path))
 
     def close(self) -> None:

@@ -184,6 +184,29 @@ def test_read_only_disk_is_shown_by_state_and_error_and_costs_rounds_alone(
     stop_in_time(app.device)
 
 
+def test_disk_that_becomes_read_only_under_a_running_device_loses_nothing_and_sends_nothing_twice(
+    living: Living, small_disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blindsum.sdk.device.REVIVE_S", 0.3)
+    app = living.app("iced", disk=small_disk.path)
+    app.device.cut = True  # the body of the upload is never through
+    app.device.start()
+    number = app.next("uploading").data["round"]
+    small_disk.freeze(frozen=True)
+    app.device.cut = False
+    reason = str(app.next("state", state="failed").data["reason"])  # at the latest when it says its header again
+    assert reason.startswith(("disk-failed", "database-unwritable")), reason
+    app.next_of(lambda event: "database-unwritable" in str(event.data))  # it looks again, and says what it finds
+    assert app.device.state is State.FAILED and next(use.round for use in app.device.uses()) == number
+    living.apps[0].next("round-finished")
+    small_disk.freeze(frozen=False)
+    app.next("uploaded", "round-abandoned", "round-finished", round=number)
+    app.next("round-finished", round=app.next("uploaded").data["round"])
+    stop_in_time(app.device)
+    assert app.names(number).count("uploading") == 1
+    assert len(living.said["header", "iced", number]) <= 1
+
+
 def test_process_killed_at_any_moment_goes_on_with_sealed_state_and_sends_nothing_twice(living: Living) -> None:
     """What it must not do, a second upload or an inexact sum, is judged for the whole fleet at the end."""
 
