@@ -14,7 +14,18 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from scenarios import agreements, alone, arithmetic, encoding, masking, messages, secrets, selection, transcripts  # noqa: E402
+from scenarios import (  # noqa: E402
+    agreements,
+    alone,
+    arithmetic,
+    encoding,
+    failures,
+    masking,
+    messages,
+    secrets,
+    selection,
+    transcripts,
+)
 from scenarios.boxes import Boxes  # noqa: E402
 from scenarios.case import File  # noqa: E402
 from scenarios.product import Refusal, compute  # noqa: E402
@@ -30,7 +41,8 @@ def scenarios(folder: Path = HERE) -> Iterator[File]:
     path = folder / "box.json"
     scene = Scene(Boxes(json.loads(path.read_text())["cases"] if path.exists() else []))
     files = [*transcripts.files(scene), *messages.files(scene)]  # first: they make boxes
-    files += alone.files(AloneScene(scene.boxes))
+    single = AloneScene(scene.boxes)
+    files += [*alone.files(single), *failures.files(scene, single)]
     for module in (encoding, secrets, masking, arithmetic, agreements, selection):
         files += module.files(scene)
     yield from files

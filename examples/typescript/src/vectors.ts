@@ -217,13 +217,14 @@ function wrong(document: { kind: string; shared?: Json }, one: { in: Json; out?:
   return differ.length ? `other ${differ.join(", ")}` : "";
 }
 
-/** Rounds without a roster (SPEC.md section 5.8), which this device takes no part in. */
-const OTHER_PROFILE = "no-roster";
+/** Rounds without a roster (SPEC.md section 5.8), which this device takes no part in, and records of failed ones (10.1), which it
+ * does not judge. */
+const OTHERS = ["no-roster", "failed"];
 
 function* files(folder: string): Generator<string> {
   for (const entry of readdirSync(folder, { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
     const path = join(folder, entry.name);
-    if (entry.isDirectory() && entry.name === OTHER_PROFILE) continue;
+    if (entry.isDirectory() && OTHERS.includes(entry.name)) continue;
     if (entry.isDirectory()) yield* files(path);
     else if (entry.name.endsWith(".json")) yield path;
   }

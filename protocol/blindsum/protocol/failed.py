@@ -34,6 +34,8 @@ __all__ = ["FailedVerifier"]
 
 P = TypeVar("P", Candidate, Proposal)
 _ZEROS: Final = bytes(32)
+_BEGUN: Final = ("announcement", "rollback")
+_SETTLED: Final = (*_BEGUN, "roster", "joins", "listed", "evidence")
 
 
 class FailedVerifier(Verifier):
@@ -70,6 +72,7 @@ class FailedVerifier(Verifier):
     # -- phases: each gives (the manifest's digest, the codes that the round may have failed with) ---------------------------
 
     def _offer(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only("task", "offer")
         base = self._task(end)
         offered: set[int] = set()
         for raw in self.records["offer"]:
@@ -80,6 +83,7 @@ class FailedVerifier(Verifier):
         return _ZEROS, self._lack(base, offered, self._everybody(base), len(self.records["offer"]), "offers-too-few")
 
     def _manifest_votes(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only("task", "manifest", "vote")
         base = self._task(end)
         view = self.take(open_manifest(base, self.one("manifest")))
         assert isinstance(view, RoundView)
@@ -91,18 +95,22 @@ class FailedVerifier(Verifier):
         view = self._announced(end)
         if not view.base.has_roster:
             return self._upload(end)
-        joined: set[str] = set()
+        self._only(*_BEGUN, "joins")
+        joined: list[str] = []
         raws = decode(self.one("joins"))
         if not isinstance(raws, list):
             self.stop(KEEPER, "transcript-malformed", "joins")
         for raw in raws:
             opened = self.take(open_join(view, raw) if isinstance(raw, bytes) else Refused("transcript-malformed"))
             assert isinstance(opened, tuple)
-            joined.add(opened[0])
+            joined.append(opened[0])
+        if joined != sorted(set(joined)):
+            self.stop(KEEPER, "roster-malformed", "joins are not in order of distinct devices")
         self.report.facts.update(devices=len(joined), devices_min=view.task.devices_min)
         return view.digest, ("cohort-too-small",) if len(joined) < view.task.devices_min else ()
 
     def _roster_votes(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only(*_BEGUN, "roster-proposal", "joins", "evidence", "vote")
         view = self._announced(end)
         opened = expect(
             view.trust,
@@ -129,14 +137,16 @@ class FailedVerifier(Verifier):
         )
 
     def _upload(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only(*_SETTLED, "header")
         view, joins, roster = self._settled(end)
         count = len(self.headers(view, joins, roster, None))
         self.report.facts.update(survivors=count, phase="upload")
         return view.digest, ("survivors-too-few",) if count < roster.survivors_min else ()
 
     def _check(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only(*_SETTLED, "candidate", "survivors", "check")
         view, _, roster = self._settled(end)
-        _, candidate = self._proposed(view, "candidate", Candidate)
+        _, candidate = self._proposed(view, roster, "candidate", Candidate)
         complete = self.survivors(roster, candidate.survivors)
         told: dict[int, dict[int, str]] = {}
         for raw in self.records["check"]:
@@ -154,8 +164,9 @@ class FailedVerifier(Verifier):
         return view.digest, ("survivors-too-few",) if left < roster.survivors_min else ()
 
     def _vote(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        self._only(*_SETTLED, "proposal", "survivors", "check", "vote")
         view, _, roster = self._settled(end)
-        signed, proposal = self._proposed(view, "proposal", Proposal)
+        signed, proposal = self._proposed(view, roster, "proposal", Proposal)
         survivors = self.survivors(roster, proposal.survivors)
         if len(survivors) < roster.survivors_min:
             self.stop(KEEPER, "survivors-too-few", f"{len(survivors)} < {roster.survivors_min}")
@@ -166,27 +177,29 @@ class FailedVerifier(Verifier):
         )
 
     def _open(self, end: Signed) -> tuple[bytes, tuple[str, ...]]:
+        summed = ("body", "model", "state") if self.records["body"] else ()
+        self._only(*_SETTLED, "certificate", "survivors", "check", "header", "opening", "content", *summed)
         view, joins, roster = self._settled(end)
         proposal, survivors = self.certificate(view, roster)
         headers = self.headers(view, joins, roster, survivors)
         contents, _ = self.openings(view, proposal.digest)
         self.report.facts.update(silent=self._names(self._members(view) - set(contents)))
         segments = view.base.segments
-        total = PackedSum(segments)
-        for body in self.records["body"]:
-            total.add(body)
+        total, model, state = PackedSum(segments), b"", b""
+        if summed:
+            for body in self.bodies(joins, headers):
+                total.add(body)
+            model, state = self.blob("model", view.manifest.model), self.one("state")
+            if chunks_of(state, view.base.chunk_size)[0].id != view.manifest.state:
+                self.stop(KEEPER, "blob-altered", "state")
         lanes = total.lanes()
         combined = combine(view, roster, lanes, headers=headers, contents=contents)
         for principal, code in combined.faults:
             self.report.blame(principal, code)
         if not combined.complete:
             return view.digest, (combined.hopeless or "openings-too-few",)
-        if not self.records["body"]:
+        if not summed:
             return view.digest, ()
-        self.bodies(joins, headers)
-        model, state = self.blob("model", view.manifest.model), self.one("state")
-        if chunks_of(state, view.base.chunk_size)[0].id != view.manifest.state:
-            self.stop(KEEPER, "blob-altered", "state")
         try:
             advance(view.base, model, state, pack(segments, lanes), view.manifest.rotation)
         except BlindsumError as error:
@@ -194,6 +207,12 @@ class FailedVerifier(Verifier):
         return view.digest, ()
 
     # -- parts --------------------------------------------------------------------------------------------------------------
+
+    def _only(self, *names: str) -> None:
+        """Nothing else is in the record: whatever is, is judged."""
+        foreign = {name for name, found in self.records.items() if found} - {"trust", "failure", *names}
+        if foreign:
+            self.stop(KEEPER, "transcript-malformed", f"{min(foreign)} in a round that ended so")
 
     def _task(self, end: Signed) -> TaskView:
         base = self.take(open_task(self.trust, self.one("task")))
@@ -218,10 +237,12 @@ class FailedVerifier(Verifier):
         if (end.head.task, end.head.round) != (view.name, view.number):
             self.stop(KEEPER, "message-misplaced", "failure")
 
-    def _proposed(self, view: RoundView, name: str, kind: type[P]) -> tuple[Signed, P]:
+    def _proposed(self, view: RoundView, roster: RosterView, name: str, kind: type[P]) -> tuple[Signed, P]:
         opened = expect(view.trust, self.one(name), name, kind, task=view.name, number=view.number)
         if isinstance(opened, Refused):
             self.stop(opened.culprit or KEEPER, opened.code, name)
+        if opened[1].roster != roster.digest:
+            self.report.blame(KEEPER, "roster-differs", name)
         return opened
 
     def _votes(self, view: RoundView, decides: str, digest: bytes) -> set[int]:

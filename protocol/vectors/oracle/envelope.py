@@ -133,6 +133,10 @@ def open_inner(trust: Trust, raw: Value, place: tuple[str, str, int]) -> Signed:
     if not isinstance(raw, bytes):
         raise Fault("message-malformed")
     signed = open_message(trust, raw)
-    require(signed.place == place, "message-misplaced", signed.sender)
-    check_body(place[0], signed.body)
+    require(signed.place == place, "message-misplaced")  # a fault of whoever put it here
+    try:
+        check_body(place[0], signed.body)
+    except Fault as fault:
+        # a device's signature is not checked yet
+        raise Fault(fault.code, "" if signed.sender.startswith("device/") else signed.sender) from None
     return signed

@@ -44,6 +44,10 @@ _ONCE = (
 )
 _DEVICES = ("roster", "joins", "listed")
 _MANY = ("rollback", "header", "body", "opening", "content", "check", "evidence")
+NAMES = {
+    *(*_ONCE, *_DEVICES, *_MANY),
+    *("failure", "task", "manifest", "offer", "vote", "roster-proposal", "candidate", "proposal"),
+}
 _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "offer": ("second-offer", ()),
     "vote": ("second-vote", ("decides",)),
@@ -66,22 +70,31 @@ class Judge:
     def __init__(self, trust: Trust, records: Sequence[tuple[str, bytes]]) -> None:
         self.trust = trust
         self.faults: Faults = []
-        self.records: dict[str, list[bytes]] = {name: [] for name in (*_ONCE, *_DEVICES, *_MANY)}
+        self.records: dict[str, list[bytes]] = {name: [] for name in NAMES}
         for name, data in records:
             require(name in self.records, "transcript-malformed")
             self.records[name].append(data)
+        self.whole()
+
+    def whole(self) -> None:
+        """As many records of each name as there must be."""
+        names = (*_ONCE, *_DEVICES, *_MANY)
+        require(not any(found for name, found in self.records.items() if name not in names), "transcript-malformed")
         require(all(len(self.records[name]) == 1 for name in _ONCE), "transcript-malformed")
         require(len(self.records["rollback"]) <= 1, "transcript-malformed")
         found = [len(self.records[name]) for name in _DEVICES]
         require(found in ([1, 1, 0], [0, 0, 1]), "transcript-malformed")
 
-    def run(self) -> None:
-        """Raises `Fault` where what follows cannot be judged."""
+    def trusted(self) -> None:
         try:
             found = trust_open(self.records["trust"][0])
         except Fault:
             raise Fault("transcript-malformed", KEEPER) from None
         require(found == self.trust, "trust-differs", KEEPER)
+
+    def run(self) -> None:
+        """Raises `Fault` where what follows cannot be judged."""
+        self.trusted()
         self._manifest()
         require(self.task.has_roster == (not self.records["listed"]), "transcript-malformed", KEEPER)
         if self.task.has_roster:
@@ -91,7 +104,8 @@ class Judge:
         self._checks()
         self._evidence()
         self._certificate()
-        self._uploads()
+        self._headers(self.survivors)
+        self._bodies()
         self._openings()
         self._sum()
         self._result()
@@ -184,9 +198,15 @@ class Judge:
         body = self._own("certificate", "certificate", here=True).body
         proposal = open_inner(self.trust, body["proposal"], self.round.at("proposal"))
         quorum_of_votes(self.round, body["votes"], "set", proposal.digest)
+        self.proposal = proposal.digest
+        self._set(proposal)
+        if len(self.survivors) < self.roster.survivors_min:
+            self.blame(KEEPER, "survivors-too-few")
+
+    def _set(self, proposal: Signed) -> None:
+        """`survivors` of a proposal or candidate: the header digest by index."""
         if proposal.body["roster"] != self.roster.digest:
             self.blame(KEEPER, "roster-differs")
-        self.proposal = proposal.digest
         data = self._blob("survivors", proposal.body["survivors"])
         if self.task.has_roster:
             self.survivors = survivors(data, len(self.roster.devices))
@@ -195,15 +215,13 @@ class Judge:
             self.survivors = {index: wanted for index, (_, wanted) in enumerate(rows)}
             self.roster = alone(self.round, [name for name, _ in rows])
             self.neighbours = self.roster.neighbours
-        if len(self.survivors) < self.roster.survivors_min:
-            self.blame(KEEPER, "survivors-too-few")
 
-    def _uploads(self) -> None:
-        raws, bodies = self.records["header"], self.records["body"]
-        require(len(raws) == len(bodies) == len(self.survivors), "transcript-malformed", KEEPER)
+    def _headers(self, listed: dict[int, bytes]) -> None:
+        """The headers of the devices that are listed with these digests, in this order."""
+        raws = self.records["header"]
+        require(len(raws) == len(listed), "transcript-malformed", KEEPER)
         self.headers: dict[int, dict[str, Value]] = {}
-        self.sum: Vector = zeros(self.segments)
-        for (index, wanted), raw, body in zip(self.survivors.items(), raws, bodies, strict=True):
+        for (index, wanted), raw in zip(listed.items(), raws, strict=True):
             device = f"device/{self.roster.devices[index]}"
             try:
                 signed = open_inner(self.trust, raw, self.round.at("header"))
@@ -218,8 +236,13 @@ class Judge:
             require(mine and genuine, "signature-invalid", KEEPER)
             check_header(self.round, self.roster, signed.body, device)
             require(not self.task.has_roster or signed.body["index"] == index, "header-foreign", device)
-            require(blob_ref(body, signed.body["body"]["chunk_size"]) == signed.body["body"], "upload-altered", KEEPER)
             self.headers[index] = signed.body
+
+    def _bodies(self) -> None:
+        require(len(self.records["body"]) == len(self.headers), "transcript-malformed", KEEPER)
+        self.sum: Vector = zeros(self.segments)
+        for header, body in zip(self.headers.values(), self.records["body"], strict=True):
+            require(blob_ref(body, header["body"]["chunk_size"]) == header["body"], "upload-altered", KEEPER)
             self.sum = self.place.add(self.sum, unpack(self.segments, body))
 
     def _openings(self) -> None:
@@ -245,6 +268,13 @@ class Judge:
     # -- the sum --------------------------------------------------------------------------------------------------
 
     def _sum(self) -> None:
+        if code := self._unmask():
+            raise Fault(code, KEEPER)
+        if pack(self.segments, self.sum) != self.records["sum"][0]:
+            self.blame(KEEPER, "sum-differs")
+
+    def _unmask(self) -> str:
+        """Take the masks out of `sum`; or the code of why that cannot be done."""
         alive = set(self.survivors)
         edges = [(u, v) for u in self.survivors for v in self.neighbours[u] if v not in alive]
         sound = {party: parts for party, parts in self.contents.items() if self._sound(party, parts, len(edges))}
@@ -252,13 +282,12 @@ class Judge:
         vectors = self._self_sums(sound, hopeless)
         secrets = self._edge_secrets(sound, edges, hopeless)
         if vectors is None or secrets is None:
-            raise Fault(hopeless[0] or "openings-too-few", KEEPER)
+            return hopeless[0] or "openings-too-few"
         for vector in vectors:
             self.sum = self.place.add(self.sum, unpack(self.segments, vector), -1)
         for (u, v), secret in zip(edges, secrets, strict=True):
             self.sum = self.place.add(self.sum, self.place.edge_mask(secret), -1 if u < v else 1)
-        if pack(self.segments, self.sum) != self.records["sum"][0]:
-            self.blame(KEEPER, "sum-differs")
+        return ""
 
     def _sound(self, party: int, parts: list[dict[str, Value]], edges: int) -> bool:
         first = parts[0]
@@ -382,7 +411,7 @@ class Judge:
 
 
 def contradiction(first: Signed, second: Signed) -> str:
-    """The code of what is wrong with signing both, or "" (SPEC.md section 10.1)."""
+    """The code of what is wrong with signing both, or "" (SPEC.md section 10.2)."""
     for signed in (first, second):
         check_body(signed.head["type"], signed.body)
     mine = first.sender == second.sender and first.head["task"] == second.head["task"]
@@ -429,8 +458,12 @@ def survivors(data: bytes, devices: int) -> dict[int, bytes]:
 
 def judge(trust: Trust, records: Sequence[tuple[str, bytes]]) -> Faults:
     """All faults of a transcript."""
+    return faults_of(Judge, trust, records)
+
+
+def faults_of(kind: type[Judge], trust: Trust, records: Sequence[tuple[str, bytes]]) -> Faults:
     try:
-        judged = Judge(trust, records)
+        judged = kind(trust, records)
     except Fault as fault:
         return [[KEEPER, fault.code]]
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oracle import cbor, ciphers, curves, envelope, kem, masks, numbers, views, x509
+from oracle.failed import judge_failed
 from oracle.fault import Fault, require
 from oracle.judge import judge, survivors
 from oracle.schema import BLOB, check_body
@@ -225,6 +226,12 @@ def _transcript(given: Values) -> Values:
     return {"faults": judge(envelope.trust_open(given["trust"]), records)}
 
 
+def _failed(given: Values) -> Values:
+    records = [tuple(given["records"][place]) for place in given["take"]]
+    records += [(name, data) for name, data in given.get("add", [])]
+    return {"faults": judge_failed(envelope.trust_open(given["trust"]), records)}
+
+
 # -- agreements ---------------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +401,7 @@ KINDS: dict[str, Callable[[Values], Values]] = {
     "round": _round,
     "survivors": _survivors,
     "transcript": _transcript,
+    "failed": _failed,
     "task": _task,
     "manifest": _manifest,
     "join": _join,

@@ -284,6 +284,13 @@ def _transcript(given: Values) -> Values:
     return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
 
 
+def _failed(given: Values) -> Values:
+    records = [(name, data) for name, data in (given["records"][place] for place in given["take"])]
+    records += [(name, data) for name, data in given.get("add", [])]
+    report = verify(b"".join(write_records(records)), trust=Trust.decode(given["trust"]))
+    return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
+
+
 # -- agreements ---------------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +456,7 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "round": _round,
     "survivors": _survivors,
     "transcript": _transcript,
+    "failed": _failed,
     "task": _task,
     "manifest": _manifest,
     "join": _join,
