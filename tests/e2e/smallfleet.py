@@ -71,7 +71,7 @@ class SmallFleet:
             except queue.Empty:
                 each("", {"event": "tick"})
                 continue
-            self._hear(name, event)
+            self.hear(name, event)
             each(name, event)
 
     def judge(self) -> None:
@@ -92,7 +92,7 @@ class SmallFleet:
             assert exact
             assert len(updates) >= report.facts["survivors_min"]
 
-    def _hear(self, name: str, event: dict[str, Any]) -> None:
+    def hear(self, name: str, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "refused":
             self.refused[name, event["code"]] += event.get("count", 1) + 1 >> 1  # told at the 1st, 2nd, 4th, 8th…

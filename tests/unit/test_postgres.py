@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,67 @@ def test_second_coordinator_is_refused_until_the_first_is_gone(postgres: Any) ->
     PostgresStore(url).close()
 
 
+def test_coordinator_whose_lease_ran_out_cannot_write_once_another_has_it(postgres: Any) -> None:
+    url = postgres.database()
+    first = PostgresStore(url)
+    first.commit([Write("a", b"1")], [Message("vote", "parties", b"x")])
+    first.stage([Write("a", b"staged")], [])
+    second = take_over(url, first)
+    assert second.get("a") == b"1"
+    second.commit([Write("a", b"2")])
+    for write in (
+        lambda: first.stage([Write("a", b"3")], []),
+        lambda: first.commit([Write("a", b"3")]),
+        lambda: first.sent([1]),
+    ):
+        with pytest.raises(BlindsumError, match="lease-lost"):
+            write()
+    assert second.get("a") == b"2"
+    assert len(second.outbox()) == 1
+    assert first.lease.lost.wait(30)
+    second.close()
+    first.close()
+    PostgresStore(url).close()  # what the first gave back was not its own any more, and the second's is free
+
+
+def test_what_a_coordinator_has_written_holds_off_the_next_one_until_it_is_committed(postgres: Any) -> None:
+    url = postgres.database()
+    first = PostgresStore(url)
+    first.stage([Write("a", b"1")], [])
+    taken: list[PostgresStore] = []
+    thread = threading.Thread(target=lambda: taken.append(take_over(url, None)))
+    thread.start()
+    with psycopg.connect(url, autocommit=True) as admin:
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        until = time.monotonic() + 30
+        while not admin.execute(waiting).rowcount:
+            assert time.monotonic() < until
+    first.commit()
+    thread.join(30)
+    assert taken[0].get("a") == b"1"
+    taken[0].close()
+    first.close()
+
+
+def test_database_of_the_first_schema_is_brought_up_to_date(postgres: Any) -> None:
+    url = postgres.database()
+    store = PostgresStore(url)
+    store.commit([Write("a", b"1")], [Message("vote", "parties", b"x")])
+    store.close()
+    with psycopg.connect(url) as admin:
+        admin.execute("DROP TABLE blindsum.span, blindsum.job, blindsum.lease; UPDATE blindsum.about SET version = 1")
+    with psycopg.connect(url, autocommit=True) as old:
+        old.execute("SELECT pg_advisory_lock(%s)", (0x626C7331,))  # as a coordinator of that time
+        with pytest.raises(BlindsumError, match="database-in-use"):
+            PostgresStore(url)
+    store = PostgresStore(url)
+    assert store.get("a") == b"1"
+    assert len(store.outbox()) == 1
+    store.close()
+
+
 def test_owner_that_lost_its_connection_cannot_write_any_more(postgres: Any) -> None:
-    """The lock and the writes go over one connection: a second owner is never met by a late write of the first."""
+    """A holder whose connection the server has ended is gone, and a second owner is never met by a late write of the first."""
     url = postgres.database()
     first = PostgresStore(url)
     first.commit([Write("a", b"1")])
@@ -69,7 +131,7 @@ def test_newer_schema_and_another_program_are_refused(postgres: Any) -> None:
     url = postgres.database()
     PostgresStore(url).close()
     with psycopg.connect(url) as admin:
-        admin.execute("UPDATE blindsum.about SET version = 2")
+        admin.execute("UPDATE blindsum.about SET version = 99")
     with pytest.raises(BlindsumError, match="database-newer"):
         PostgresStore(url)
     url = postgres.database()
@@ -116,6 +178,19 @@ def test_backup_by_the_documented_commands_holds_all_of_it(
     restored.commit([], [Message("more", "parties", b"")])
     restored.close()
     store.close()
+
+
+def take_over(url: str, first: PostgresStore | None) -> PostgresStore:
+    """The store of a second coordinator, as if the first had been paused for longer than a lease."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        until = time.monotonic() + 30
+        while True:
+            assert time.monotonic() < until
+            if first is not None:
+                first.rollback()
+            admin.execute("UPDATE blindsum.lease SET expires = clock_timestamp() - interval '1 s'")
+            with contextlib.suppress(BlindsumError):  # renewed in between
+                return PostgresStore(url)
 
 
 def _set(url: str, name: str, value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.backend.notices import Notices
 from blindsum.backend.registry import rollback_model, rollback_of
-from blindsum.backend.service import Reporter, WebSettings, run_until_stopped
+from blindsum.backend.service import Reporter, WebSettings, run_until_stopped, stop_signal
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
 from blindsum.backend.tracking import MlFlow, TensorBoard, Tracker, Tracking, TrackingSettings
 from blindsum.backend.witness import Witness
@@ -36,6 +37,8 @@ CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 1.0
 """How often the kit's folder of tasks is looked at."""
 TRANSCRIPTS_KEPT: Final = 1000
+STANDBY_S: Final = 0.5
+"""How often a coordinator that stands by looks whether the other one has gone."""
 
 
 class CoordinatorSettings(Settings, frozen=True):
@@ -56,7 +59,10 @@ def run_coordinator(kit: Path) -> int:
         raise BlindsumError("kit-incomplete", f"{kit}: key.pem is not the coordinator's in the trust bundle")
     box_private = read_file(kit / "box.key")
     broadcast_key = load_broadcast_key(kit)
-    store = open_store(kit, settings, owner=trust.owner("coordinator"))
+    stopped = stop_signal()
+    store = _await_store(kit, settings, stopped, owner=trust.owner("coordinator"))
+    if store is None:
+        return 0
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
@@ -89,8 +95,14 @@ def run_coordinator(kit: Path) -> int:
         broadcast_key=broadcast_key,
     )
     rounds = _Rounds(kit, driver, reporter)
+
+    def turn() -> None:
+        if not isinstance(store, SqliteStore):
+            store.lease.check()
+        rounds.turn()
+
     try:
-        return run_until_stopped(driver, reporter, settings.web, rounds.turn)
+        return run_until_stopped(driver, reporter, settings.web, turn, stopped=stopped)
     finally:
         store.close()
         if tracking is not None:
@@ -121,6 +133,25 @@ def open_store(kit: Path, settings: CoordinatorSettings, *, owner: str = "") -> 
         raise BlindsumError("config-invalid", f"{kit / 'coordinator.toml'}: {detail}") from None
 
     return PostgresStore(settings.database)
+
+
+def _await_store(
+    kit: Path, settings: CoordinatorSettings, stopped: threading.Event, *, owner: str
+) -> SqliteStore | PostgresStore | None:
+    """The database, once it is this process's turn: on PostgreSQL several coordinators stand by for the one that has it. None where
+    `stopped` comes first."""
+    told = False
+    while True:
+        try:
+            return open_store(kit, settings, owner=owner)
+        except BlindsumError as error:
+            if not settings.database or error.code != "database-in-use":
+                raise
+            if not told:
+                Reporter("coordinator").line("standby", detail=error.detail)
+                told = True
+        if stopped.wait(STANDBY_S):
+            return None
 
 
 class _Rounds:

@@ -22,7 +22,7 @@ from blindsum.runtime.driver import Driver
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
 
-__all__ = ["END_WITH_STDIN", "Reporter", "WebSettings", "run_until_stopped"]
+__all__ = ["END_WITH_STDIN", "Reporter", "WebSettings", "run_until_stopped", "stop_signal"]
 
 POLL_S: Final = 0.1
 END_WITH_STDIN: Final = "BLINDSUM_END_WITH_STDIN"
@@ -109,17 +109,28 @@ class Reporter:
                 pass  # whoever watched is gone; the role goes on
 
 
-def run_until_stopped(
-    driver: Driver, reporter: Reporter, web: WebSettings, turn: Callable[[], None] = lambda: None
-) -> int:
-    """Start `driver`, and the web server where `web` names a place; call `turn` about ten times a second, and stop on SIGTERM or
-    SIGINT. Returns the exit status. Raises BlindsumError "config-invalid"."""
+def stop_signal() -> threading.Event:
+    """Set once this process is to end: on SIGTERM or SIGINT, or with whoever started it."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    reporter.started()
     if END_WITH_STDIN in os.environ:
         threading.Thread(target=_until_stdin_ends, args=(stopped,), daemon=True).start()
+    return stopped
+
+
+def run_until_stopped(
+    driver: Driver,
+    reporter: Reporter,
+    web: WebSettings,
+    turn: Callable[[], None] = lambda: None,
+    *,
+    stopped: threading.Event | None = None,
+) -> int:
+    """Start `driver`, and the web server where `web` names a place; call `turn` about ten times a second, and stop on `stopped`
+    (`stop_signal`). Returns the exit status. Raises BlindsumError "config-invalid"."""
+    stopped = stopped or stop_signal()
+    reporter.started()
     with _web(reporter, web):
         driver.start()
         try:

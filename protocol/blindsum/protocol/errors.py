@@ -297,6 +297,10 @@ CATALOGUE: dict[str, Entry] = {
         "another process has the database open",
         "stop the other process of this role; two must never share one identity",
     ),
+    "lease-lost": Entry(
+        "this process was paused or cut off from the database for so long that another one took over its part",
+        "none: nothing that it had not stored counts. Start it again; it waits until it is needed",
+    ),
     "database-unwritable": Entry(
         "the database cannot be written, or its server does not flush to disk",
         "check owner and permissions, that the disk is not read-only, and that PostgreSQL has fsync on",

@@ -94,6 +94,7 @@ class Driver:
         self._stopping = False
         self._thread: threading.Thread | None = None
         # what follows belongs to the machine's thread
+        self._doing: deque[_Call] = deque()  # taken from `_calls`, and not answered yet
         self._machine: Machine
         self._restored = True  # a machine that is new from the store is woken, whatever its deadline
         self._wake_after = 0
@@ -171,7 +172,7 @@ class Driver:
         finally:
             self._end()
 
-    def _wait(self) -> tuple[list[Inbound], list[_Call], list[LinkState]]:
+    def _wait(self) -> tuple[list[Inbound], list[LinkState]]:
         """Everything there is to do, as soon as there is something or the machine wants to be woken."""
         with self._changed:
             if not (self._stopping or self._inbox or self._calls or self._courier.landed or self._states):
@@ -179,12 +180,13 @@ class Driver:
             was_full, self._full = self._full, False
             group = [self._inbox.popleft() for _ in range(min(GROUP_MAX, len(self._inbox)))]
             self._inbox_size -= sum(len(inbound.body) for inbound in group)
-            calls, states = list(self._calls), list(self._states)
+            self._doing.extend(self._calls)
+            states = list(self._states)
             self._calls.clear()
             self._states.clear()
         if was_full:
             self._link.resume()
-        return group, calls, states
+        return group, states
 
     def _patience_s(self) -> float:
         due = self._due()
@@ -198,12 +200,12 @@ class Driver:
         deadline = self._machine.deadline
         return None if deadline is None else max(deadline, self._wake_after)
 
-    def _turn(self, group: list[Inbound], calls: list[_Call], states: list[LinkState]) -> None:
+    def _turn(self, group: list[Inbound], states: list[LinkState]) -> None:
         for state in states:
             self._tell_state(state)
         self._courier.settle()
-        for call in calls:
-            self._do_call(call)
+        while self._doing:
+            self._do_call(self._doing.popleft())
         if group:
             self._do_group(group)
         due = self._due()
@@ -381,7 +383,7 @@ class Driver:
     def _end(self) -> None:
         with self._changed:
             self._stopping = True
-            calls = list(self._calls)
+            calls = [*self._doing, *self._calls]
             self._calls.clear()
         for call in calls:
             if call.future.set_running_or_notify_cancel():

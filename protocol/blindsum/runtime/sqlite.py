@@ -41,6 +41,7 @@ STORE_CODES: Final = frozenset(
         "database-unwritable",
         "disk-failed",
         "disk-full",
+        "lease-lost",
     }
 )
 """The codes that mean the store cannot be used; nothing may be acknowledged or sent after one."""
