@@ -3,85 +3,35 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from blindsum.fleet.bridge import Bridge
 from blindsum.fleet.checkpoint import IslandState
-from blindsum.fleet.conditions import Population
-from blindsum.fleet.identities import START, Identities, device_number
-from blindsum.fleet.island import BROKER, HOP_MS, Island, Post
-from blindsum.fleet.learner import Learner
-from blindsum.fleet.ledger import Ledger, Notes
-from blindsum.fleet.pairs import Pairs, paired
-from blindsum.fleet.roles import DEVICE, CoordinatorRole, DeviceRole, PartyRole, Role
-from blindsum.fleet.shelf import Shelf
+from blindsum.fleet.identities import START, device_number
+from blindsum.fleet.island import BROKER, HOP_MS, Post
+from blindsum.fleet.ledger import Notes
+from blindsum.fleet.remote import Remote, collect_seldom
+from blindsum.fleet.roles import DEVICE
+from blindsum.fleet.setup import Setup
 from blindsum.protocol.blobs import read_blob
 from blindsum.protocol.codec import convert
 from blindsum.protocol.envelope import open_envelope
-from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
-from blindsum.protocol.memo import sharing
 from blindsum.protocol.messages import Result
 from blindsum.protocol.ring import pack, unpack
 from blindsum.protocol.update import exact_sums
-from blindsum.protocol.view import TaskView
-from blindsum.testing.behaviours import Behaviour
 
-__all__ = ["Engine", "Outcome", "Setup"]
+__all__ = ["Engine", "Outcome"]
 
 WINDOWS_MAX: Final = 10_000_000
 """More windows of virtual time than this in one round mean that machines keep each other busy for nothing."""
-GARBAGE_MIN: Final = 100_000
-"""New objects after which a worker looks for cycles among them: machines make many objects and next to no cycles."""
-STOP_S: Final = 30.0
-"""How long a worker that is told to end may take, training included, before it is killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """All that the islands of a fleet are made from."""
-
-    identities: Identities
-    base: TaskView
-    plan: bytes = field(repr=False)
-    model: bytes = field(repr=False)
-    population: Population = field(repr=False)
-    learner: Learner = field(repr=False)
-    behaviours: Mapping[str, Behaviour]
-    pairs: Pairs
-    transport: str = ""
-    """The broker of the real devices, see `Bridge`."""
-    real: tuple[int, ...] = ()
-    """Numbers of the devices that are clients of it."""
-
-    def island(self, devices: Sequence[int], *, backends: bool, threads: int = 1) -> Island:
-        shelf, task, parties = Shelf(), self.base.name, self.identities.parties
-        roles: list[Role] = []
-        if backends:
-            roles.append(CoordinatorRole(self.identities, shelf=shelf, threads=threads))
-            for number in range(1, parties + 1):
-                behaviour = self.behaviours.get(f"party/{number}", Behaviour())
-                roles.append(PartyRole(number, self.identities, shelf=shelf, behaviour=behaviour, threads=threads))
-        for number in devices:
-            behaviour = self.behaviours.get(f"device/{number}", HONEST)
-            roles.append(
-                DeviceRole(number, self.identities, shelf=shelf, behaviour=behaviour, learner=self.learner, task=task)
-            )
-        ledger = Ledger(devices, self.population.size, self.base.segments, shelf, keeps=bool(self.behaviours))
-        return Island(
-            roles, self.population, ledger, self.identities, learner=self.learner, pairs=self.pairs, task=task
-        )
-
-
+WINDOW_MS: Final = 100
+"""How far in virtual ms islands go before they exchange what they have, at most: far less than the least pause between rounds."""
 STEP_MS: Final = 1000
 """Where nothing is left to happen but what real devices do, they are waited for so long at a time."""
-HONEST: Final = Behaviour()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +68,27 @@ class Engine:
         self._on_event = on_event
         real, parts = frozenset(setup.real), max(workers, 1)
         shares = [[device for device in range(each, size, parts) if device not in real] for each in range(parts)]
-        self._remotes: list[_Remote] = []
+        self._remotes: list[Remote] = []
         for share in shares if workers else ():
-            self._remotes.append(_Remote(setup, share, self._remotes))
+            self._remotes.append(Remote(setup, share, self._remotes))
         self._bridge = self._make_bridge() if real else None  # after the workers: it has threads
         self._own = [] if workers else shares[0]
         self._local = setup.island(self._own, backends=True, threads=2 if workers else 1)
         self._now = self._played = START
         self._number = 0
+        self._device_ms = HOP_MS + int(setup.population.latency_ms.min())
         self._local.apply(
             self._local.roles[0], self._coordinator.add_task(setup.base.raw, plan=setup.plan, model=setup.model)
         )
 
     def __enter__(self) -> Self:
+        self._thresholds = gc.get_threshold()
+        collect_seldom()
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.set_threshold(*self._thresholds)
+        gc.unfreeze()
         for remote in self._remotes:
             remote.stop()
         if self._bridge is not None:
@@ -211,8 +166,9 @@ class Engine:
     def _play(self, until: int | None, phases: dict[str, int], faults: list[tuple[str, str]]) -> None:
         """Let time pass: to `until`, or to the end of the round."""
         for _ in range(WINDOWS_MAX):
-            times = [self._local.next_at, *(remote.next_at for remote in self._remotes)]
-            now = min((at for at in times if at is not None), default=None)
+            here = self._local.next_at
+            there = min((at for remote in self._remotes if (at := remote.next_at) is not None), default=None)
+            now = min((at for at in (here, there) if at is not None), default=None)
             if until is None and ("done" in phases or "failed" in phases):
                 return
             if until is not None and (now is None or now >= until):
@@ -220,15 +176,27 @@ class Engine:
             if self._bridge is not None:
                 now = self._wait(self._bridge, now)
             assert now is not None, "nothing is left to happen"
-            self._played = horizon = now + HOP_MS if until is None else min(now + HOP_MS, until)
-            busy = [remote for remote in self._remotes if remote.next_at is not None and remote.next_at < horizon]
+            self._played, ours, theirs = self._horizons(now, here, there, until)
+            busy = [remote for remote in self._remotes if remote.next_at is not None and remote.next_at < theirs]
             for remote in busy:
-                remote.send(horizon)
-            self._route(None, self._local.advance(horizon))
+                remote.send(theirs)
+            self._route(None, self._local.advance(ours))
             for remote in busy:
                 self._route(remote, remote.receive())
             self._hear(phases, faults)
         raise AssertionError("machines keep each other busy for nothing")
+
+    def _horizons(self, now: int, here: int | None, there: int | None, until: int | None) -> tuple[int, int, int]:
+        """(by when all is played, how far the island here may go, how far the others), where something happens next at `here` and
+        `there`. Only roles here send to roles of other islands, and what a device sends takes its link's latency on top."""
+        end = now + WINDOW_MS if until is None else min(now + WINDOW_MS, until)
+        if self._bridge is not None:
+            ours = theirs = now + HOP_MS
+        else:
+            ours = end if there is None else there + self._device_ms
+            theirs = min(ours, end if here is None else here) + HOP_MS
+        ours, theirs = min(ours, end), min(theirs, end)
+        return min(ours, theirs), ours, theirs
 
     def _wait(self, bridge: Bridge, now: int | None) -> int:
         """Give real devices the time up to `now`, when something happens next; what they say may come before."""
@@ -255,7 +223,7 @@ class Engine:
                 remote.stop()
             raise
 
-    def _route(self, source: _Remote | None, posts: list[Post]) -> None:
+    def _route(self, source: Remote | None, posts: list[Post]) -> None:
         for post in posts:
             if post.target == BROKER:
                 for remote in self._remotes:
@@ -328,114 +296,3 @@ class Engine:
             model=self.model,
             notes=notes,
         )
-
-
-class _Remote:
-    """An island in a process of its own, as seen from here."""
-
-    def __init__(self, setup: Setup, devices: Sequence[int], others: Sequence[_Remote]) -> None:
-        forks = "fork" in multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
-        self._pipe, theirs = context.Pipe()
-        # a forked process holds our ends, too, and while anybody does nobody learns that we have gone
-        inherited = [self._pipe, *(other._pipe for other in others)] if forks else []
-        self._process = context.Process(target=_serve, args=(theirs, setup, devices, inherited), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.devices = devices
-        self._posts: list[Post] = []
-        self._first: int | None = None
-        self._next: int | None = None
-
-    @property
-    def next_at(self) -> int | None:
-        """When something happens there next, as far as it has been told."""
-        return min((at for at in (self._next, self._first) if at is not None), default=None)
-
-    def take(self, post: Post) -> None:
-        self._posts.append(post)
-        self._first = post.at if self._first is None else min(self._first, post.at)
-
-    def begin(self, number: int, now: int) -> None:
-        self._posts, self._first = [], None
-        self.ask("begin", number, now)
-        self._next = self.answer()
-
-    def send(self, horizon: int) -> None:
-        self.ask("advance", horizon, self._posts)
-        self._posts, self._first = [], None
-
-    def receive(self) -> list[Post]:
-        posts, self._next = self.answer()
-        return posts  # type: ignore[no-any-return]
-
-    def ask(self, *what: object) -> None:
-        self._pipe.send(what)
-
-    def answer(self) -> Any:
-        try:
-            good, value = self._pipe.recv()
-        except EOFError:
-            raise BlindsumError("simulation-worker-died", f"exit status {self._process.exitcode}") from None
-        if not good:
-            raise value
-        return value
-
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join(STOP_S)
-
-
-def _serve(pipe: Connection, setup: Setup, devices: Sequence[int], inherited: Sequence[Connection]) -> None:
-    """The life of a worker process."""
-    for theirs in inherited:
-        theirs.close()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_MIN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to end
-    with sharing(), paired(setup.pairs):
-        _work(pipe, setup, devices)
-
-
-def _work(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
-    """Answer. While nothing is asked, make uploads before their time."""
-    island = setup.island(devices, backends=False)
-    failed: Exception | None = None
-    while True:
-        try:
-            while failed is None and not pipe.poll(0) and island.work():
-                pass
-        except Exception as error:  # told when the next question comes
-            failed = error
-        try:
-            what, *arguments = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if failed is not None:
-                raise failed
-            pipe.send((True, _answer(island, what, arguments)))
-        except Exception as error:
-            pipe.send((False, error))
-
-
-def _answer(island: Island, what: str, arguments: list[Any]) -> object:
-    if what == "begin":
-        island.begin(*arguments)
-        return island.next_at
-    if what == "advance":
-        horizon, posts = arguments
-        island.take(posts)
-        return island.advance(horizon), island.next_at
-    if what == "state":
-        return island.state()
-    if what == "memories":
-        return island.memories(*arguments)
-    if what == "resume":
-        island.resume(*arguments)
-        return None
-    assert what == "close"
-    return island.close(*arguments)

@@ -22,11 +22,12 @@ from blindsum.fleet.bridge import CLIENTS_MAX
 from blindsum.fleet.checkpoint import load_checkpoint, save_checkpoint
 from blindsum.fleet.conditions import Conditions, Dropout, Population
 from blindsum.fleet.data import Dataset
-from blindsum.fleet.engine import Engine, Outcome, Setup
+from blindsum.fleet.engine import Engine, Outcome
 from blindsum.fleet.identities import Identities
 from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner, personal_of
 from blindsum.fleet.pairs import Pairs, paired
 from blindsum.fleet.results import FleetReport, RoundReport, Spread
+from blindsum.fleet.setup import Setup
 from blindsum.fleet.unmasked import unmasked
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.memo import sharing

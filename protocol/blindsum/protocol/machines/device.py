@@ -87,6 +87,8 @@ class DeviceMachine:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
+        if any(body and body in (each.state.announcement, each.state.roster) for each in self._rounds.values()):
+            return self._journal.take()  # byte for byte what brought a round as far as it is: coordinators repeat both
         return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
 
     def wake(self, now: int) -> Step:
