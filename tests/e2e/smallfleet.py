@@ -125,7 +125,9 @@ def make_fleet(
     devices_min: int = 4,
     join_s: float = 3.0,
     upload_s: float = 8.0,
-    profile: str = "roster",
+    devices_max: int = DEVICES,
+    slow: tuple[int, ...] = (),
+    **plan: Any,
 ) -> SmallFleet:
     """A fleet in the folder `root`, on the broker at `url` or on an embedded one of its own. Whoever makes it closes its stack."""
     events: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
@@ -133,21 +135,21 @@ def make_fleet(
     stack.__enter__()
     broker = url or stack.broker()
     folder = create_fleet(root / "fleet", fleet=f"e2e-{time.time_ns() % 10**9}", malicious_parties=1, broker=broker)
-    plan = Plan(
+    planned = Plan(
         name=TASK,
         threat=ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2),
         devices_min=devices_min,
-        devices_max=DEVICES,
+        devices_max=devices_max,
         rounds=rounds,
         clip_norm=5.0,
         join_s=join_s,
         upload_s=upload_s,
         decide_s=6.0,
         chunk_size=chunk_size,
-        profile=profile,
+        **plan,
     )
     artifact = build_artifact(models.mlp([64, hidden, 10], seed=1), loss="cross-entropy")
-    files, _ = create_task(folder.operator, artifact, plan)
+    files, _ = create_task(folder.operator, artifact, planned)
     save_task(files, folder.coordinator)
     kits = enrol(folder, [f"device-{number}" for number in range(DEVICES)])
     parts = iid(digits()[0].targets, DEVICES, 1)
@@ -158,6 +160,7 @@ def make_fleet(
         drops=[],
         plain=str(root / "plain"),
         seed=1,
+        slow=list(slow),
     )
     (root / "host.json").write_bytes(msgspec.json.encode(spec))
     base = open_task(Trust.decode((folder.operator / "trust.cbor").read_bytes()), files.record)

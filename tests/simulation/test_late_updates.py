@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.machines.device import DeviceMachine
-from blindsum.protocol.machines.late import LateUpdate
 from blindsum.protocol.messages import NoRoster
 from blindsum.protocol.ring import unpack
 from blindsum.protocol.update import decode_lanes
 from blindsum.testing.behaviours import Silent
+from blindsum.testing.forgery import altered
 from blindsum.testing.scenario import MIXES, scenario
 from blindsum.testing.world import World
 
@@ -141,7 +141,7 @@ def test_late_update_goes_with_the_consent_and_is_of_no_use_to_another_task() ->
     made = world(slow=[SLOW])
     made.run()
     kept = made._trained.pop(SLOW)
-    other = LateUpdate(bytes(32), kept.began, kept.model, kept.weight, kept.statistics, kept.update)
+    other = altered(kept, task=bytes(32))
     for late in (kept, other):
         made.apply(made.actors[LATE], machine(made).keep(made.task, late, made.now))
         assert list(made.actors[LATE].store.keys("late/"))

@@ -75,8 +75,8 @@ class Phone:
     def ask(self, number: int, *criteria: str, held: bool = False) -> str:
         return self.admission.join(self.view(number, *criteria), lambda _ref: held)
 
-    def take_part(self, number: int, *criteria: str, examples: int = 10) -> None:
-        self.admission.update(self.view(number, *criteria), examples=examples, size=100)
+    def take_part(self, number: int, *criteria: str, examples: int = 10, began: int = 0) -> None:
+        self.admission.update(self.view(number, *criteria), examples=examples, size=100, began=began or number)
 
 
 def test_join_is_in_the_ledger_before_it_leaves_and_a_refusal_is_not(base: TaskView, ledger: Ledger) -> None:
@@ -87,6 +87,15 @@ def test_join_is_in_the_ledger_before_it_leaves_and_a_refusal_is_not(base: TaskV
     assert "5 devices" in use.why and "charging" in use.why
     assert phone.ask(4, "share=0,0") != ""
     assert len(ledger.uses()) == 1
+
+
+def test_ledger_says_of_a_late_update_for_which_round_it_was_trained(base: TaskView, ledger: Ledger) -> None:
+    phone = Phone(base, ledger)
+    phone.take_part(4, began=2)
+    phone.take_part(5)
+    fresh, late = ledger.uses()
+    assert late.round == 4 and late.why.startswith("10 examples, trained for round 2; hidden among")
+    assert fresh.why.startswith("10 examples; hidden among")
 
 
 def test_nothing_leaves_where_the_ledger_cannot_be_kept(base: TaskView, ledger: Ledger) -> None:

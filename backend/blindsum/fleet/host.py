@@ -40,7 +40,8 @@ class Drop(msgspec.Struct, frozen=True):
 
 class HostSpec(msgspec.Struct, frozen=True):
     """What a host runs. `kits`: device number to kit; `parts`: device number to the indices of its examples in the training set;
-    `plain`: the folder for what devices are about to mask (only a demo, which checks the sums, has one)."""
+    `plain`: the folder for what devices are about to mask (only a demo, which checks the sums, has one); `slow`: devices whose
+    training lasts until its round is over."""
 
     task: str
     kits: dict[int, str]
@@ -48,6 +49,7 @@ class HostSpec(msgspec.Struct, frozen=True):
     drops: list[Drop]
     plain: str
     seed: int
+    slow: list[int] = []
 
 
 class _DemoDevice(Device):
@@ -74,6 +76,7 @@ class _Host:
         self._dead: list[tuple[int, _DemoDevice]] = []
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._over = 0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,6 +110,8 @@ class _Host:
         def examples(context: Context) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             if device.script.get(context.round) == "after roster":
                 raise Aborted
+            while number in self._spec.slow and self._over < context.round and not self._stopped.wait(0.05):
+                pass
             order = np.random.default_rng([self._spec.seed, number, context.round, context.epoch]).permutation(
                 len(part)
             )
@@ -129,6 +134,7 @@ class _Host:
     def _event(self, device: _DemoDevice, event: DeviceEvent) -> None:
         self._reporter.line(event.name, device=device.name, number=device.number, **event.data)
         if event.name in ("round-finished", "round-abandoned"):
+            self._over = max(self._over, int(str(event.data["round"])))
             self._revive(int(str(event.data["round"])))
 
     def _revive(self, number: int) -> None:

@@ -322,7 +322,8 @@ class World(Stage):
         statistics = dice.integers(0, 1000, segments[1].length - 1).tolist()
         if self.ballots:
             statistics = [int(place == other) for other in range(len(self.devices))]
-        return LateUpdate.of(view, update, 1 + place % view.task.codec.weight_max, statistics)
+        weight = 1 + place % view.task.codec.weight_max
+        return LateUpdate.of(view, update, weight=weight, examples=weight, statistics=statistics)
 
     def _finish_trainings(self) -> None:
         """Slow devices are done with what they began in the last round."""

@@ -52,12 +52,13 @@ class Admission:
             return f"the ledger cannot be kept: {error.code}"
         return reason
 
-    def update(self, view: RoundView, *, examples: int, size: int) -> int:
-        """Note that an update is about to leave. Returns the number for `Ledger.retract`. Raises BlindsumError "not-eligible" where
-        there were fewer examples than the task asks for, or a database code."""
+    def update(self, view: RoundView, *, examples: int, size: int, began: int) -> int:
+        """Note that an update, trained for round `began`, is about to leave. Returns the number for `Ledger.retract`. Raises
+        BlindsumError "not-eligible" where there were fewer examples than the task asks for, or a database code."""
         if reason := self._not_wanted(view, examples):
             raise BlindsumError("not-eligible", reason)
-        why = f"{examples} examples; {self.why(view)}"
+        since = f", trained for round {began}" if began != view.number else ""
+        why = f"{examples} examples{since}; {self.why(view)}"
         return self._ledger.record(
             Use(self._clock(), view.name, view.number, "update", size, why), issued_at=view.manifest.issued_at
         )

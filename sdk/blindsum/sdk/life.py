@@ -84,7 +84,7 @@ class Life:
         self._state = State.WAITING
 
         def machine() -> DeviceMachine:
-            self._machine = make(store, willing)
+            self._machine = make(store, lambda view: self._worker.busy(view) or willing(view))
             return self._machine
 
         self._driver = Driver(
@@ -141,6 +141,7 @@ class Life:
             "round-finished": (State.WAITING, "for the next round"),
             "round-abandoned": (State.WAITING, f"for the next round; the last ended early: {data.get('code')}"),
             "declined": (State.WAITING, str(data.get("reason"))),
+            "kept": (State.WAITING, f"for the next round, which takes what was trained for round {number}"),
             "stopped": (State.FAILED, _explained(str(data.get("code")))),
         }
         match event.name:
@@ -164,7 +165,11 @@ class Life:
                 if event.name != "uploading":
                     self._ended(task, early=event.name == "round-abandoned")
         if event.name in states:
-            self._put(*states[event.name])
+            state, reason = states[event.name]
+            began = self._worker.training(task) if state is State.WAITING else None
+            if began is not None:
+                state, reason = State.TRAINING, f"round {began}, which is over; a later one takes it"
+            self._put(state, reason)
         self._tell(event.name, data)
         if event.name == "stopped":
             self._failed()
@@ -191,7 +196,7 @@ class Life:
     def _ended(self, task: str, *, early: bool) -> None:
         view = self._views.pop(task, None)
         self._count_traffic()
-        if early and view is not None:
+        if early and view is not None and self._worker.training(task) is None:
             try:
                 if self._ledger.last(task)[0] < view.number:
                     self.admission.left_early(view)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.device import DeviceMachine
+from blindsum.protocol.machines.late import LateUpdate
 from blindsum.protocol.machines.step import Machine, Step
 from blindsum.protocol.ring import packed_size
 from blindsum.protocol.update import decode_lanes, encode_update
@@ -53,6 +54,17 @@ class Inspection:
 Inspect = Callable[[Inspection], None]
 
 
+class _Made(NamedTuple):
+    """What a training made for round `began`, as it goes into the round at hand. `kept`: whether the device's database has it."""
+
+    update: NDArray[np.float32]
+    weight: int
+    examples: int
+    statistics: list[int]
+    began: int
+    kept: bool = False
+
+
 class Worker:
     """Trains for the rounds that `offer` names, one after another. `tell(name, data)` is called on the worker's thread."""
 
@@ -74,6 +86,7 @@ class Worker:
         self._inspect, self._tell = inspect, tell
         self._stopping = threading.Event()
         self._open: dict[str, int] = {}  # the round of each task that waits for this device's update
+        self._patient: dict[str, int] = {}  # the round of each training that a later round may take too
         self._jobs: queue.Queue[tuple[str, int]] = queue.Queue(JOBS_MAX)
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -84,8 +97,22 @@ class Worker:
             self._jobs.put_nowait((task, number))
 
     def over(self, task: str) -> None:
-        """The round of `task` waits no more: whatever is done for it is in vain."""
+        """The round of `task` waits no more: whatever is done for it is in vain, unless a later round may take it."""
         self._open.pop(task, None)
+
+    def training(self, task: str) -> int | None:
+        """The round for which something is being trained that a later round may take."""
+        return self._patient.get(task)
+
+    def busy(self, view: RoundView) -> str:
+        """ "" where this device is free for a round, else what it still trains. What the round is too late for is given up."""
+        began = self._patient.get(view.name)
+        if began is None or began == view.number:
+            return ""
+        if view.number - began > view.base.staleness_max:
+            self._patient.pop(view.name, None)
+            return ""
+        return f"training for round {began} goes on"
 
     def stop(self) -> None:
         """End soon: after the step under way, or when the examples function comes back."""
@@ -116,7 +143,22 @@ class Worker:
         inputs = self._call(lambda machine, _now: _inputs(machine, task, number))
         if inputs is None:
             return
-        view, plan, model = inputs
+        view, plan, model, late = inputs
+        if late is not None:
+            vector = late.discounted(late.staleness(view) or 0)
+            self._contribute(view, _Made(vector, late.weight, late.examples, late.statistics, late.began, kept=True))
+            return
+        if view.base.staleness_max:
+            self._patient[task] = number
+        try:
+            made, control = self._make(view, plan, model)
+        finally:
+            self._patient.pop(task, None)
+        self._contribute(view, made, control)
+
+    def _make(self, view: RoundView, plan: bytes, model: bytes) -> tuple[_Made, NDArray[np.float32] | None]:
+        """What this device makes of the round's model, and the control variate with which it did."""
+        task, number = view.name, view.number
         self._admission.artifact(view, plan)
         function, control, length = self._examples[task], None, len(model) // 8
         self._models(task).keep(view, plan, model)
@@ -127,45 +169,63 @@ class Worker:
             if view.task.algorithm.name == "scaffold":
                 control = self._call(lambda _machine, _now: self._controls.own(task, length))
             trained = self._learn(view, plan, model, control)
+        self._tell("trained", {"task": task, "round": number, "examples": trained.examples, "loss": trained.loss})
         weight = min(trained.examples, view.task.codec.weight_max)
+        return _Made(trained.update, weight, trained.examples, trained.statistics, number), control
+
+    def _contribute(self, view: RoundView, made: _Made, control: NDArray[np.float32] | None = None) -> None:
+        """Mask and upload; where the round has no time for it, keep it for a later one if the task takes it."""
+        task, number, weight = view.name, view.number, made.weight
         lanes = encode_update(
             view.base,
-            trained.update,
+            made.update,
             weight=weight,
-            statistics=trained.statistics,
+            statistics=made.statistics,
             rotation=view.manifest.rotation,
             key=random_bytes(32),
         )
         if control is not None:
-            following = control + decode_lanes(view.base, lanes, weight, view.manifest.rotation)[length:]
+            following = control + decode_lanes(view.base, lanes, weight, view.manifest.rotation)[control.size :]
             self._call(lambda _machine, _now: self._controls.stage(task, number, following))
         if self._inspect is not None:
             with _of_the_app("inspect"):
-                self._inspect(Inspection(task, number, trained.update, weight, [lane.copy() for lane in lanes]))
-        about: dict[str, object] = {"task": task, "round": number}
-        self._tell("trained", {**about, "examples": trained.examples, "loss": trained.loss})
+                self._inspect(Inspection(task, number, made.update, weight, [lane.copy() for lane in lanes]))
+        fresh = None
+        if view.base.staleness_max and not made.kept:
+            fresh = LateUpdate.of(view, made.update, weight=weight, examples=made.examples, statistics=made.statistics)
 
         def upload(machine: Machine, now: int) -> Step:
             assert isinstance(machine, DeviceMachine)
             began = time.thread_time()
-            step = machine.upload(task, number, lanes, now)
+            step = machine.upload(task, number, lanes, now, fresh)
             took_ms = 1000 * (time.thread_time() - began)  # CPU: what it costs the device, not what else it does
-            self._tell("masked", {**about, "ms": took_ms})
+            self._tell("masked", {"task": task, "round": number, "ms": took_ms})
             return step
 
-        if reason := self._obstacle(task, number):
-            raise Aborted(reason)
-        entry = self._admission.update(
-            view, examples=trained.examples, size=packed_size(view.base.segments) + HEADER_SIZE
-        )
-        try:
-            step = self._call(upload)
-        except BlindsumError as error:
-            if error.code == "round-over":
+        def keep(machine: Machine, now: int) -> Step:
+            assert isinstance(machine, DeviceMachine) and fresh is not None
+            return machine.keep(task, fresh, now)
+
+        why = self._obstacle(task, number)
+        if not why:
+            size = packed_size(view.base.segments) + HEADER_SIZE
+            entry = self._admission.update(view, examples=made.examples, size=size, began=made.began)
+            try:
+                step = self._call(upload)
+            except BlindsumError as error:
+                if error.code != "round-over":
+                    raise
                 self._admission.retract(entry)
-            raise
-        if not any(event.name == "uploading" for event in step.events):
-            self._admission.retract(entry)
+                if fresh is None:
+                    raise
+            else:
+                if any(event.name == "uploading" for event in step.events):
+                    return
+                self._admission.retract(entry)
+        if fresh is not None:
+            self._call(keep)
+        elif why:
+            raise Aborted(why)
 
     def _learn(self, view: RoundView, plan: bytes, model: bytes, control: NDArray[np.float32] | None) -> Trained:
         """Train or evaluate the task's model on the app's examples."""
@@ -192,7 +252,9 @@ class Worker:
         """ "" as long as work for this round may go on, else why not."""
         if self._stopping.is_set():
             return "stopped"
-        return self._policy.obstacle() if self._open.get(task) == number else "the round is over"
+        if number not in (self._open.get(task), self._patient.get(task)):
+            return "the round is over"
+        return self._policy.obstacle()
 
     def _call(self, fn: Callable[[Machine, int], Any]) -> Any:
         try:
@@ -217,11 +279,14 @@ def _of_the_app(function: str) -> Iterator[None]:
         raise BlindsumError("examples-failed", f"{function}: {error!r}") from error
 
 
-def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes] | None:
-    """The round's view, plan and model, or None where the round is over."""
+def _inputs(machine: Machine, task: str, number: int) -> tuple[RoundView, bytes, bytes, LateUpdate | None] | None:
+    """The round's view, plan and model, or None where the round is over. Where the device holds a training for it, that and no
+    model is needed."""
     assert isinstance(machine, DeviceMachine)
     view = machine.view(task)
     if view is None or view.number != number or machine.phase(task) != "training":
         return None
+    if (late := machine.late.fit(view)) is not None:
+        return view, b"", b"", late
     plan, model = machine.blob(view.task.plan), machine.blob(view.manifest.model)
-    return (view, plan, model) if plan is not None and model is not None else None
+    return (view, plan, model, None) if plan is not None and model is not None else None

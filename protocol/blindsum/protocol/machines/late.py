@@ -24,20 +24,23 @@ TOO_LATE: Final = frozenset({"upload-late", "cohort-full"})
 @ready
 class LateUpdate(Secret, Payload, frozen=True):
     """What was trained for round `began` of the task with digest `task` on the model with this blob id: the update (float32,
-    little-endian, not discounted), its weight and its statistics."""
+    little-endian, not discounted), its weight and statistics, and the number of examples behind it."""
 
     task: Bytes32
     began: int
     model: Bytes32
     weight: int
+    examples: int
     statistics: list[int]
     update: bytes
 
     @classmethod
-    def of(cls, view: RoundView, update: NDArray[np.float32], weight: int, statistics: list[int]) -> LateUpdate:
+    def of(
+        cls, view: RoundView, update: NDArray[np.float32], *, weight: int, examples: int, statistics: list[int]
+    ) -> LateUpdate:
         """What was trained for the round of `view`."""
-        vector = update.astype("<f4").tobytes()
-        return cls(view.base.digest, view.number, view.manifest.model.id, weight, statistics, vector)
+        vector, model = update.astype("<f4").tobytes(), view.manifest.model.id
+        return cls(view.base.digest, view.number, model, weight, examples, statistics, vector)
 
     def staleness(self, view: RoundView) -> int | None:
         """τ in the round of `view`, None where it has no place there."""
