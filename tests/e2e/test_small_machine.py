@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -70,10 +69,6 @@ print(json.dumps({"ended": ended, "peak": 1024 * int(peak[1])}))
 """
 
 
-ONE_ARENA = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-"""Without it glibc holds back freed memory for each thread, some rounds three models more than others."""
-
-
 class OverMqtt:
     """Links of a fake backend's roles, for a device in another process."""
 
@@ -93,7 +88,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin(what: str, argument: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MEASURED, what, str(argument)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_ARENA)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def told(process: subprocess.Popen[str]) -> Any:

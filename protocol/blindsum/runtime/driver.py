@@ -78,6 +78,7 @@ class Driver:
         on_event: Callable[[Event], None] = lambda _event: None,
         on_refused: Callable[[Refused], None] = lambda _refused: None,
         broadcast_key: bytes = b"",
+        inbox_size_max: int = INBOX_SIZE_MAX,
     ) -> None:
         self._make_machine, self._store, self._link, self._topics = make_machine, store, link, topics
         self._clock, self._on_event, self._on_refused = clock, on_event, on_refused
@@ -87,7 +88,7 @@ class Driver:
         self._changed = threading.Condition()  # guards the next six, and what the courier is told
         self._courier = Courier(store, link, topics, self._changed, self._undeliverable, broadcast_key)
         self._inbox: deque[Inbound] = deque()
-        self._inbox_size = 0
+        self._inbox_size, self._inbox_size_max = 0, inbox_size_max
         self._calls: deque[_Call] = deque()
         self._states: deque[LinkState] = deque(maxlen=16)
         self._full = False
@@ -144,7 +145,7 @@ class Driver:
 
     def _enqueue(self, inbound: Inbound) -> bool:
         with self._changed:
-            if len(self._inbox) >= INBOX_MAX or self._inbox_size >= INBOX_SIZE_MAX:
+            if len(self._inbox) >= INBOX_MAX or self._inbox_size >= self._inbox_size_max:
                 self._full = True
                 return False
             self._inbox.append(inbound)

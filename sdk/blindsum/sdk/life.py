@@ -35,6 +35,8 @@ log = logging.getLogger("blindsum.sdk")
 
 OWN_REFUSALS: Final = frozenset({"clock-skew", "policy-floor", "upgrade-required"})
 """Refusals that only the device's user or owner can do something about."""
+INBOX_SIZE_MAX: Final = 1 << 20
+"""Bytes of messages that wait for the machine: a model that arrives faster than it is stored stays in TCP, not in memory."""
 ALONE: Final = frozenset({State.STOPPED, State.PAUSED, State.FAILED, State.TRAINING})
 """States that need no connection; in the others its absence is what there is to say."""
 
@@ -88,7 +90,14 @@ class Life:
             return self._machine
 
         self._driver = Driver(
-            machine, store, self._link, topics, clock=clock, on_event=self._event, on_refused=self._refused
+            machine,
+            store,
+            self._link,
+            topics,
+            clock=clock,
+            on_event=self._event,
+            on_refused=self._refused,
+            inbox_size_max=INBOX_SIZE_MAX,
         )
         self._controls = Controls(store)
         self._worker = Worker(
