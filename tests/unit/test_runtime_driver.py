@@ -277,8 +277,8 @@ def test_full_inbox_holds_the_link_back_and_then_lets_it_go_on(rig: Rig) -> None
     assert machine.count == 1 + INBOX_MAX
 
 
-def test_inbox_is_full_of_bytes_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blindsum.runtime.driver.INBOX_SIZE_MAX", 1000)
+def test_inbox_is_full_of_bytes_too(rig: Rig) -> None:
+    rig.driver._inbox_size_max = 1000
     machine = started(rig).machine()
     machine.hold = threading.Event()
     assert rig.link.arrive(b"say first")
