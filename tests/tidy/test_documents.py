@@ -146,7 +146,7 @@ def test_every_bound_that_the_threat_model_names_is_there(pages: dict[str, str])
         assert hasattr(importlib.import_module(f"blindsum.{module}"), name), bound
     codes = {code for _, told, _ in rows for code in re.findall(r"`([^`]+)`", told)}
     assert codes <= CATALOGUE.keys() | REFUSALS.keys()
-    machines = (f"protocol.machines.{name}" for name in ("allowance", "intake", "inbox", "party", "journal"))
+    machines = (f"protocol.machines.{name}" for name in ("allowance", "chain", "intake", "inbox", "party", "journal"))
     for module in (*machines, "runtime.gate"):
         place = importlib.import_module(f"blindsum.{module}")
         limits = {name for name in vars(place) if re.search(r"_MAX$|_PER_S$", name)}

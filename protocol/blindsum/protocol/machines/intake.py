@@ -277,7 +277,7 @@ class Intake:
             known, devices = (sender, 1) if round_.base.has_roster else ("", round_.base.task.devices_max)
             served = round_.served.get(known, 0) + len(missing)
             if served > RELAYS_MAX * devices * sum(each.count for each in self._desk.served.values()):
-                return Refused("relays-too-many", known, sender)
+                return Refused("relays-too-many", detail=sender)  # no fault of it where what it is sent gets lost
             round_.served[known] = served
         self._desk.journal.send_chunks(sender, ask.blob, missing)
         return None
@@ -288,7 +288,7 @@ class Intake:
             return check
         bodies = round_.bodies
         if bodies is None or round_.state.phase not in ("check", "vote", "open"):
-            return Refused("round-stale", detail="check")
+            return Refused("message-misplaced" if round_.active else "round-stale", detail="check")
         party = party_number(signed.head.sender)
         missing = set(check.missing)
         if missing and not round_.base.has_roster:
@@ -303,7 +303,7 @@ class Intake:
         assert round_.roster is not None
         relayed = round_.relayed.get(party, 0) + len(wanted)
         if relayed > RELAYS_MAX * round_.roster.capacity:
-            return Refused("relays-too-many", signed.head.sender)
+            return Refused("relays-too-many", detail=signed.head.sender)
         round_.relayed[party] = relayed
         for index in wanted:
             self._desk.journal.send("header", f"party/{party}", bodies.raw(index))
@@ -326,7 +326,9 @@ class Intake:
             return opening
         state, view = round_.state, round_.view
         if state.phase != "open" or view is None:
-            return None if signed.raw in state.openings else Refused("round-stale", detail="opening")
+            if signed.raw in state.openings:
+                return None
+            return Refused("message-misplaced" if round_.active else "round-stale", detail="opening")
         party = party_number(signed.head.sender)
         if view.member(party) is None or opening.proposal != self._desk.digest(state.proposal):
             if party in state.set_votes and opening.proposal != self._desk.digest(state.proposal):
