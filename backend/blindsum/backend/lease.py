@@ -1,5 +1,5 @@
 """Who may write to a PostgreSQL database, and until when: leases with a number that fences off whoever had them before
-(docs/adr/0025-workers.md).
+(docs/adr/0026-workers.md).
 
 A lease is a row: its name, its holder, when it expires, and a fence, which grows each time that somebody else takes the lease. Its
 holder renews it from a connection and a thread of its own. It may be taken when it has expired (its holder is paused, or cut off)
