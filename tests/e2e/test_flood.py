@@ -79,6 +79,7 @@ class NoLink:
     """A link that nothing leaves by: what arrives is put in by hand."""
 
     room = 0
+    named = False
     acked = 0
 
     def ack(self, _token: Token) -> None:

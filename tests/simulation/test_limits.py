@@ -12,7 +12,7 @@ import pytest
 from blindsum.protocol import envelope
 from blindsum.protocol.envelope import Head
 from blindsum.protocol.machines import inbox, intake, party
-from blindsum.protocol.machines.allowance import SENDERS_MAX, Allowance, Shares
+from blindsum.protocol.machines.allowance import FRUITLESS_BURST, FRUITLESS_PER_S, SENDERS_MAX, Allowance, Shares
 from blindsum.protocol.messages import (
     MESSAGES,
     Ask,
@@ -101,6 +101,23 @@ def test_party_that_asks_for_headers_again_and_again_is_refused() -> None:
     )
     codes = [refused(world, "coordinator", body) for _ in range(intake.RELAYS_MAX)]
     assert codes == [""] * (intake.RELAYS_MAX - 1) + ["relays-too-many"]
+
+
+@pytest.mark.parametrize("role", ["coordinator", "party/1"])
+def test_sender_whose_messages_come_to_nothing_is_looked_at_so_often_and_nobody_else_pays(role: str) -> None:
+    world = stopped_at("upload", upload_ms=600_000)
+
+    def header(device: str) -> bytes:
+        return world.fleet.forge(
+            "header", device, "all", Ask(blob=os.urandom(32), have=b"", window=1), task="sum", number=1
+        )
+
+    codes = [refused(world, role, header("device/d-0001")) for _ in range(2 * FRUITLESS_BURST)]
+    assert "sender-over-share" not in codes[:FRUITLESS_BURST] and codes[-1] == "sender-over-share"
+    assert refused(world, role, header("device/d-0002")) == codes[0] != "sender-over-share"
+    world.settle(1_000)
+    again = [refused(world, role, header("device/d-0001")) for _ in range(2 * FRUITLESS_PER_S)]
+    assert again[0] == codes[0] and again[-1] == "sender-over-share"
 
 
 def test_message_that_was_taken_is_answered_again_after_a_while_and_not_at_once() -> None:

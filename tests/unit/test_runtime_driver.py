@@ -50,6 +50,7 @@ class ScriptedLink:
     resumed: int = 0
     closed: bool = False
     connected: bool = False
+    named: bool = True
     arrivals: int = 0
 
     def open(
@@ -560,7 +561,7 @@ def test_signed_message_on_a_topic_of_another_sender_or_type_does_not_reach_the_
     assert rig.machine().count == 0
 
 
-def test_sender_whose_messages_come_to_nothing_is_looked_at_so_often_and_nobody_else_pays(rig: Rig) -> None:
+def test_sender_over_its_share_is_refused_and_then_not_heard_and_nobody_else_pays(rig: Rig) -> None:
     started(rig)
     mine, other = "blindsum/1/f1/up/00/d1/join", "blindsum/1/f1/up/00/d2/join"
 
@@ -582,6 +583,16 @@ def test_sender_whose_messages_come_to_nothing_is_looked_at_so_often_and_nobody_
     assert rig.machine().count == 1 and rig.refused[-1].code == "message-oversized"
     rig.time[0] += 1000
     assert refusals(FRUITLESS_PER_S + 50) == ["message-oversized"] * FRUITLESS_PER_S + over * 50
+
+
+def test_nobody_is_silenced_by_his_name_where_the_broker_lets_anybody_use_it(rig: Rig) -> None:
+    started(rig).link.named = False
+    topic = "blindsum/1/f1/up/00/d1/join"
+    for _ in range(2 * FRUITLESS_BURST):
+        rig.link.arrive(b"refuse", topic)
+    rig.settle()
+    assert {refused.code for refused in rig.refused} == {"message-oversized"}
+    assert not rig.link.unheard(topic.encode())
 
 
 def test_messages_that_come_to_something_use_up_no_share(rig: Rig) -> None:

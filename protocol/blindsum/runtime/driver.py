@@ -113,7 +113,9 @@ class Driver:
         self._machine = self._made()
         self._thread = threading.Thread(target=self._run, name=f"driver-{self._topics.principal.user}", daemon=True)
         self._thread.start()
-        self._link.ignore(self._gate.ignores)
+        self._link.ignore(
+            self._gate.ignores
+        )  # of nobody where the broker knows no names: anybody could silence anybody
         self._link.open(self._topics.subscriptions, on_message=self._enqueue, on_state=self._state_changed)
 
     def call(self, fn: Callable[[Machine, int], T]) -> Future[T]:
@@ -213,11 +215,7 @@ class Driver:
         if due is not None and due <= self._clock():
             self._wake_machine()
         self._courier.pump()
-        if (flood := self._gate.flood(self._clock())) is not None:
-            unread = flood.data["unread"]
-            assert isinstance(unread, int)
-            self.refusals["sender-over-share"] += unread
-            self._tell(flood)
+        self._tell_flood(self._gate.flood(self._clock()))
 
     def _do_group(self, group: list[Inbound]) -> None:
         steps: list[Step] = []
@@ -248,7 +246,8 @@ class Driver:
         speaker = self._topics.speaker(inbound.topic)
         if speaker is None:
             return self._attempt(lambda: self._machine.receive(inbound.body, self._clock()))
-        if not self._gate.admits(speaker[0], now := self._clock()):
+        named, now = self._link.named, self._clock()
+        if named and not self._gate.admits(speaker[0], now):
             return Step(refused=Refused("sender-over-share", detail=speaker[0]))
         head = glance(inbound.body)
         step: Step | None
@@ -257,7 +256,7 @@ class Driver:
             step = Step(refused=Refused("message-misplaced", detail=detail))
         else:
             step = self._attempt(lambda: self._machine.receive(inbound.body, now))
-        if step is None or not (step.writes or step.messages):
+        if named and (step is None or not (step.writes or step.messages)):
             self._gate.charge(speaker[0], now)
         return step
 
@@ -381,7 +380,15 @@ class Driver:
         except Exception:
             log.exception("on_event raised", extra=fields(name=event.name))
 
+    def _tell_flood(self, flood: Event | None) -> None:
+        if flood is not None:
+            unread = flood.data["unread"]
+            assert isinstance(unread, int)
+            self.refusals["sender-over-share"] += unread
+            self._tell(flood)
+
     def _end(self) -> None:
+        self._tell_flood(self._gate.flood(self._clock(), at_once=True))
         with self._changed:
             self._stopping = True
             calls = [*self._doing, *self._calls]

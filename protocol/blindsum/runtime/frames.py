@@ -18,7 +18,7 @@ PUBLISH_MASK: Final = 0xF4
 
 
 class Frames:
-    """What has arrived and is not dealt with: at most one packet of `size_max` bytes and what came with it in one read.
+    """What has arrived and is not dealt with: at most one packet of `size_max` bytes and what came with it in one `feed`.
 
     Raises ConnectionError for what is not MQTT and for a larger packet, as soon as its length is known.
     """

@@ -62,9 +62,10 @@ class Gate:
             self._unread[writer] += 1
         return True
 
-    def flood(self, now: int) -> Event | None:
-        """What was dropped since this was last asked, now and then: how much, of how many senders, and the worst of them."""
-        if 0 <= now - self._told < TELL_MS or not self._unread:
+    def flood(self, now: int, *, at_once: bool = False) -> Event | None:
+        """What was dropped since this was last told, now and then or `at_once`: how much, of how many senders, and the worst of
+        them."""
+        if (0 <= now - self._told < TELL_MS and not at_once) or not self._unread:
             return None
         self._told = now
         with self._lock:

@@ -86,6 +86,7 @@ class MqttLink:
             )
         self._will, self._credentials, self._proxy = will, credentials, proxy
         self._context = tls.context() if tls else None
+        self.named = credentials is not None or (tls is not None and tls.certificate is not None)
         self._changed = threading.Condition()  # guards what the next block names
         self._state = LinkState(connected=False)
         self._subscriptions = Subscriptions()

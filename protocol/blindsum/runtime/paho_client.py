@@ -29,6 +29,8 @@ PACKET_SIZE_MAX: Final = 268_435_460
 KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 86_400
 READ_SIZE: Final = 1 << 16
+RECORDS_MAX: Final = 64
+"""TLS records, or frames of a websocket, read at a time; a broker puts each message in one of its own."""
 PUBACK: Final = 0x40
 
 
@@ -89,13 +91,21 @@ class PahoClient(paho.Client):
                 selector.select(left)
 
     def fill(self) -> bool:
-        """Read once from the socket, which has something or is at its end. False: the end. Raises OSError."""
-        try:
-            data = super()._sock_recv(READ_SIZE)
-        except BlockingIOError:  # a part of a TLS record or of a websocket's frame
-            return True
-        self.frames.feed(data)
-        return bool(data)
+        """Read from the socket, which has something or is at its end. False: the end. Raises OSError."""
+        plain = type(self.socket()) is socket.socket
+        parts: list[bytes] = []
+        while len(parts) < (1 if plain else RECORDS_MAX):
+            try:
+                data = super()._sock_recv(READ_SIZE)
+            except BlockingIOError:  # a part of a TLS record or of a websocket's frame
+                break
+            if not data:
+                if not parts:
+                    return False
+                break
+            parts.append(data)
+        self.frames.feed(b"".join(parts))
+        return True
 
     def drain(self) -> bool:
         """Deal with every whole packet that was read. False: a delivery must wait, and all behind it. Raises OSError for what is

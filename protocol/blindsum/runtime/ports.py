@@ -122,6 +122,11 @@ class Link(Protocol):
         ...
 
     @property
+    def named(self) -> bool:
+        """Whether clients show the broker who they are, so that its access list can keep each to topics of its own."""
+        ...
+
+    @property
     def room(self) -> int:
         """How many messages `publish` would take now."""
         ...
@@ -146,6 +151,10 @@ class LinkAround:
     @property
     def max_packet_size(self) -> int:
         return self._link.max_packet_size
+
+    @property
+    def named(self) -> bool:
+        return self._link.named
 
     @property
     def room(self) -> int:

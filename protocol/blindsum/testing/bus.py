@@ -73,6 +73,7 @@ class BusLink:
     """One role's end of a `Bus`."""
 
     max_packet_size = PACKET_SIZE_MAX
+    named = False
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

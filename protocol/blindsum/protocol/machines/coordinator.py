@@ -14,6 +14,7 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, glance, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.account import failed_records, finished_records
+from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
@@ -60,6 +61,7 @@ class CoordinatorMachine:
         self._journal, self._fetches = self._desk.journal, self._desk.fetches
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, CoordinatorRound] = {}
+        self._shares = Shares()
         self._intake = Intake(self._desk, self._conduct, self._rounds, box_private=box_private)
         self._restore()
 
@@ -191,11 +193,14 @@ class CoordinatorMachine:
         head = glance(body)
         if head is None:
             return self._journal.take(self._unreadable(body, now))
-        if (refused := self._unwanted(head, len(body))) is not None:
+        if (refused := self._unwanted(head, len(body), now)) is not None:
             return self._journal.take(refused)
         if (heard := self._intake.heard(self._rounds[head.task], head, body)) is not None:
             return self._journal.take(self._intake.on_again(self._rounds[head.task], heard, now))
-        return self._journal.take(self._message(body, now))
+        step = self._journal.take(self._message(body, now))
+        if not step.writes:
+            self._shares.charge(head.sender, now)
+        return step
 
     def wake(self, now: int) -> Step:
         for round_ in self._rounds.values():
@@ -229,7 +234,7 @@ class CoordinatorMachine:
             return refused
         return self._intake.on_foreign(raw, now) or upgrade_required(self._trust, raw) or refused
 
-    def _unwanted(self, head: Head, size: int) -> Refused | None:
+    def _unwanted(self, head: Head, size: int, now: int) -> Refused | None:
         """Why a message of `size` bytes with this head would be of no use, whoever signed it."""
         round_ = self._rounds.get(head.task)
         if (misfit := head_misfit(self._trust, head, size)) is not None:
@@ -240,6 +245,8 @@ class CoordinatorMachine:
             return Refused("task-unknown", detail=head.task)
         if round_.state.number != head.round and not (head.type == "ask" and head.sender.startswith("party/")):
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
+        if not self._shares.left(head.sender, now):
+            return Refused("sender-over-share", detail=head.sender)
         return None
 
     def _message(self, raw: bytes, now: int) -> Refused | None:

@@ -24,6 +24,7 @@ from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, glance, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, public_of
+from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.memory import Memory
 from blindsum.protocol.machines.partyclosing import PartyClosing
 from blindsum.protocol.machines.partydesk import PartyDesk
@@ -102,6 +103,7 @@ class PartyMachine:
         self._journal, self._inbox, self._chain = self._desk.journal, self._desk.inbox, self._desk.chain
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, PartyRound] = {}
+        self._shares = Shares()
         self._restore()
         self._change_key()
 
@@ -113,7 +115,12 @@ class PartyMachine:
         head = glance(body)
         if head is None or head.sender in ("coordinator", "operator"):
             return self._journal.take(self._message(body, now))
-        return self._journal.take(self._unwanted(head, len(body)) or self._message(body, now))
+        if (refused := self._unwanted(head, len(body), now)) is not None:
+            return self._journal.take(refused)
+        step = self._journal.take(self._message(body, now))
+        if not step.writes:
+            self._shares.charge(head.sender, now)
+        return step
 
     def wake(self, now: int) -> Step:
         for task, round_ in list(self._rounds.items()):
@@ -149,7 +156,7 @@ class PartyMachine:
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    def _unwanted(self, head: Head, size: int) -> Refused | None:
+    def _unwanted(self, head: Head, size: int, now: int) -> Refused | None:
         """Why a message of `size` bytes with this head, which is not the coordinator's, would be of no use, whoever signed it."""
         round_ = self._rounds.get(head.task)
         if (misfit := head_misfit(self._trust, head, size)) is not None:
@@ -160,6 +167,8 @@ class PartyMachine:
             return Refused("task-unknown", detail=head.task)
         if round_ is None or round_.state.number != head.round:
             return Refused("round-stale", detail=f"{head.type} of round {head.round}")
+        if not self._shares.left(head.sender, now):
+            return Refused("sender-over-share", detail=head.sender)
         return None
 
     def _message(self, raw: bytes, now: int) -> Refused | None:
