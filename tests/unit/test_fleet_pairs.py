@@ -1,12 +1,16 @@
-"""Agreements that a fleet's processes share: what X25519 gives, whoever asks first, and charged to whoever asks second."""
+"""What a fleet's processes share of their cryptography: what each would have found by itself, and agreements charged to whoever
+takes them."""
 
 from __future__ import annotations
 
 import os
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from blindsum.fleet.pairs import Pairs, paired
+from blindsum.fleet.table import Table
 from blindsum.protocol import masks
-from blindsum.protocol.keys import agree, edge_keypair, edge_private
+from blindsum.protocol.keys import agree, box_keypair, box_seal, edge_keypair, edge_private, public_of
 
 
 def test_both_ends_get_what_x25519_gives_and_the_second_is_charged_for_it() -> None:
@@ -22,23 +26,51 @@ def test_both_ends_get_what_x25519_gives_and_the_second_is_charged_for_it() -> N
     assert pairs.spared_s > 0.0
 
 
-def test_pairs_that_meet_in_one_place_are_told_apart() -> None:
-    pairs = Pairs(1)
-    pairs._entries = 1
-    ends = [edge_keypair(os.urandom(32)) for _ in range(4)]
-    for _ in range(2):
-        for private, _ in ends:
-            for _, public in ends:
-                assert pairs.agree(private, public) == agree(private, public)
+def test_values_that_meet_in_one_place_are_told_apart() -> None:
+    table = Table(1, 32)
+    keys = [os.urandom(32) for _ in range(3)]
+    for key in keys:
+        assert table.get(key) is None
+        table.put(key, key[:7])
+        assert table.get(key) == key[:7]
+    assert [table.get(key) for key in keys] == [None, None, keys[2][:7]]
 
 
-def test_half_written_entries_are_reckoned_again() -> None:
-    pairs = Pairs(1)
-    pairs._entries = 1
-    (one, first), (other, second) = (edge_keypair(os.urandom(32)) for _ in range(2))
-    secret = pairs.agree(one, second)
-    pairs._table[3:5] = b"\0\1"
-    assert pairs.agree(other, first) == secret
+def test_half_written_values_are_not_found() -> None:
+    table, key = Table(1, 32), os.urandom(32)
+    table.put(key, b"whole")
+    for at in range(len(table._room)):
+        before = table._room[at]
+        table._room[at] = before ^ 1
+        assert table.get(key) == (b"whole" if at >= 18 + len(b"whole") else None)
+        table._room[at] = before
+
+
+def test_signatures_of_the_fleet_are_known_and_others_are_verified() -> None:
+    pairs, key, data = Pairs(1), Ed25519PrivateKey.generate(), os.urandom(100)
+    public, own = public_of(key), Pairs(1).sign(key, data)
+    assert pairs.sign(key, data) == own
+    assert pairs.sign_verify(public, own, data)
+    assert Pairs(1).sign_verify(public, own, data)
+    wrong = own[:-1] + bytes([own[-1] ^ 1])
+    other = public_of(Ed25519PrivateKey.generate())
+    for claimed in ((public, wrong, data), (public, own, data + b"x"), (other, own, data), (public, bytes(64), data)):
+        assert not pairs.sign_verify(*claimed)
+
+
+def test_boxes_open_to_what_was_sealed_for_this_key_and_info_alone() -> None:
+    pairs, plain = Pairs(1), os.urandom(192)
+    (mine, public), (theirs, _) = (box_keypair(os.urandom(96)) for _ in range(2))
+    sealed = pairs.box_seal(public, b"info", plain)
+    private, other = pairs.box_private(mine), pairs.box_private(theirs)
+    assert pairs.box_open(private, b"info", sealed) == plain
+    assert pairs.box_open(private, b"else", sealed) is None
+    assert pairs.box_open(other, b"info", sealed) is None
+    assert pairs.box_open(private, b"info", sealed[:-1] + bytes([sealed[-1] ^ 1])) is None
+    foreign = box_seal(public, b"info", plain)
+    assert pairs.box_open(private, b"info", foreign) == plain
+    large = pairs.box_seal(public, b"info", bytes(1000))
+    assert pairs.box_open(private, b"info", large) == bytes(1000)
 
 
 def test_points_of_small_order_agree_on_nothing() -> None:

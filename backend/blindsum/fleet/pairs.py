@@ -1,67 +1,115 @@
-"""Key agreement of a simulated fleet: what the two ends of an edge both reckon is reckoned once.
+"""Cryptography of a simulated fleet: what two of its roles both reckon is reckoned once.
 
-X25519 gives both ends the same secret, and a fleet plays both. Whichever comes first leaves it, under the two public keys, in
-a table that its processes share; the other takes it from there and is charged what it would have cost. No key of a simulated
-fleet is a secret: all of them follow from its seed.
+X25519 gives both ends of an edge the same secret, a signature that a role has made is good, and a box opens to what was sealed in
+it; a fleet plays both sides of each. Whichever comes first leaves what it has found in tables that the fleet's processes share, and
+the other takes it from there. Anything that no role of this fleet has made just so, byte for byte and under the same key, is not in
+a table and goes the whole way. No key of a simulated fleet is a secret: all of them follow from its seed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
-from blindsum.protocol import masks
-from blindsum.protocol.keys import agree, edge_private, public_of
+from blindsum.fleet.table import Table
+from blindsum.protocol import envelope, masks
+from blindsum.protocol.keys import (
+    agree,
+    box_keypair,
+    box_open,
+    box_private,
+    box_seal,
+    edge_private,
+    public_of,
+    sign,
+    sign_verify,
+)
+from blindsum.protocol.machines import partyround
+from blindsum.testing import behaviours
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
 
 __all__ = ["Pairs", "paired"]
 
 SECRET_SIZE: Final = 32
-CHECK_SIZE: Final = 8
-ENTRY_SIZE: Final = SECRET_SIZE + CHECK_SIZE
-ENTRIES_A_DEVICE: Final = 32
-"""Room in the table; where two pairs meet in one place the first is reckoned again by its other end."""
-ENTRIES_MAX: Final = 1 << 18
+EDGES_A_DEVICE: Final = 64
+"""Room among the secrets; where two pairs meet in one place the first is reckoned again by its other end."""
+EDGES_MAX: Final = 1 << 18
+SIGNED_MAX: Final = 1 << 15
+"""Signatures that are kept: what is on its way at a time, and far more."""
+BOXES_MAX: Final = 1 << 13
+PLAIN_SIZE_MAX: Final = 512
+"""Boxes with more in them (openings) are opened."""
+PUBLICS_MAX: Final = 64
+"""Box keys whose public halves are remembered."""
 TIMED_EVERY: Final = 16
 """How many agreements there are to one whose time is taken."""
 
 
 class Pairs:
-    """`keys.agree` with the table. `spared_s`: processor time that this process would have needed, had it reckoned all."""
+    """`keys.agree`, `sign`, `sign_verify`, `box_seal`, `box_private` and `box_open` with the tables. `spared_s`: the processor time
+    that this process would have needed for agreements, had it reckoned all."""
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
-        self._entries = min(ENTRIES_MAX, 1 << (ENTRIES_A_DEVICE * devices - 1).bit_length())
-        self._table = mmap.mmap(-1, self._entries * ENTRY_SIZE)  # a forked process writes to the same
+        self._edges = Table(min(EDGES_MAX, 1 << (EDGES_A_DEVICE * devices - 1).bit_length()), SECRET_SIZE)
+        self._signed = Table(SIGNED_MAX, 0)
+        self._boxes = Table(BOXES_MAX, PLAIN_SIZE_MAX)
+        self._publics: OrderedDict[MLKEM768X25519PrivateKey, bytes] = OrderedDict()
         self._reckoned, self._timed, self._timed_s = 0, 0, 0.0
         self.spared_s = 0.0
 
     def __reduce__(self) -> tuple[type[Pairs], tuple[int]]:
-        """A process that is not forked begins with a table of its own."""
+        """A process that is not forked begins with tables of its own."""
         return Pairs, (self._devices,)
 
     def agree(self, private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
         own = edge_private(private) if isinstance(private, bytes) else private
         mine = public_of(own)
         pair = hashlib.sha256(mine + public if mine < public else public + mine).digest()
-        start = int.from_bytes(pair[:8], "big") % self._entries * ENTRY_SIZE
-        entry = self._table[start : start + ENTRY_SIZE]
-        secret = entry[:SECRET_SIZE]
-        # a process may be writing there at this moment: what it has not finished does not fit its check
-        if entry[SECRET_SIZE:] == _check(pair, secret):
+        secret = self._edges.get(pair)
+        if secret is not None:
             self.spared_s += self._timed_s / max(1, self._timed)
             return secret
         found = self._reckon(own, public)
         if found is not None:
-            self._table[start : start + ENTRY_SIZE] = found + _check(pair, found)
+            self._edges.put(pair, found)
         return found
+
+    def sign(self, key: Ed25519PrivateKey, data: bytes) -> bytes:
+        signature = sign(key, data)
+        self._signed.put(hashlib.sha256(public_of(key) + signature + data).digest(), b"")
+        return signature
+
+    def sign_verify(self, public: bytes, signature: bytes, data: bytes) -> bool:
+        known = self._signed.get(hashlib.sha256(public + signature + data).digest())
+        return known is not None or sign_verify(public, signature, data)
+
+    def box_seal(self, public: bytes, info: bytes, plaintext: bytes) -> bytes:
+        sealed = box_seal(public, info, plaintext)
+        if len(plaintext) <= PLAIN_SIZE_MAX:
+            self._boxes.put(_box(public, info, sealed), plaintext)
+        return sealed
+
+    def box_private(self, secret: bytes) -> MLKEM768X25519PrivateKey:
+        private = box_private(secret)
+        self._publics[private] = box_keypair(secret)[1]
+        if len(self._publics) > PUBLICS_MAX:
+            self._publics.popitem(last=False)
+        return private
+
+    def box_open(self, private: MLKEM768X25519PrivateKey, info: bytes, sealed: bytes) -> bytes | None:
+        public = self._publics.get(private)
+        plaintext = None if public is None else self._boxes.get(_box(public, info, sealed))
+        return box_open(private, info, sealed) if plaintext is None else plaintext
 
     def _reckon(self, own: X25519PrivateKey, public: bytes) -> bytes | None:
         self._reckoned += 1
@@ -76,10 +124,19 @@ class Pairs:
 
 @contextmanager
 def paired(pairs: Pairs) -> Iterator[None]:
-    """In this process (and those it starts meanwhile) devices agree by `pairs`."""
-    with patch.object(masks, "agree", pairs.agree):
+    """In this process (and those it starts meanwhile) roles reckon by `pairs`."""
+    with ExitStack() as stack:
+        for module, name in (
+            (masks, "agree"),
+            (envelope, "sign"),
+            (envelope, "sign_verify"),
+            (behaviours, "box_seal"),
+            (partyround, "box_private"),
+            (partyround, "box_open"),
+        ):
+            stack.enter_context(patch.object(module, name, getattr(pairs, name)))
         yield
 
 
-def _check(pair: bytes, secret: bytes) -> bytes:
-    return hashlib.sha256(pair + secret).digest()[:CHECK_SIZE]
+def _box(public: bytes, info: bytes, sealed: bytes) -> bytes:
+    return hashlib.sha256(len(info).to_bytes(4, "big") + public + info + sealed).digest()

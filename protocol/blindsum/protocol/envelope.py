@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.protocol import PROTOCOL_VERSION
 from blindsum.protocol.codec import DecodeError, decode, encode
-from blindsum.protocol.keys import sign_verify
+from blindsum.protocol.keys import sign, sign_verify
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -92,7 +92,7 @@ def seal_envelope(key: Ed25519PrivateKey, head: Head, payload: object) -> bytes:
         }
     )
     body = encode(payload)
-    signature = key.sign(_tbs(protected, body))
+    signature = sign(key, _tbs(protected, body))
     return COSE_SIGN1 + encode([protected, {}, body, signature])
 
 

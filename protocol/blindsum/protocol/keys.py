@@ -55,6 +55,7 @@ __all__ = [
     "expander",
     "key_usable",
     "public_of",
+    "sign",
     "sign_verify",
 ]
 
@@ -276,6 +277,11 @@ def chunk_open(key: bytes, blob: bytes, index: int, sealed: bytes) -> bytes | No
 def public_of(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
     """The 32-byte public key."""
     return key.public_key().public_bytes_raw()
+
+
+def sign(key: Ed25519PrivateKey, data: bytes) -> bytes:
+    """The Ed25519 signature of `data`, 64 bytes."""
+    return key.sign(data)
 
 
 @shared(64, lambda public, signature, data: (data, signature, public))
