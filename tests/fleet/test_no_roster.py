@@ -1,12 +1,29 @@
-"""Fleets without rosters: exact sums, rounds that close when they are full, and the same bytes with any number of processes."""
+"""Fleets without rosters: exact sums, rounds that close when they are full, late updates as FedBuff takes them, and the same bytes
+with any number of processes."""
 
 from __future__ import annotations
 
+from itertools import accumulate
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from blindsum.backend.tasks import Plan
-from blindsum.fleet import Dropout, Fleet, Local
+from blindsum.fleet import Conditions, DeviceClass, Dropout, Fleet, FleetReport, Local, plan_for
+from blindsum.fleet.data import digits
+from blindsum.fleet.partition import dirichlet
+from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
+from blindsum.training import build_artifact, models
+
+SPEEDS = Conditions(
+    classes=(
+        DeviceClass(name="fast", share=3, train_s=20, spread=0.4),
+        DeviceClass(name="slow", share=1, train_s=200, spread=0.4),
+    ),
+    pause_s=1.0,
+)
 
 
 def update(local: Local) -> np.ndarray:
@@ -45,3 +62,70 @@ def test_round_of_a_fleet_closes_when_it_is_full() -> None:
     report = Fleet(np.zeros(64, np.float32), devices=60, update=update, plan=plan, workers=0).run(2)
     assert [each.survivors for each in report.rounds] == [20, 20]
     assert all(each.exact and each.seconds < 60 for each in report.rounds)
+
+
+def buffered(workers: int) -> Fleet:
+    plan = plan_for(30, profile="no-roster", staleness=3, buffer=6, upload_s=300.0)
+    drops = Dropout(before_join=0.05, after_roster=0.05, mid_upload=0.05, slow=0.05)
+    zeros = np.zeros(700, np.float32)  # large enough that what waits lies in files
+    return Fleet(zeros, devices=30, update=drift, plan=plan, conditions=SPEEDS, dropout=drops, workers=workers)
+
+
+def drift(local: Local) -> np.ndarray:
+    return np.full(700, 0.001 * (1 + local.device), np.float32) - 0.1 * local.parameters
+
+
+def test_late_updates_of_a_fleet_are_summed_exactly_and_end_in_the_same_bytes_however_it_is_played(
+    tmp_path: Path,
+) -> None:
+    """In one process, in two, and interrupted when slow devices are in the middle of their trainings."""
+    whole = buffered(0).run(9)
+    assert all(each.exact and not each.code for each in whole.rounds)
+    ages = [tau for each in whole.rounds for tau in each.stale]
+    assert set(ages) == {1, 2, 3}, "devices are overtaken by up to as many rounds as the task takes"
+    assert {each.survivors for each in whole.rounds} == {6}
+    begun, file = buffered(2).run(4, checkpoint=tmp_path / "run"), tmp_path / "run"
+    resumed = buffered(0).run(9, checkpoint=file, resume=True)
+    models = [each.model for each in whole.rounds]
+    assert [each.model for each in begun.rounds] == models[:4]
+    assert [each.model for each in resumed.rounds] == models
+    assert [each.stale for each in resumed.rounds] == [each.stale for each in whole.rounds]
+
+
+def reached(report: FleetReport, accuracy: float) -> tuple[float, int]:
+    """When a model of a fleet was so good, in virtual seconds, and of how many trainings it had been made by then."""
+    assert all(each.exact and not each.code for each in report.rounds)
+    times = accumulate(each.seconds + SPEEDS.pause_s for each in report.rounds)
+    updates = accumulate(each.survivors for each in report.rounds)
+    return next(
+        (at, made)
+        for each, at, made in zip(report.rounds, times, updates, strict=True)
+        if each.accuracy is not None and each.accuracy >= accuracy
+    )
+
+
+def test_buffers_of_late_updates_learn_in_a_third_of_the_time_of_rounds_that_wait_for_slow_devices() -> None:
+    """Nguyen et al., AISTATS 2022, arXiv 2106.06639: with clients of unlike speed FedBuff reaches a target accuracy with 3.3 times
+    less than synchronous training (abstract), though updates are stale and count 1/sqrt(1 + tau). Seen here, on real digits of 24
+    owners, for 80 %: 116 virtual seconds and 70 trainings, against 1332 and 96."""
+    train, test = digits()
+    parts = [train.take(part) for part in dirichlet(train.targets, 24, 1.0, 3)]
+    artifact = build_artifact(models.mlp((64, 32, 10), seed=1), loss="cross-entropy")
+    found = []
+    for rounds, profile in ((7, {}), (24, {"staleness": 20, "buffer": 5})):
+        plan = plan_for(
+            24, profile="no-roster", upload_s=1500.0, rate=0.1, batch_size=8, epochs=2, clip_norm=4.0, **profile
+        )
+        fleet = Fleet(artifact, data=parts, test=test, plan=plan, conditions=SPEEDS, workers=0)
+        found.append(reached(fleet.run(rounds), 0.8))
+    (waited, summed), (buffered_s, stale) = found
+    assert buffered_s < waited / 3.3 and stale < summed
+
+
+def test_late_updates_beside_real_devices_and_with_a_roster_are_refused_before_the_run() -> None:
+    for given, code in (
+        ({"transport": "mqtt", "profile": "no-roster", "staleness": 2}, "simulation-impossible"),
+        ({"staleness": 2}, "task-invalid"),
+    ):
+        with pytest.raises(BlindsumError, match=code):
+            Fleet(np.zeros(8, np.float32), devices=20, update=update, **given)  # type: ignore[arg-type]

@@ -54,6 +54,25 @@ def test_file_of_the_document_gives_a_report_and_a_model(tmp_path: Path) -> None
     assert kept.rounds[0].accuracy == told["per_round"][0]["accuracy"]
 
 
+def test_file_of_late_updates_is_played_and_a_tracker_is_told_of_each_round(tmp_path: Path) -> None:
+    file, runs = tmp_path / "fleet.toml", tmp_path / "runs"
+    file.write_text(
+        'devices = 12\nrounds = 3\n[task]\nprofile = "no-roster"\nstaleness = 5\nbuffer = 4\n'
+        '[data]\nset = "none"\nlength = 50\n',
+        "utf-8",
+    )
+    status, said = run(str(file), "--workers", "0", "--out", str(tmp_path / "out"), "--track", str(runs), "--json")
+    assert status == 0
+    told = json.loads(said.splitlines()[-1])["per_round"]
+    assert [each["survivors"] for each in told] == [4, 4, 4] and any(each["stale"] for each in told)
+    assert [{str(tau): n for tau, n in each.stale.items()} for each in FleetReport.load(tmp_path / "out").rounds] == [
+        each["stale"] for each in told
+    ]
+    (events,) = (runs / "fleet").iterdir()
+    written = events.read_bytes()
+    assert written.count(b"staleness") == written.count(b"survivors") == 3
+
+
 def test_script_that_leaves_a_fleet_is_run(tmp_path: Path) -> None:
     file = tmp_path / "fleet.py"
     file.write_text(

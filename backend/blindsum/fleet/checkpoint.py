@@ -1,7 +1,8 @@
 """What a simulation keeps after a round, so that a later process goes on from there and ends in the same bytes.
 
 Every role begins a round from what it has stored, whether or not it stopped before, and nothing is on its way between rounds. So
-stores, what the broker retains, what the learner remembers and the virtual time are the whole state.
+stores, trainings that outlast their rounds, what the broker retains, what the learner remembers and the virtual time are the whole
+state.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from blindsum.protocol.errors import BlindsumError
 
 __all__ = ["Checkpoint", "IslandState", "Retained", "load_checkpoint", "save_checkpoint"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Retained(msgspec.Struct, frozen=True, array_like=True):
@@ -31,17 +32,19 @@ class Retained(msgspec.Struct, frozen=True, array_like=True):
 
 class IslandState(msgspec.Struct, kw_only=True):
     """Some roles, by id: `rows` of their stores, `held` the names of the chunks that they keep, `chunks` each of these once;
-    `learnt`: what the learner remembers of a device, by number. `retained` is the same on every island."""
+    `learnt`: what the learner remembers of a device, by number; `training`: when a device is done with what outlasts its round,
+    and for which that was. `retained` is the same on every island."""
 
     rows: dict[int, dict[str, bytes]]
     held: dict[int, list[str]]
     chunks: dict[str, bytes]
     learnt: dict[int, bytes]
+    training: dict[int, tuple[int, int]]
     retained: list[Retained]
 
     def add(self, other: IslandState) -> None:
         """Take in the roles of another island."""
-        for name in ("rows", "held", "chunks", "learnt"):
+        for name in ("rows", "held", "chunks", "learnt", "training"):
             getattr(self, name).update(getattr(other, name))
 
     def part(self, roles: Collection[int], devices: Collection[int]) -> IslandState:
@@ -53,6 +56,7 @@ class IslandState(msgspec.Struct, kw_only=True):
             held=held,
             chunks={name: self.chunks[name] for name in names},
             learnt={device: self.learnt[device] for device in devices if device in self.learnt},
+            training={device: self.training[device] for device in devices if device in self.training},
             retained=self.retained,
         )
 

@@ -118,7 +118,8 @@ class Engine:
             self._bridge.rest()
         ended = phases["done" if "done" in phases else "failed"]
         # to the next full ten seconds: how long an opening takes depends on the graph (see Island), what comes after must not
-        self._now = ended - (ended - began) % -10_000 + int(1000 * self._setup.population.conditions.pause_s)
+        whole = 10_000 if self._setup.base.has_roster else 1
+        self._now = ended - (ended - began) % -whole + int(1000 * self._setup.population.conditions.pause_s)
         self._play(self._now - 2 * HOP_MS, phases, faults)
         self._local.apply(self._local.roles[0], self._coordinator.clear(name))
         self._play(self._now, phases, faults)

@@ -8,9 +8,7 @@ only: the same seed gives the same history however the fleet is cut.
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from blindsum.fleet.checkpoint import IslandState, Retained
@@ -19,15 +17,13 @@ from blindsum.fleet.identities import Identities, device_number
 from blindsum.fleet.learner import Learner
 from blindsum.fleet.ledger import Ledger, Notes
 from blindsum.fleet.pairs import Pairs
-from blindsum.fleet.roles import DEVICE, DeviceRole, Role
+from blindsum.fleet.roles import DEVICE, DeviceRole, Job, Role
+from blindsum.fleet.trainings import Trainings
 from blindsum.protocol.codec import encode_chunk
-from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.graph import degree_for
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.device import DeviceMachine
 from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, Step, Write
-from blindsum.protocol.messages import EDGE_SIZE, chunk_key
-from blindsum.protocol.view import RoundView
+from blindsum.protocol.messages import chunk_key
 from blindsum.testing.behaviours import Behaviour
 
 __all__ = ["HOP_MS", "MESSAGE", "Island", "Post"]
@@ -38,8 +34,6 @@ NEAR_MS: Final = 2
 """The least time of a message between coordinator and parties."""
 JITTER: Final = 0.5
 """A message takes up to so much longer than its link's latency."""
-AHEAD_MAX: Final = 128
-"""Uploads made before their time: what an island may hold of them."""
 BROKER: Final = -1
 MESSAGE, _JOB, _WAKE = 0, 1, 2
 
@@ -56,16 +50,6 @@ class Post(NamedTuple):
     body: bytes
     blob: bytes = b""
     place: int = 0
-
-
-@dataclass(slots=True)
-class _Job:
-    """A device's upload of round `number`: made when the island has time, sent `at` that virtual time."""
-
-    at: int
-    device: DeviceRole
-    number: int
-    step: Step | None = None
 
 
 class _World:
@@ -99,6 +83,7 @@ class Island:
         task: str,
     ) -> None:
         self.roles = {role.id: role for role in roles}
+        self._devices = [role for role in self.roles.values() if isinstance(role, DeviceRole)]
         self.events: list[tuple[int, int, Event]] = []
         self.task = task
         self.now = 0
@@ -107,14 +92,12 @@ class Island:
         self._number = 0
         self._population = population
         self._identities = identities
-        self._pairs = pairs
         self._seed = identities.seed
         self._parties = range(1, identities.parties + 1)
         self._loss, self._duplicate = population.conditions.loss, population.conditions.duplicate
         self._world = _World(identities, self)
         self._heap: list[Post] = []
-        self._jobs: list[tuple[int, int, _Job]] = []
-        self._ahead = 0
+        self._trainings = Trainings(task, ledger, pairs)
         self._retained: dict[bytes, dict[int, bytes]] = {}
         self._out: list[Post] = []
 
@@ -130,7 +113,7 @@ class Island:
         the last round is on its way any more."""
         self._number, self.now = number, now
         self._heap = []
-        self._jobs, self._ahead = [], 0
+        self._trainings.begin()
         fates = self._population.fates(number, now)
         self._ledger.begin(now, fates)
         for role in self.roles.values():
@@ -141,11 +124,14 @@ class Island:
                 if role.fate == "away":
                     role.stop()
                     continue
+                if role.job is not None:
+                    self._wait_for(role.job)
             if not isinstance(role, DeviceRole) or role.store.unfinished:
                 self._wake_at(role, now)
 
     def close(self, survivors: Sequence[int]) -> Notes:
         """What this island noted of the round that is over."""
+        self._trainings.close(self._devices, self._number)
         return self._ledger.close(survivors)
 
     def state(self) -> IslandState:
@@ -157,9 +143,18 @@ class Island:
         retained = [
             Retained(blob, place, body) for blob, all_ in self._retained.items() for place, body in all_.items()
         ]
-        numbers = [role.number for role in self.roles.values() if isinstance(role, DeviceRole)]
+        devices = self._devices
         return IslandState(
-            rows=rows, held=held, chunks=chunks, learnt=self._learner.memories(numbers), retained=retained
+            rows=rows,
+            held=held,
+            chunks=chunks,
+            learnt=self._learner.memories([role.number for role in devices]),
+            training={
+                role.number: (role.job.at, role.job.number)
+                for role in devices
+                if role.job is not None and role.job.learnt
+            },
+            retained=retained,
         )
 
     def memories(self, devices: Sequence[int]) -> dict[int, bytes]:
@@ -174,6 +169,9 @@ class Island:
         for each in state.retained:
             self._retained.setdefault(each.blob, {})[each.place] = each.body
         self._learner.remember(state.learnt)
+        for device in self._devices:
+            if device.number in state.training:
+                device.job = Job(*state.training[device.number], device, learnt=True)
 
     def take(self, posts: Iterable[Post]) -> None:
         """What other islands sent here."""
@@ -192,7 +190,8 @@ class Island:
             if not role.alive:
                 continue
             if post.kind == _JOB:
-                self._upload(role, post.counter)
+                assert isinstance(role, DeviceRole)
+                self.apply(role, self._trainings.done(role, post.counter, self.now))
             elif post.kind == MESSAGE:
                 if isinstance(role, DeviceRole):
                     self._ledger.down[role.number] += len(post.body)
@@ -212,13 +211,8 @@ class Island:
         self._give_out(role, step)
 
     def work(self) -> bool:
-        """Make one upload before its time. False where there is none to make, or enough are made."""
-        while self._jobs and self._ahead < AHEAD_MAX:
-            _, _, job = heapq.heappop(self._jobs)
-            if job.step is None and job.device.job is job:
-                self._make(job)
-                return True
-        return False
+        """Train for one device before its time. False where there is nothing to do, or enough is done."""
+        return self._trainings.work()
 
     # -- what happens -----------------------------------------------------------------------------------------------------
 
@@ -258,52 +252,18 @@ class Island:
             if device.fate == "after roster":
                 device.stop()
                 return
+            late = machine.late.fit(view)
+            if late is not None:
+                self.apply(device, self._trainings.contribute(device, view, late, self.now))
+                return
             at = self.now + int(self._population.train_ms[device.number])
-            if device.fate == "slow" or at >= view.manifest.upload_until:
+            if device.fate == "slow" or (at >= view.manifest.upload_until and not view.base.staleness_max):
                 self._ledger.late += device.fate != "slow"
                 return
-            device.job = job = _Job(at, device, view.number)
-            heapq.heappush(self._jobs, (at, device.id, job))
-            heapq.heappush(self._heap, Post(at, device.id, _JOB, 0, view.number, b""))
+            self._wait_for(self._trainings.add(device, view, at))
 
-    def _make(self, job: _Job) -> None:
-        """Train, mask and store; what is to be sent waits for its time. The machine is told that time, and until then nothing but
-        copies and the end of the round can reach it, so nobody sees that it was early."""
-        device = job.device
-        machine = device.machine
-        assert isinstance(machine, DeviceMachine)
-        view = machine.view(self.task)
-        self._ahead += 1
-        job.step = Step()
-        if view is None or view.number != job.number or machine.phase(self.task) != "training":
-            return
-        try:
-            lanes = device.lanes(view)
-        except BlindsumError as error:
-            self._ledger.failed[error.code] += 1
-            return
-        self._ledger.made(device.number, lanes)
-        began, spared = time.thread_time(), self._pairs.spared_s
-        job.step = machine.upload(self.task, job.number, lanes, job.at)
-        device.extra = _extra(view, job.step)
-        took = time.thread_time() - began + self._pairs.spared_s - spared
-        self._ledger.mask_ms[device.number] = 1000 * took
-        device.store.commit(job.step.writes)
-
-    def _upload(self, device: Role, number: int) -> None:
-        assert isinstance(device, DeviceRole)
-        job, device.job = device.job, None
-        if not isinstance(job, _Job) or job.number != number:
-            return
-        if job.step is None:
-            self._make(job)
-        assert job.step is not None
-        self._ahead -= 1
-        machine = device.machine
-        assert isinstance(machine, DeviceMachine)
-        if machine.phase(self.task) == "uploading":
-            device.uploading()
-            self._give_out(device, job.step)
+    def _wait_for(self, job: Job) -> None:
+        heapq.heappush(self._heap, Post(max(job.at, self.now), job.device.id, _JOB, 0, job.number, b""))
 
     # -- messages ---------------------------------------------------------------------------------------------------------
 
@@ -407,15 +367,3 @@ class Island:
         for copy in range(copies):
             at = self.now + 1 + int(took) + 7 * copy
             heapq.heappush(self._heap, Post(at, role.id, MESSAGE, source, counter, body))
-
-
-def _extra(view: RoundView, step: Step) -> int:
-    """By how much the header that `step` sends is longer than one of a device with as many neighbours as the graph's degree."""
-    told = next((event.data for event in step.events if event.name == "uploading"), None)
-    if told is None:
-        return 0
-    if not view.base.has_roster:
-        return 0
-    threat, size, neighbours = view.base.threat, told["devices"], told["neighbours"]
-    assert isinstance(size, int) and isinstance(neighbours, int)
-    return EDGE_SIZE * (neighbours - degree_for(size, threat.corrupt_permille, threat.dropped_permille))

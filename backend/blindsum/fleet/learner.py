@@ -21,7 +21,7 @@ from blindsum.sdk.trainer import Job, contribute
 if TYPE_CHECKING:
     from blindsum.training import TrainingSession
 
-__all__ = ["FunctionLearner", "Learned", "Learner", "Local", "TrainingLearner", "personal_of"]
+__all__ = ["Floats", "FunctionLearner", "Learned", "Learner", "Local", "TrainingLearner", "personal_of"]
 
 Floats = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ class Notes:
 
     `up`, `down`: bytes. `seconds`: virtual time from the beginning of the round to the receipt of the whole upload, 0 where there
     was none. `mask_ms`: processor time of masking and sealing, all key agreements included. `fates`: how many devices met which of
-    `FATES`; `late`: those whose training took too long. `failed`: trainings that failed, by code. `plain`: the lanes of the plain
-    ring sum.
+    `FATES`; `late`: those whose training took too long; `stale`: survivors whose update is of an earlier model, by τ. `failed`:
+    trainings that failed, by code. `plain`: the lanes of the plain ring sum.
     """
 
     up: NDArray[np.int64] = field(repr=False)
@@ -33,6 +33,7 @@ class Notes:
     mask_ms: NDArray[np.float64] = field(repr=False)
     fates: Counter[str]
     late: int
+    stale: Counter[int]
     failed: Counter[str]
     refusals: Counter[str]
     plain: list[Lane] = field(repr=False)
@@ -47,6 +48,7 @@ class Notes:
         self.failed += other.failed
         self.refusals += other.refusals
         self.late += other.late
+        self.stale += other.stale
 
 
 class Ledger:
@@ -74,11 +76,13 @@ class Ledger:
         counts = np.bincount(fates[self._mine], minlength=len(FATES))
         self.fates = Counter({fate: int(count) for fate, count in zip(FATES, counts, strict=True) if fate and count})
         self.late = 0
+        self._tau: dict[int, int] = {}
         self.failed: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
 
-    def made(self, device: int, lanes: Sequence[Lane]) -> None:
-        """A device is about to mask `lanes`."""
+    def made(self, device: int, lanes: Sequence[Lane], tau: int = 0) -> None:
+        """A device is about to mask `lanes`, which τ rounds have discounted."""
+        self._tau[device] = tau
         self._plain[device] = self._shelf.keep(pack(self._segments, lanes))
 
     def uploaded(self, device: int, now: int) -> None:
@@ -100,6 +104,7 @@ class Ledger:
             self.mask_ms,
             self.fates,
             self.late,
+            Counter(tau for device in mine if (tau := self._tau.get(device, 0))),
             self.failed,
             self.refusals,
             self._sum.lanes(),

@@ -46,9 +46,10 @@ class Spread(msgspec.Struct, frozen=True):
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """One round. `code`: why it failed, or "". `seconds`, `phases`: virtual time; `wall_s`: how long the simulation took.
 
-    `dropped`: devices by what made them drop out; `excluded`: by why they were left out of the sum. `exact`: the opened sum is
-    byte for byte the plain ring sum of the survivors' vectors. `loss`: the devices' mean training loss; `accuracy` and
-    `test_loss`: of the new model on the test examples, where there are any. Bytes, seconds and mask_ms are per device.
+    `dropped`: devices by what made them drop out ("late": overtaken by the round); `stale`: how many updates in the sum were so
+    many rounds old; `excluded`: devices by why they were left out of it. `exact`: the opened sum is byte for byte the plain ring
+    sum of the survivors' vectors. `loss`: the devices' mean training loss; `accuracy` and `test_loss`: of the new model on the
+    test examples, where there are any. Bytes, seconds and mask_ms are per device.
     """
 
     round: int
@@ -77,6 +78,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     mask_ms: Spread
     model: str
     wall_s: float
+    stale: dict[int, int] = {}
 
     def row(self) -> dict[str, object]:
         """The plain figures, one cell each."""
@@ -89,6 +91,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
             "dropped": self.devices - self.survivors,
             "excluded": sum(self.excluded.values()),
             "exact": self.exact,
+            "staleness": sum(tau * count for tau, count in self.stale.items()) / max(self.survivors, 1),
             "weight": self.weight,
             "loss": self.loss,
             "accuracy": self.accuracy,
@@ -192,7 +195,7 @@ class FleetReport:
                 masks=data["masks"],
                 derived=data["derived"],
                 settings=data["settings"],
-                rounds=tuple(msgspec.convert(data["per_round"], list[RoundReport])),
+                rounds=tuple(msgspec.convert(data["per_round"], list[RoundReport], str_keys=True)),
                 parameters=np.load(place / "model.npy", allow_pickle=False),
                 interrupted=data["interrupted"],
                 wall_s=data["wall_s"],

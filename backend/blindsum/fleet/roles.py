@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from blindsum.fleet.identities import Identities, device_name
-from blindsum.fleet.learner import Learner
+from blindsum.fleet.learner import Floats, Learned, Learner
 from blindsum.fleet.shelf import Shelf, ShelfStore
+from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.device import DeviceIdentity, DeviceMachine, Floor
+from blindsum.protocol.machines.late import LateUpdate
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
-from blindsum.protocol.machines.step import Machine
+from blindsum.protocol.machines.step import Machine, Step, Write
 from blindsum.protocol.ring import Lane
 from blindsum.protocol.update import encode_update, statistic_max
 from blindsum.protocol.view import RoundView
 from blindsum.testing.behaviours import Behaviour
 from blindsum.testing.entropy import Entropy
 
-__all__ = ["DEVICE", "CoordinatorRole", "DeviceRole", "PartyRole", "Role", "RoundEntropy"]
+__all__ = ["DEVICE", "CoordinatorRole", "DeviceRole", "Job", "PartyRole", "Role", "RoundEntropy"]
 
 DEVICE: Final = 16
 """The id of device number 0: above the coordinator's 0 and every party's number."""
 LOSS_SCALE: Final = 1e6
+LEARNT: Final = "learnt"
+"""The row of a device's store with a training that later rounds may take, before it is done in virtual time."""
 
 
 class RoundEntropy:
@@ -151,9 +155,21 @@ class PartyRole(Role):
         )
 
 
+@dataclass(slots=True)
+class Job:
+    """A device's training for round `number`, done `at` that virtual time: `step` is the upload made of it when the island had
+    time; `learnt`: where a later round may take it, it lies in the device's store."""
+
+    at: int
+    number: int
+    device: DeviceRole
+    step: Step | None = None
+    learnt: bool = False
+
+
 class DeviceRole(Role):
-    """Device `number`, from 0. `fate` is what happens to it in this round, `job` the upload that waits for its time, `extra` by how
-    many bytes its header is longer than one of a device with as many neighbours as the graph's degree."""
+    """Device `number`, from 0. `fate` is what happens to it in this round, `job` what it trains, `extra` by how many bytes its
+    header is longer than one of a device with as many neighbours as the graph's degree."""
 
     __slots__ = ("_identities", "_identity", "_learner", "_made", "extra", "fate", "job", "number", "task")
 
@@ -164,14 +180,15 @@ class DeviceRole(Role):
         super().__init__(DEVICE + number, name, seed=identities.seed, shelf=shelf, behaviour=behaviour)
         self._identities, self._learner = identities, learner
         self.number, self.task, self.fate = number, task, ""
-        self.job: object = None
+        self.job: Job | None = None
         self.extra = 0
         self._identity: DeviceIdentity | None = None
         self._made: tuple[RoundView, int, list[Lane]] | None = None
 
     def begin(self, number: int) -> None:
         super().begin(number)
-        self.job = None
+        if self.job is not None and not self.job.learnt:
+            self.job = None
         self._made = None
 
     def lanes(self, view: RoundView) -> list[Lane]:
@@ -181,21 +198,29 @@ class DeviceRole(Role):
         plan, model = machine.blob(view.task.plan), machine.blob(view.manifest.model)
         assert plan is not None and model is not None
         learned = self._learner.learn(view, self.number, plan, model)
-        sums = [round(value * learned.examples * LOSS_SCALE) for value in learned.metrics or (learned.loss,)]
-        lanes = encode_update(
-            view.base,
-            learned.update,
-            weight=learned.weight,
-            statistics=[
-                learned.examples,
-                *(min(max(value, 0), statistic_max(view.task.devices_max)) for value in sums),
-            ],
-            rotation=view.manifest.rotation,
-            key=self.entropy(32),
-        )
+        lanes = self._encoded(view, learned.update, learned.weight, _statistics(view, learned))
         if view.task.algorithm.name == "scaffold":
             self._made = view, learned.weight, [lane.copy() for lane in lanes]
         return lanes
+
+    def learn(self, view: RoundView, plan: bytes, model: bytes) -> None:
+        """Store what the device adds to the round of `view`, or to a later one. Raises BlindsumError where its training fails."""
+        learned = self._learner.learn(view, self.number, plan, model)
+        self._learner.uploading(self.number)
+        weight, statistics = learned.weight, _statistics(view, learned)
+        late = LateUpdate.of(view, learned.update, weight=weight, examples=learned.examples, statistics=statistics)
+        self.store.commit([Write(LEARNT, encode(late))])
+
+    def take_learnt(self) -> LateUpdate:
+        """What `learn` has stored, once."""
+        raw = self.store.get(LEARNT)
+        assert raw is not None
+        self.store.commit([Write(LEARNT, None)])
+        return convert(decode(raw), LateUpdate)
+
+    def lanes_of(self, view: RoundView, late: LateUpdate, tau: int) -> list[Lane]:
+        """What `learn` gave, τ rounds later."""
+        return self._encoded(view, late.discounted(tau), late.weight, late.statistics)
 
     def uploading(self) -> None:
         """What `lanes` gave last leaves."""
@@ -208,10 +233,24 @@ class DeviceRole(Role):
             self._learner.uploaded(view, self.number, weight, lanes)
             self._made = None
 
+    def _encoded(self, view: RoundView, update: Floats, weight: int, statistics: list[int]) -> list[Lane]:
+        rotation = view.manifest.rotation
+        return encode_update(
+            view.base, update, weight=weight, statistics=statistics, rotation=rotation, key=self.entropy(32)
+        )
+
+    def _willing(self, view: RoundView) -> str:
+        if self.fate == "before join":
+            return "away"
+        if self.job is not None and self.job.learnt:
+            if view.number - self.job.number <= view.base.staleness_max:
+                return "training"
+            self.job = None  # nobody would take it any more
+        return ""
+
     def _make(self) -> DeviceMachine:
         if self._identity is None:
             self._identity = self._identities.device(self.number)
-        willing: Callable[[RoundView], str] = lambda _view: "away" if self.fate == "before join" else ""  # noqa: E731
         return DeviceMachine(
             identity=self._identity,
             trust=self._identities.trust,
@@ -220,5 +259,12 @@ class DeviceRole(Role):
             random=self.entropy,
             seal=self.behaviour.seal,
             floor=Floor(roster=False),
-            willing=willing,
+            willing=self._willing,
         )
+
+
+def _statistics(view: RoundView, learned: Learned) -> list[int]:
+    """What goes into the exact segment after the weight."""
+    most = statistic_max(view.task.devices_max)
+    sums = [round(value * learned.examples * LOSS_SCALE) for value in learned.metrics or (learned.loss,)]
+    return [learned.examples, *(min(max(value, 0), most) for value in sums)]

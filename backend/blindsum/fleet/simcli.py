@@ -12,11 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from blindsum.backend.tracking import Tracker
     from blindsum.fleet.results import FleetReport
 
 __all__ = ["simulate"]
 
 CHECKPOINT: Final = "checkpoint"
+EXPERIMENT: Final = "blindsum simulate"
+"""The MLflow experiment in which simulations are runs, by name."""
 
 
 def simulate(
@@ -26,6 +29,9 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last round that --out keeps.")] = False,
     no_masks: Annotated[bool, typer.Option("--no-masks", help="Leave masks out, to see what they cost.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the report and the final model.")] = Path("blindsum-simulation"),
+    track: Annotated[
+        str, typer.Option(help="Folder for TensorBoard's event files, or the URL of an MLflow server: told each round.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")] = False,
 ) -> None:
     """Simulate a fleet with the production protocol in virtual time. Example: blindsum simulate fleet.toml"""
@@ -33,6 +39,7 @@ def simulate(
 
     fleet, planned = load_fleet(file, workers=None if workers < 0 else workers, masks="off" if no_masks else "on")
     count = rounds or planned
+    tracker = _tracker(track) if track else None
     console = Console(stderr=True)
     with Progress(
         TextColumn("[bold]{task.description}"),
@@ -49,7 +56,10 @@ def simulate(
             on_progress=lambda done, text: progress.update(bar, completed=done, description=text),
             checkpoint=None if fleet.transport else out / CHECKPOINT,
             resume=resume,
+            tracker=tracker,
         )
+    if tracker is not None:
+        tracker.close()
     report.save(out)
     page = report.plot(out / "report.html") if report.rounds else None
     if as_json:
@@ -58,6 +68,12 @@ def simulate(
         _show(report, page)
     if report.interrupted:
         raise typer.Exit(130)
+
+
+def _tracker(place: str) -> Tracker:
+    from blindsum.backend.tracking import MlFlow, TensorBoard
+
+    return MlFlow(place, EXPERIMENT) if "://" in place else TensorBoard(place)
 
 
 def _show(report: FleetReport, page: Path | None) -> None:

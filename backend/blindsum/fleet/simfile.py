@@ -34,7 +34,7 @@ class ThreatSettings(Settings, frozen=True):
 
 
 class TaskSettings(Settings, frozen=True):
-    """How devices train; see `Plan`."""
+    """How devices train, and what a round is; see `Plan`, and `Fleet` for the last three."""
 
     epochs: int = 1
     batch_size: int = 32
@@ -42,6 +42,9 @@ class TaskSettings(Settings, frozen=True):
     clip_norm: float = 8.0
     weight_max: int = 64
     width: Literal[16, 24, 32, 64] = 24
+    profile: Literal["roster", "no-roster"] = "roster"
+    staleness: int = 0
+    buffer: int = 0
 
 
 class DataSettings(Settings, frozen=True):
@@ -162,6 +165,9 @@ def _from_settings(settings: SimulationSettings, workers: int | None, masks: Lit
         clip_norm=task.clip_norm,
         weight_max=task.weight_max,
         width=task.width,
+        profile=task.profile,
+        staleness=task.staleness,
+        buffer=task.buffer,
         **chosen,
     )
     common = {"plan": plan, "dropout": dropout, "conditions": conditions, "seed": settings.seed, "workers": workers}

@@ -54,16 +54,20 @@ Progress = Callable[[float, str], None]
 """on_progress(rounds done, what is going on)."""
 
 
-def plan_for(devices: int, dropout: Dropout | None = None, *, rounds: int = 1000, **changes: object) -> Plan:
-    """A task for so many devices whose threat model allows for `dropout`; `changes` are fields of `Plan`."""
+def plan_for(
+    devices: int, dropout: Dropout | None = None, *, rounds: int = 1000, buffer: int = 0, **changes: object
+) -> Plan:
+    """A task for so many devices whose threat model allows for `dropout`; `buffer`: most uploads in a round (0: of all devices);
+    `changes` are fields of `Plan`."""
     share = (dropout or Dropout()).after_joining
-    margin = SIGMAS * math.sqrt(max(share * (1 - share), 0.01) / devices)
+    most = buffer or devices
+    margin = SIGMAS * math.sqrt(max(share * (1 - share), 0.01) / most)
     lost = min(400, max(100, math.ceil(1000 * (share + margin))))
     plan = Plan(
         name=TASK,
-        threat=ThreatModel(corrupt_permille=50, dropped_permille=lost, cohort_min=max(2, devices // 10)),
-        devices_min=max(3, devices // 4),
-        devices_max=devices,
+        threat=ThreatModel(corrupt_permille=50, dropped_permille=lost, cohort_min=max(2, most // 10)),
+        devices_min=max(3, most // 4),
+        devices_max=most,
         rounds=rounds,
         join_s=8.0,
         upload_s=40.0 + devices / 100,
@@ -81,6 +85,9 @@ class Fleet:
     after each round, with the personal layers as they were built where the artifact has such. `plan`: the task and its algorithm
     (see `plan_for`; SCAFFOLD's population follows from `data`); where that is "evaluate", accuracy and loss in the report are those
     that the devices measured on `data`.
+    `profile`, `staleness`, `buffer`: those of the plan where none is given. With `profile="no-roster"` a round closes when `buffer`
+    uploads are in, and with a `staleness` besides, devices go on training when they are overtaken and add it to one of so many
+    later rounds: asynchronous training as FedBuff does it.
     `transport`: "mqtt", or the URL of a broker, makes the share `real` of the devices clients of an embedded broker, or of that
     one: production drivers, databases and networking in the same rounds. They draw their own randomness, so that only a fleet
     without them ends in the same bytes every time.
@@ -100,6 +107,8 @@ class Fleet:
         parameters: NDArray[np.float32] | None = None,
         plan: Plan | None = None,
         profile: Literal["roster", "no-roster"] = "roster",
+        staleness: int = 0,
+        buffer: int = 0,
         dropout: Dropout | None = None,
         conditions: Conditions | None = None,
         byzantine: Mapping[str, Behaviour] | None = None,
@@ -121,7 +130,7 @@ class Fleet:
             raise BlindsumError("simulation-impossible", "bare parameters train nothing: give an artifact or update")
         self.name, self.seed, self.devices = name, seed, count
         self.dropout, self.conditions = dropout or Dropout(), conditions or Conditions()
-        self.plan = plan or plan_for(count, self.dropout, profile=profile)
+        self.plan = plan or plan_for(count, self.dropout, buffer=buffer, profile=profile, staleness=staleness)
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
@@ -283,6 +292,10 @@ class Fleet:
                 "simulation-impossible",
                 f"{joining:.0f} devices join at best, a round takes {derived.n_min}: rounds would fail with cohort-too-small",
             )
+        if self.transport and self.plan.staleness:
+            raise BlindsumError(
+                "simulation-impossible", "devices over MQTT train in real time: no late updates in virtual time"
+            )
         parties = [name for name in self._byzantine if name.startswith("party/")]
         if len(parties) > threat.malicious_parties:
             raise BlindsumError(
@@ -349,6 +362,7 @@ class Fleet:
             rostered=outcome.rostered,
             survivors=len(outcome.survivors),
             dropped=dict(sorted(dropped.items())),
+            stale=dict(sorted(notes.stale.items())) if not outcome.code else {},
             excluded=dict(sorted(Counter(outcome.excluded.values()).items())),
             refusals=dict(sorted(notes.refusals.items())),
             faults=dict(outcome.faults),
