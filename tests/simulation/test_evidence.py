@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 
 from blindsum.protocol.codec import decode, encode, encode_chunk
-from blindsum.protocol.envelope import message_digest, open_envelope
-from blindsum.protocol.errors import BlindsumError
-from blindsum.protocol.evidence import MAGIC, verify_evidence, write_evidence
+from blindsum.protocol.envelope import Signed, message_digest, open_envelope, peek
+from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.evidence import MAGIC, contradiction, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX, EVIDENCE_SIZE_MAX
 from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, RosterAnnouncement, Vote, chunk_key
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import party_number
+from blindsum.protocol.view import open_message
 from blindsum.testing.behaviours import GarbageBox, Silent, WrongSeeds
 from blindsum.testing.forgery import (
     altered,
@@ -26,6 +29,7 @@ from blindsum.testing.forgery import (
     roster_proposal,
     vote,
 )
+from blindsum.testing.scenario import scenario
 from blindsum.testing.world import World
 
 Kept = tuple[str, bytes, bytes, bytes]
@@ -402,3 +406,37 @@ def test_evidence_with_one_bit_changed_proves_nothing(misbehave: Callable[[World
         with pytest.raises(BlindsumError) as caught:
             verify_evidence(bytes(spoilt), trust=world.fleet.trust)
         assert caught.value.code == "evidence-unproven"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 6, 7])
+def test_nobody_honest_ever_signs_two_things_that_convict_it_whatever_happens_to_it(seed: int) -> None:
+    """Every message that anybody put on the wire, and those inside, under loss, crashes, full disks and dishonest others."""
+    world = scenario(seed).world()
+    said: defaultdict[tuple[str, int], dict[bytes, Signed]] = defaultdict(dict)
+
+    def hear(raw: bytes) -> None:
+        signed = open_message(world.fleet.trust, raw)
+        if isinstance(signed, Refused) or signed.digest in said[signed.head.sender, signed.head.round]:
+            return
+        said[signed.head.sender, signed.head.round][signed.digest] = signed
+        for value in signed.payload.values():
+            for inner in value if isinstance(value, list) else [value]:
+                if isinstance(inner, bytes) and peek(inner):
+                    hear(inner)
+
+    def tap(source: str, target: str, body: bytes) -> bytes:
+        if peek(body):
+            hear(body)
+        return body
+
+    world.network.tap = tap
+    world.run(2)
+    pairs = 0
+    for (sender, number), signed in said.items():
+        if sender in world.faulty:
+            continue
+        beside = [one for one in said.get((sender, number + 1), {}).values() if one.head.type == "result"]
+        for first, second in permutations([*signed.values(), *beside], 2):
+            pairs += 1
+            assert contradiction(first, second) == "", (sender, first.head, second.head)
+    assert pairs > 500
