@@ -67,7 +67,8 @@ def run_coordinator(kit: Path) -> int:
     reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
 
-    tracking = _tracking(kit, settings, reporter)
+    tracking, threads = _tracking(kit, settings, reporter), os.cpu_count() or 1
+    totals = None if isinstance(store, SqliteStore) else store.shared_sums(threads)
 
     def heard(event: Event) -> None:
         witness.event(event)
@@ -81,7 +82,8 @@ def run_coordinator(kit: Path) -> int:
             trust=trust,
             store=store,
             random=random_bytes,
-            threads=os.cpu_count() or 1,
+            threads=threads,
+            totals=totals,
         )
 
     link = make_link(kit, settings.broker, topics)

@@ -10,13 +10,12 @@ import psycopg
 
 from blindsum.protocol.errors import BlindsumError
 
-__all__ = ["CONNECT_TIMEOUT_S", "PAUSE_MAX_S", "SCHEMA_VERSION", "Connection", "connect", "name_of", "told"]
+__all__ = ["CONNECT_TIMEOUT_S", "PAUSE_S", "SCHEMA_VERSION", "Connection", "connect", "name_of", "told"]
 
 SCHEMA_VERSION: Final = 2
 CONNECT_TIMEOUT_S: Final = 10
-PAUSE_MAX_S: Final = 60
-"""A transaction whose client does nothing for so long is ended by the server: it may hold what others wait for. A step of the
-coordinator takes less."""
+PAUSE_S: Final = 5
+"""A transaction whose client does nothing for so long is ended by the server: it may hold what others wait for."""
 
 LOCK: Final = 0x626C7331  # "bls1"; a coordinator of schema 1 holds it for as long as it is connected
 
@@ -59,14 +58,15 @@ _CODES: Final = {
 }
 """Class of SQLSTATE -> code; the exceptions are below."""
 _EXCEPTIONS: Final = {"53100": "disk-full", "25P03": "lease-lost"}
-"""Disk full; the server ended the transaction of a client that did nothing in it for `PAUSE_MAX_S`."""
+"""Disk full; the server ended the transaction of a client that did nothing in it for so long."""
 
 Connection = psycopg.Connection[Any]
 
 
-def connect(url: str) -> Connection:
+def connect(url: str, *, pause_s: int = PAUSE_S) -> Connection:
     """A connection to the database at `url` (`postgresql://user@host/database?sslmode=verify-full`, or a "key=value" string of
-    libpq; the password best in a `.pgpass` file), whose tables are made or brought up to date where they are not.
+    libpq; the password best in a `.pgpass` file), whose tables are made or brought up to date where they are not. Its
+    transactions may pause for `pause_s`.
 
     Raises BlindsumError: "database-unreachable", "database-in-use" (a coordinator of an earlier version has it), "database-newer",
     "database-unwritable" (also where the server does not flush to disk).
@@ -78,7 +78,7 @@ def connect(url: str) -> Connection:
     try:
         with told():
             db.execute("SET synchronous_commit = on")
-            db.execute(f"SET idle_in_transaction_session_timeout = '{PAUSE_MAX_S}s'")
+            db.execute(f"SET idle_in_transaction_session_timeout = '{pause_s}s'")
             if db.execute("SHOW fsync").fetchone() != ("on",):
                 raise BlindsumError("database-unwritable", f"{name_of(db)}: the server runs with fsync off")
             if _version(db) != SCHEMA_VERSION:

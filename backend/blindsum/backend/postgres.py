@@ -19,6 +19,7 @@ import psycopg
 
 from blindsum.backend.database import connect, told
 from blindsum.backend.lease import COORDINATOR, Lease, fenced
+from blindsum.backend.spans import SharedSums
 from blindsum.protocol.machines.step import ChunkOut, Listen, Message, Outgoing, Write
 from blindsum.runtime.ports import OutboxRow
 from blindsum.runtime.sqlite import OUTBOX_MAX
@@ -26,6 +27,8 @@ from blindsum.runtime.sqlite import OUTBOX_MAX
 __all__ = ["PostgresStore"]
 
 SCAN_PAGE: Final = 64
+STEP_MAX_S: Final = 60
+"""What a machine may take for one input while the transaction of the group is open."""
 
 _PUT: Final = "INSERT INTO blindsum.kv VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value"
 _DELETE: Final = "DELETE FROM blindsum.kv WHERE key = %s"
@@ -40,8 +43,10 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         self.dropped = 0
+        self._url = url
+        self._sums: SharedSums | None = None
         self._lock = threading.RLock()
-        self._db = connect(url)
+        self._db = connect(url, pause_s=STEP_MAX_S)
         try:
             self.lease = Lease(url, COORDINATOR)
         except BaseException:
@@ -117,15 +122,28 @@ class PostgresStore:
             self._db.execute("SET LOCAL synchronous_commit = off")
             self._pending -= self._db.execute("DELETE FROM blindsum.outbox WHERE seq = ANY(%s)", (list(seqs),)).rowcount
 
+    def shared_sums(self, threads: int) -> SharedSums:
+        """Sums for the machine of this store that workers help with."""
+        self._sums = SharedSums(self._url, self.lease.fence, threads=threads, meanwhile=self._touch)
+        return self._sums
+
     def close(self) -> None:
         """Give the database up. What is staged and not committed is gone."""
         with self._lock:
             self._db.close()
+            if self._sums is not None:
+                self._sums.close()
             self.lease.close()
 
     @property
     def _open(self) -> bool:
         return self._db.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
+
+    def _touch(self) -> None:
+        """Say to the server that the open transaction is not a paused one's."""
+        with self._guard():
+            if self._open:
+                self._db.execute("SELECT")
 
     def _begin(self) -> None:
         self._db.execute("BEGIN")

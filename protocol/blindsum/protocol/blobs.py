@@ -104,10 +104,23 @@ class Fetches:
         fetch.wait_ms = RESEND_MS
         return fetch, Write(chunk_key(blob, index), data)
 
-    def due(self, now: int) -> Iterator[Fetch]:
-        """Fetches to ask for now: their window is used up, or the answer is overdue."""
+    def look(self, fetch: Fetch) -> bool:
+        """Take note of chunks that others have put into the store; whether there are any."""
+        prefix = f"blob/{fetch.id.hex()}/"
+        new = {int(key[len(prefix) :]) for key in self._store.keys(prefix)} - fetch.have
+        if new:
+            fetch.have |= new
+            fetch.outstanding = max(0, fetch.outstanding - len(new))
+            fetch.wait_ms = RESEND_MS
+        return bool(new)
+
+    def due(self, now: int, *, whole: bool = False) -> Iterator[Fetch]:
+        """Fetches to ask for now: their window is used up, or the answer is overdue; and with `whole` those that are all there."""
         for fetch in self._fetches.values():
-            if not fetch.complete and (fetch.outstanding == 0 or now - fetch.asked_at >= fetch.wait_ms):
+            if fetch.complete:
+                if whole:
+                    yield fetch
+            elif fetch.outstanding == 0 or now - fetch.asked_at >= fetch.wait_ms:
                 yield fetch
 
     @property

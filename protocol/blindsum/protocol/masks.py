@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from blindsum.protocol.codec import encode
 from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal, expander
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
-from blindsum.protocol.prg import SUITES, apply
+from blindsum.protocol.prg import SUITES, Stream, apply
 from blindsum.protocol.ring import pack, reduce, zeros
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.secret import Secret
@@ -37,6 +37,7 @@ __all__ = [
     "edge_check",
     "edge_secret",
     "edge_stream",
+    "edge_streams",
     "header_fault",
     "mask_upload",
     "open_box",
@@ -248,5 +249,9 @@ def dropped_edges(roster: RosterView, survivors: Sequence[int]) -> Iterator[tupl
 
 def unmask_edges(view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1) -> None:
     """Take the pairwise masks of (survivor, dropped, s_uv) out of a sum, in place."""
-    streams = ((edge_stream(view, secret), -1 if mine < theirs else 1) for mine, theirs, secret in secrets)
-    apply(view.base.segments, lanes, streams, suite=view.task.suite, threads=threads)
+    apply(view.base.segments, lanes, edge_streams(view, secrets), suite=view.task.suite, threads=threads)
+
+
+def edge_streams(view: RoundView, secrets: Iterable[tuple[int, int, bytes]]) -> Iterator[Stream]:
+    """What takes the pairwise masks of (survivor, dropped, s_uv) out of a sum when it is added."""
+    return ((edge_stream(view, secret), -1 if mine < theirs else 1) for mine, theirs, secret in secrets)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from typing import Protocol
@@ -21,7 +21,7 @@ from blindsum.protocol.roster import RosterView
 from blindsum.protocol.sharing import combine as combine_pads
 from blindsum.protocol.view import RoundView
 
-__all__ = ["Capped", "Combined", "combine", "designated", "holders", "make_content"]
+__all__ = ["Capped", "Combined", "Unmask", "combine", "designated", "holders", "make_content"]
 
 
 class Capped(Protocol):
@@ -29,6 +29,14 @@ class Capped(Protocol):
 
     @property
     def edges(self) -> bytes: ...
+
+
+class Unmask(Protocol):
+    """As `masks.unmask_edges`."""
+
+    def __call__(
+        self, view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -91,9 +99,11 @@ def combine(
     headers: Mapping[int, Capped],
     contents: Mapping[int, Sequence[OpeningContent]],
     threads: int = 1,
+    unmask: Unmask = unmask_edges,
 ) -> Combined:
     """Take the masks out of `lanes`, the ring sum of the bodies of exactly `headers`' devices, if `contents` (the opened parts of
-    each party, in order) suffice; otherwise leave `lanes` as they are and say what is missing."""
+    each party, in order) suffice; otherwise leave `lanes` as they are and say what is missing. `unmask` takes out those of dropped
+    edges."""
     out = Combined()
     survivors = sorted(headers)
     edges = list(dropped_edges(roster, survivors))
@@ -105,7 +115,7 @@ def combine(
     for vector in vectors:
         subtract_packed(view.base.segments, lanes, vector)
     opened = [(mine, theirs, secret) for (mine, theirs), secret in zip(edges, secrets, strict=True)]
-    unmask_edges(view, lanes, opened, threads=threads)
+    unmask(view, lanes, opened, threads=threads)
     reduce(view.base.segments, lanes)
     out.complete = True
     return out

@@ -69,14 +69,21 @@ def uniform_bits(stream_key: bytes, page: int, count: int, width: int) -> Lane:
 
 
 def apply(
-    segments: Sequence[Segment], lanes: Sequence[Lane], streams: Iterable[Stream], *, suite: str, threads: int = 1
+    segments: Sequence[Segment],
+    lanes: Sequence[Lane],
+    streams: Iterable[Stream],
+    *,
+    suite: str,
+    threads: int = 1,
+    page: int = 0,
 ) -> None:
-    """lanes += sign * keystream for each (stream key, sign), in place; 24-bit lanes are left unreduced.
+    """lanes += sign * keystream for each (stream key, sign), in place; 24-bit lanes are left unreduced. `page` is the number of the
+    first page, where the lanes are a part of a vector that begins at one.
 
     Memory is bounded whatever `streams` yields: `GROUP_MAX` ciphers and a page a thread and, where the vector has too
     few pages to share out, a vector a thread. The result does not depend on `threads`.
     """
-    blocks = _cut(segments, lanes)
+    blocks = _cut(segments, lanes, page)
     source = iter(streams)
     if threads == 1:
         while group := list(islice(source, GROUP_MAX)):
@@ -91,7 +98,7 @@ def apply(
                 _share(pool, [(blocks[i::threads], group, suite) for i in range(threads)])
             else:
                 sums = [zeros(segments) for _ in range(threads)]
-                _share(pool, [(_cut(segments, sums[i]), group[i::threads], suite) for i in range(threads)])
+                _share(pool, [(_cut(segments, sums[i], page), group[i::threads], suite) for i in range(threads)])
                 for vector in sums:
                     for lane, addend in zip(lanes, vector, strict=True):
                         np.add(lane, addend, out=lane)
@@ -105,12 +112,12 @@ def _share(pool: ThreadPoolExecutor, jobs: Sequence[tuple[Sequence[_Block], Sequ
         other.result()
 
 
-def _cut(segments: Sequence[Segment], lanes: Sequence[Lane]) -> list[_Block]:
+def _cut(segments: Sequence[Segment], lanes: Sequence[Lane], page: int) -> list[_Block]:
     blocks: list[_Block] = []
     for segment, lane in zip(segments, lanes, strict=True):
         assert lane.shape == (segment.length,) and lane.dtype == lane_dtype(segment.width), "lane of another segment"
         step = PAGE_SIZE // lane.itemsize
-        blocks += [(len(blocks) + i, lane[i * step : (i + 1) * step]) for i in range(-(-segment.length // step))]
+        blocks += [(page + len(blocks) + i, lane[i * step : (i + 1) * step]) for i in range(-(-segment.length // step))]
     return blocks
 
 

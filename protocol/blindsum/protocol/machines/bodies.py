@@ -1,33 +1,46 @@
 """Uploads as they arrive at the coordinator: headers, slots, and the running sum (SPEC.md sections 6 and 8.3).
 
 Memory is one vector plus one header a device. A body is added to the sum when its last chunk is stored, and stays in the store
-so that a device which the parties complain about can be taken out again, and the sum rebuilt after a restart.
+so that a device which the parties complain about can be taken out again, and the sum rebuilt after a restart. With helpers who
+work on the same store (`Totals`) bodies are added when the set is known, wherever that is, and rows "want/<blob>" name the bodies
+whose chunks others may store.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 from msgspec.structs import replace
 
 from blindsum.protocol.blobs import WINDOW, Fetch, Fetches, read_blob
-from blindsum.protocol.codec import convert
+from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.envelope import Signed
 from blindsum.protocol.machines.device import PUSH_DEVICES_MAX
 from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.masks import Lanes, edge_streams, unmask_edges
 from blindsum.protocol.messages import BlobRef, Header
-from blindsum.protocol.ring import Lane, PackedSum
+from blindsum.protocol.prg import Stream
+from blindsum.protocol.ring import Lane, PackedSum, Segment, zeros
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView, open_message
 
-__all__ = ["SLOTS", "Bodies", "HeldHeader"]
+__all__ = ["SLOTS", "WANT", "Bodies", "HeldHeader", "Totals"]
 
 SLOTS: Final = 64
 """Bodies on their way at once: with `WINDOW` chunks each, what the broker may have to hold."""
 STALL_MS: Final = 10_000
 """A body that has not moved for this long gives its slot to the next."""
+
+
+WANT: Final = "want/"
+"""Begins the rows that hold the encoded reference of a body on its way."""
+
+Totals = Callable[[Sequence[Segment], str, Sequence[BlobRef], Sequence[Stream]], Sequence[Lane]]
+"""(segments, suite, bodies, streams): the reduced ring sum of vectors that lie packed in the store, and of signed keystreams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,9 @@ class HeldHeader:
 class Bodies:
     """All uploads of one round."""
 
-    def __init__(self, journal: Journal, fetches: Fetches, view: RoundView, roster: RosterView) -> None:
+    def __init__(
+        self, journal: Journal, fetches: Fetches, view: RoundView, roster: RosterView, totals: Totals | None = None
+    ) -> None:
         self._journal = journal
         self._fetches = fetches
         self._view = view
@@ -53,12 +68,15 @@ class Bodies:
         self._by_blob: dict[bytes, int] = {}
         self.headers: dict[int, HeldHeader] = {}
         self.complete: set[int] = set()
-        self._sum = PackedSum(view.base.segments)
+        self._totals = totals
+        self._sum = PackedSum(view.base.segments if totals is None else ())
 
     def accept(self, signed: Signed, header: Header, now: int) -> None:
         """Keep a header that was found good, whose body is nobody else's (`owns`), and see to its body."""
         self._journal.put(f"{self._prefix}/header/{header.index:06d}", signed.raw)
         self._index(signed, header)
+        if self._totals is not None:
+            self._journal.put(f"{WANT}{header.body.id.hex()}", encode(header.body))
         if self._roster.capacity <= PUSH_DEVICES_MAX:
             self._start(header.index, now, pushed=min(WINDOW, header.body.count))
         else:
@@ -79,8 +97,20 @@ class Bodies:
         self._moving[self._by_blob[fetch.id]] = now
 
     def lanes(self) -> list[Lane]:
-        """The ring sum of the complete bodies, masks and all."""
-        return self._sum.lanes()
+        """The ring sum of the complete bodies, masks and all, as far as `unmask` is not to add them."""
+        return self._sum.lanes() if self._totals is None else zeros(self._view.base.segments)
+
+    def unmask(
+        self, view: RoundView, lanes: Lanes, secrets: Iterable[tuple[int, int, bytes]], *, threads: int = 1
+    ) -> None:
+        """`masks.unmask_edges` for `lanes`; with helpers the bodies are added, too."""
+        if self._totals is None:
+            unmask_edges(view, lanes, secrets, threads=threads)
+            return
+        bodies = [self.headers[index].body for index in sorted(self.complete)]
+        total = self._totals(view.base.segments, view.task.suite, bodies, list(edge_streams(view, secrets)))
+        for lane, part in zip(lanes, total, strict=True):
+            np.add(lane, part, out=lane)
 
     def raw(self, index: int) -> bytes:
         """The signed header of a device."""
@@ -95,9 +125,8 @@ class Bodies:
         """Take a device out of the sum."""
         if index in self.complete:
             self.complete.remove(index)
-            packed = read_blob(self._journal, self.headers[index].body)
-            assert packed is not None
-            self._sum.subtract(packed)
+            if self._totals is None:
+                self._sum.subtract(self._body(index))
 
     def forget(self, index: int) -> None:
         """Take a device out of the sum, also after a restart."""
@@ -118,6 +147,8 @@ class Bodies:
         """No more chunks are taken."""
         for blob in self._by_blob:
             self._fetches.drop(blob)
+            if self._totals is not None:
+                self._journal.delete(f"{WANT}{blob.hex()}")
         self._moving.clear()
         self._waiting.clear()
 
@@ -144,7 +175,11 @@ class Bodies:
         self._fetches.want(self.headers[index].body, f"device/{self._roster.devices[index]}", now, pushed=pushed)
 
     def _add(self, index: int) -> None:
+        if self._totals is None:
+            self._sum.add(self._body(index))
+        self.complete.add(index)
+
+    def _body(self, index: int) -> bytes:
         packed = read_blob(self._journal, self.headers[index].body)
         assert packed is not None
-        self._sum.add(packed)
-        self.complete.add(index)
+        return packed

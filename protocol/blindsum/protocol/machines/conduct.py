@@ -20,7 +20,7 @@ from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, WINDOW, read_blob, write_blob
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.machines.bodies import Bodies
+from blindsum.protocol.machines.bodies import Bodies, Totals
 from blindsum.protocol.machines.complaints import judge
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, Phase
 from blindsum.protocol.machines.desk import Desk
@@ -57,8 +57,9 @@ REPEAT_MS: Final = 4_000
 class Conduct:
     """Moves rounds from phase to phase. `turn` after every input; `request` to say again what is waited for."""
 
-    def __init__(self, desk: Desk, *, threads: int) -> None:
+    def __init__(self, desk: Desk, *, threads: int, totals: Totals | None) -> None:
         self._desk = desk
+        self._totals = totals
         self._threads = threads
 
     def turn(self, round_: CoordinatorRound, now: int) -> None:
@@ -156,14 +157,14 @@ class Conduct:
         roster = open_roster(view, entries, digest)
         assert not isinstance(roster, Refused), roster
         round_.roster = roster
-        round_.bodies = Bodies(self._desk.journal, self._desk.fetches, view, roster)
+        round_.bodies = Bodies(self._desk.journal, self._desk.fetches, view, roster, self._totals)
         return proposal.entries
 
     def set_arrivals(self, round_: CoordinatorRound) -> Arrivals:
         """Be ready for uploads from whoever has a certificate."""
         assert round_.view is not None
         round_.roster = arrivals = Arrivals.of(round_.view)
-        round_.bodies = Bodies(self._desk.journal, self._desk.fetches, round_.view, arrivals)
+        round_.bodies = Bodies(self._desk.journal, self._desk.fetches, round_.view, arrivals, self._totals)
         return arrivals
 
     # -- phases ---------------------------------------------------------------------------------------------------
@@ -292,7 +293,15 @@ class Conduct:
         assert view is not None and roster is not None and bodies is not None
         headers = {index: bodies.headers[index] for index in bodies.complete}
         lanes = bodies.lanes()
-        combined = combine(view, roster, lanes, headers=headers, contents=round_.contents, threads=self._threads)
+        combined = combine(
+            view,
+            roster,
+            lanes,
+            headers=headers,
+            contents=round_.contents,
+            threads=self._threads,
+            unmask=bodies.unmask,
+        )
         if combined.complete:
             for principal, code in combined.faults:
                 self._desk.fault(round_, principal, code)

@@ -5,7 +5,7 @@ Trusted for progress, never for privacy. It may die at any step: what it asked i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from blindsum.protocol.arrivals import Arrival, admit, open_arrival
@@ -15,6 +15,7 @@ from blindsum.protocol.envelope import Head, glance, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.machines.account import failed_records, finished_records
 from blindsum.protocol.machines.allowance import Shares
+from blindsum.protocol.machines.bodies import Totals
 from blindsum.protocol.machines.conduct import Conduct
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound, CoordinatorState
 from blindsum.protocol.machines.desk import Desk
@@ -43,7 +44,8 @@ __all__ = ["CoordinatorMachine"]
 
 
 class CoordinatorMachine:
-    """The coordinator of any number of tasks, one round at a time in each."""
+    """The coordinator of any number of tasks, one round at a time in each. With `totals` others may store chunks of bodies in its
+    store beside it (`stored` tells it so) and add bodies up for it."""
 
     def __init__(
         self,
@@ -54,10 +56,12 @@ class CoordinatorMachine:
         store: Store,
         random: Callable[[int], bytes],
         threads: int = 1,
+        totals: Totals | None = None,
     ) -> None:
         self._trust = trust
         self._desk = Desk(key=key, trust=trust, store=store, random=random)
-        self._conduct = Conduct(self._desk, threads=threads)
+        self._shared = totals is not None
+        self._conduct = Conduct(self._desk, threads=threads, totals=totals)
         self._journal, self._fetches = self._desk.journal, self._desk.fetches
         self._bases: dict[str, TaskView] = {}
         self._rounds: dict[str, CoordinatorRound] = {}
@@ -202,6 +206,13 @@ class CoordinatorMachine:
             self._shares.charge(head.sender, now)
         return step
 
+    def stored(self, blobs: Iterable[bytes], now: int) -> Step:
+        """Somebody else has stored chunks of these blobs."""
+        for blob in blobs:
+            if (fetch := self._fetches.get(blob)) is not None:
+                self._intake.look(fetch, now)
+        return self._journal.take()
+
     def wake(self, now: int) -> Step:
         for round_ in self._rounds.values():
             round_.grace_over = round_.grace_over or now >= round_.grace_until
@@ -211,8 +222,11 @@ class CoordinatorMachine:
                 self._conduct.request(round_, now)
             if round_.bodies is not None and round_.state.phase == "upload":
                 round_.bodies.fill_slots(now)
-        for fetch in list(self._fetches.due(now)):
-            self._intake.ask(fetch, now)
+        for fetch in list(self._fetches.due(now, whole=self._shared)):
+            if self._shared and self._fetches.get(fetch.id) is fetch and self._intake.look(fetch, now):
+                continue
+            if not fetch.complete:
+                self._intake.ask(fetch, now)
         return self._journal.take()
 
     @property

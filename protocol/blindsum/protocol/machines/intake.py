@@ -361,20 +361,30 @@ class Intake:
         if write is None:
             return None
         self._desk.journal.write([write])
-        owner = self.openings.get(fetch.id)
-        if owner is not None:
+        if (owner := self.openings.get(fetch.id)) is not None:
             if fetch.complete:
                 return self._opened(self._rounds[owner[0]], owner[1], fetch, now)
             if fetch.outstanding == 0:
                 self.ask(fetch, now)
             return None
+        self._moved(fetch, now)
+        return None
+
+    def look(self, fetch: Fetch, now: int) -> bool:
+        """Take note of what others have stored of a body; whether that was anything."""
+        if found := fetch.id not in self.openings and (self._desk.fetches.look(fetch) or fetch.complete):
+            self._moved(fetch, now)
+        return found
+
+    def _moved(self, fetch: Fetch, now: int) -> None:
+        """Chunks of a body have come."""
         round_ = next((r for r in self._rounds.values() if r.bodies is not None and r.bodies.owns(fetch.id)), None)
         assert round_ is not None and round_.bodies is not None and round_.view is not None
         round_.bodies.moved(fetch, now)
         if not fetch.complete:
             if fetch.outstanding == 0:
                 self.ask(fetch, now)
-            return None
+            return
         index = round_.bodies.add(fetch, now)
         assert round_.roster is not None
         device = round_.roster.devices[index]
@@ -383,7 +393,6 @@ class Intake:
         self._conduct.turn(round_, now)
         for due in list(self._desk.fetches.due(now)):
             self.ask(due, now)
-        return None
 
     def _opened(self, round_: CoordinatorRound, raw: bytes, fetch: Fetch, now: int) -> Refused | None:
         """An opening's box is all here: look inside."""
@@ -422,8 +431,7 @@ class Intake:
             self._desk.journal.send("ask", fetch.owner, self._desk.sign(round_, "ask", fetch.owner, fetch.ask(now)))
 
     def _concerns(self, round_: CoordinatorRound, blob: bytes) -> bool:
-        owner = self.openings.get(blob)
-        if owner is not None:
+        if (owner := self.openings.get(blob)) is not None:
             return owner[0] == round_.base.name
         return round_.bodies is not None and round_.bodies.owns(blob)
 
