@@ -15,7 +15,7 @@ from blindsum.protocol.messages import KEYS_MAX, Manifest, Offer, Result, Vote
 from blindsum.protocol.partykeys import keys_of, next_step, operator_step, rank
 from blindsum.protocol.transcript import verify
 from blindsum.testing.fleet import TestFleet, change_key, make_fleet
-from blindsum.testing.forgery import altered, body_of, said
+from blindsum.testing.forgery import altered, body_of, hand, manifest, said
 from blindsum.testing.world import World
 
 
@@ -252,3 +252,18 @@ def test_offer_is_signed_with_the_key_that_it_shows() -> None:
     for signer, steps in ((before.parties[1], world.fleet.steps[1]), (world.fleet.parties[1], ())):
         offer = Offer(box_key=_box(), beacon_commitment=bytes(32), chain=bytes(32), keys=list(steps))
         assert world.give("coordinator", seal_envelope(signer, head, offer)).refused.code == "signature-invalid"
+
+
+def test_host_whose_key_was_given_to_another_one_votes_for_no_manifest_with_its_offer() -> None:
+    """The operator gave party 4 a key on a new host, and the old host still runs: in one round there is one of them."""
+    world = World(3, devices=4, faulty=("party/4",))
+    world.start()
+    world.until("manifest")
+    offers = list(world.view.manifest.offers)
+    given = change_key(world.fleet, 4, key(9), by_operator=True)
+    theirs = altered(body_of(offers[3], Offer), beacon_commitment=bytes(32), keys=list(given.steps[3]))
+    other = given.forge("offer", "party/4", "coordinator", theirs, task=world.task, number=1)
+    shown = manifest(world, offers=[*offers[:3], other])
+    step = hand(world, "party/4", shown)
+    assert step.refused is not None and step.refused.code == "offer-differs" and not said(step, "vote")
+    assert said(hand(world, "party/1", shown), "vote"), "the others take part with the new one"

@@ -53,6 +53,11 @@ def test_every_code_in_the_source_is_in_a_table(modules: list[Any]) -> None:
     assert not unknown
 
 
+def test_every_refusal_is_seen_in_a_test(root: Path) -> None:
+    text = "\n".join(path.read_text("utf-8") for path in (root / "tests").rglob("*.py"))
+    assert not [code for code in REFUSALS if f'"{code}"' not in text]
+
+
 def test_every_code_in_a_table_is_used(modules: list[Any]) -> None:
     written = {
         node.value

@@ -13,6 +13,7 @@ import pytest
 
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 from blindsum.protocol.machines.step import Step
+from blindsum.runtime.checkup import examine_file
 from blindsum.runtime.sqlite import STORE_CODES, SqliteStore
 from blindsum.testing.checkers import Checker
 from blindsum.testing.world import World
@@ -141,7 +142,7 @@ def test_database_in_which_any_column_was_changed_or_a_row_is_gone_is_refused(
     world: World, tmp_path: Path, role: str
 ) -> None:
     owner, copy = world.fleet.trust.owner(role), tmp_path / "r.db"
-    assert refusal(file_of(role), owner) == ""
+    assert refusal(file_of(role), owner) == "" and examine_file(file_of(role))[1].ok
     tried = set()
     for what, statement, parameters in changes(file_of(role)):
         shutil.copy(file_of(role), copy)
@@ -149,6 +150,8 @@ def test_database_in_which_any_column_was_changed_or_a_row_is_gone_is_refused(
             db.execute("PRAGMA synchronous = OFF")
             db.execute(statement, parameters)
         wanted = "database-foreign" if what == "whole.owner" else "database-corrupted"
+        if what.startswith("kv") or what.endswith("without a row"):
+            assert not examine_file(copy)[1].ok, f"the doctor finds {what} sound"
         assert refusal(copy, owner) == wanted, f"{what}: {statement} {parameters}"
         tried.add(what)
     assert {"kv.key", "kv.value", "wire.value", "whole.sum", "outbox.to", "kv without a row"} <= tried
