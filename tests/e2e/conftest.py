@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from blindsum.backend.broker import EmbeddedBroker
+from blindsum.backend.provision import create_fleet, enrol
 from tests.e2e.livingfleet import Living
 from tests.e2e.smallfleet import SmallFleet, make_fleet
 
@@ -24,6 +26,15 @@ def small_fleet(tmp_path: Path) -> Iterator[Callable[..., SmallFleet]]:
     yield make
     for fleet in made:
         fleet.stack.__exit__()
+
+
+@pytest.fixture
+def lonely(tmp_path: Path) -> Path:
+    """The kit of a device whose broker is not there."""
+    with EmbeddedBroker() as broker:
+        url = broker.url
+    folder = create_fleet(tmp_path / "fleet", fleet="lonely", malicious_parties=1, broker=url)
+    return enrol(folder, ["robinson"])[0]
 
 
 @pytest.fixture(scope="module")

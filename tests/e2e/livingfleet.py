@@ -6,6 +6,7 @@ leave an inexact sum or a second upload behind.
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -222,6 +223,20 @@ class Living:
         if kind in ("join", "header"):
             self.said[kind, device, open_envelope(inbound.body).head.round].add(inbound.body)
         return True
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def at_broker(kit: Path, url: str, *, ca: str = "") -> None:
+    """Have a kit's device look for its broker at `url`."""
+    settings = kit / "device.toml"
+    text = re.sub(r'url = "[^"]*"', f'url = "{url}"', settings.read_text("utf-8"))
+    settings.write_text(text + (f'ca = "{ca}"\n' if ca else ""), "utf-8")
 
 
 def stop_in_time(device: Device) -> None:

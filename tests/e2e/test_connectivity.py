@@ -84,9 +84,9 @@ def test_rounds_stay_within_the_limits_of_aws_iot_core(
     assert census.seen > 50
 
 
-def test_device_on_a_bad_line_completes(small_fleet: Callable[..., Any]) -> None:
+def test_device_on_a_bad_line_completes(small_fleet: Callable[..., Any], local_mosquitto: Callable[..., Any]) -> None:
     """30 % of its segments are lost, and it loses its connection every 5 s, in both directions, all the time."""
-    fleet = small_fleet(rounds=1, join_s=30.0, upload_s=40.0, devices_min=8)
+    fleet = small_fleet(rounds=1, url=local_mosquitto().url, join_s=30.0, upload_s=40.0, devices_min=8)
     host, port = re.fullmatch(r"mqtt://(.+):(\d+)", fleet.url).groups()  # type: ignore[union-attr]
     with BadLine((host, int(port)), loss=LOSS, lifetime_s=LIFETIME_S, seed=1) as line:
         settings = fleet.folder.device(ON_BAD_LINE) / "device.toml"

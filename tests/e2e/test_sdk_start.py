@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,33 +11,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from blindsum.backend.broker import EmbeddedBroker
-from blindsum.backend.provision import create_fleet, enrol
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.kit import load_trust
 from blindsum.sdk import Device
 from blindsum.sdk.events import State
 from tests.e2e.livingfleet import (
     TASK,
-    WAIT_S,
     some_digits,
     stop_in_time,
+    until,
 )
-
-
-@pytest.fixture
-def lonely(tmp_path: Path) -> Path:
-    """The kit of a device whose broker is not there."""
-    with EmbeddedBroker() as broker:
-        url = broker.url
-    folder = create_fleet(tmp_path / "fleet", fleet="lonely", malicious_parties=1, broker=url)
-    return enrol(folder, ["robinson"])[0]
-
-
-def until(device: Device, state: State) -> None:
-    end = time.monotonic() + WAIT_S
-    while device.state is not state:
-        assert time.monotonic() < end, (device.state, device.reason)
-        time.sleep(0.01)
 
 
 def test_broker_that_is_not_there_is_nothing_special(lonely: Path) -> None:
@@ -75,10 +57,10 @@ def test_connection_that_comes_and_goes_shows_in_the_state(lonely: Path) -> None
         for _ in range(2):
             assert device.state is State.CONNECTING
             broker.start(port)
-            until(device, State.WAITING)
+            until(lambda: device.state is State.WAITING)
             assert device.reason == "for a round"
             broker.stop()
-            until(device, State.CONNECTING)
+            until(lambda: device.state is State.CONNECTING)
 
 
 def test_two_devices_on_one_kit_do_not_run_at_once(lonely: Path) -> None:

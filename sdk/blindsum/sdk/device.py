@@ -363,6 +363,8 @@ class Device:
                     self._begin()
             except BlindsumError as error:
                 self._end(STOP_TIMEOUT_S, (State.FAILED, str(error)))
+                if self._ledger_ is not None:
+                    self._ledger_.close()  # until it is asked: a disk that is in use cannot be mended
                 if error.code not in OURS_TO_MEND:
                     raise
                 self._revive()
