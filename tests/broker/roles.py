@@ -75,10 +75,10 @@ class DyingLink(MqttLink):
             return super().publish(topic, body, retain=retain, done=lambda _outcome: die())
         return super().publish(topic, body, retain=retain, done=done)
 
-    def ack(self, token: Token) -> None:
+    def ack(self, *tokens: Token) -> None:
         if "ack" in sys.argv:
             die()
-        super().ack(token)
+        super().ack(*tokens)
 
 
 class DyingStore(SqliteStore):

@@ -82,8 +82,8 @@ class NoLink:
     named = False
     acked = 0
 
-    def ack(self, _token: Token) -> None:
-        self.acked += 1
+    def ack(self, *tokens: Token) -> None:
+        self.acked += len(tokens)
 
 
 @pytest.mark.parametrize("role", ["coordinator", "party"])

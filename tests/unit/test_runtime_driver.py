@@ -104,9 +104,9 @@ class ScriptedLink:
     def unsubscribe(self, topic_filter: str) -> None:
         self.filters.remove(topic_filter)
 
-    def ack(self, token: Token) -> None:
-        self.journal.append("ack")
-        self.acked.append(token.mid)
+    def ack(self, *tokens: Token) -> None:
+        self.journal += ["ack"] * len(tokens)
+        self.acked += [token.mid for token in tokens]
 
     def resume(self) -> None:
         self.resumed += 1

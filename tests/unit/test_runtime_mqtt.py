@@ -446,8 +446,7 @@ def test_what_is_ignored_is_acknowledged_in_the_order_of_arrival_and_reaches_nob
     assert acknowledged == [1], "the rest comes after what the owner has not dealt with"
     one.ack(got[0].token)
     until(lambda: len(acknowledged) == 2)
-    one.ack(got[1].token)
-    one.ack(got[2].token)
+    one.ack(got[1].token, got[2].token)
     until(lambda: len(acknowledged) == 8)
     assert acknowledged == list(range(1, 9))
 

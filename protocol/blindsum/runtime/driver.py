@@ -228,8 +228,7 @@ class Driver:
             else:
                 steps.append(step)
         self._finish(steps)
-        for inbound in group:  # in the order of arrival, as MQTT asks
-            self._link.ack(inbound.token)
+        self._link.ack(*(inbound.token for inbound in group))
 
     def _receive(self, inbound: Inbound) -> Step | None:
         """The staged step for one message, or None after a fault of ours."""

@@ -179,16 +179,15 @@ class MqttLink:
                 self._commands.append(lambda client: client.unsubscribe(topic_filter))
         self._bell.ring()
 
-    def ack(self, token: Token) -> None:
-        if token.qos == 0:
-            return
-        with self._changed:
-            if token.connection != self._connection:
-                return  # the broker delivers it again
-            self._acknowledged += (token.mid, *self._behind.pop(token.mid, ()))
-            if token.mid == self._latest:
+    def ack(self, *tokens: Token) -> None:
+        with self._changed:  # what came over an earlier connection the broker delivers again
+            mids = [token.mid for token in tokens if token.qos and token.connection == self._connection]
+            for mid in mids:
+                self._acknowledged += (mid, *self._behind.pop(mid, ()))
+            if self._latest in mids:
                 self._latest = 0
-        self._bell.ring()
+        if mids:
+            self._bell.ring()
 
     def resume(self) -> None:
         self._bell.ring()

@@ -135,7 +135,9 @@ class Link(Protocol):
 
     def unsubscribe(self, topic_filter: str) -> None: ...
 
-    def ack(self, token: Token) -> None: ...
+    def ack(self, *tokens: Token) -> None:
+        """These have been dealt with, in the order of their arrival: MQTT asks for it."""
+        ...
 
     def resume(self) -> None: ...
 
@@ -181,8 +183,8 @@ class LinkAround:
     def unsubscribe(self, topic_filter: str) -> None:
         self._link.unsubscribe(topic_filter)
 
-    def ack(self, token: Token) -> None:
-        self._link.ack(token)
+    def ack(self, *tokens: Token) -> None:
+        self._link.ack(*tokens)
 
     def resume(self) -> None:
         self._link.resume()

@@ -165,8 +165,10 @@ class Topics:
     def presence_of(self, topic: str) -> Principal | None:
         """Whose presence `topic` tells, or None where it is any other topic."""
         start = f"{self.root}/st/"
+        if not topic.startswith(start):
+            return None
         role, _, name = topic.removeprefix(start).partition("/")
-        if not topic.startswith(start) or not is_name(name):
+        if not is_name(name):
             return None
         try:
             match role:

@@ -132,7 +132,7 @@ class BusLink:
     def unsubscribe(self, topic_filter: str) -> None:
         self.filters = tuple(one for one in self.filters if one != topic_filter)
 
-    def ack(self, token: Token) -> None:
+    def ack(self, *tokens: Token) -> None:
         """Nothing is delivered twice."""
 
     def resume(self) -> None:
