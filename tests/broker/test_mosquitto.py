@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -18,10 +19,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from blindsum.backend.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from blindsum.backend.broker import BrokerFiles, local_mosquitto_config, mosquitto_config
+from blindsum.backend.provision import create_fleet, enrol, revoke
+from blindsum.runtime.kit import BrokerSettings, make_link
 from blindsum.runtime.mqtt import Credentials, MqttLink, Tls
 from blindsum.runtime.ports import Outcome
-from blindsum.runtime.topics import shard_of
+from blindsum.runtime.topics import Principal, Topics, shard_of
 
 Make = Callable[..., Any]
 ROOT = "blindsum/1/f1"
@@ -303,3 +307,33 @@ def test_denied_publish_looks_sent_over_mqtt_3_1_1_and_does_not_arrive(
 def test_local_configuration_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
     text = local_mosquitto_config(tmp_path, port=1234).read_text()
     assert "listener 1234 127.0.0.1\n" in text
+
+
+def test_device_that_is_revoked_is_out_of_the_access_list_also_on_its_present_connection(
+    tmp_path: Path, free_port: int, production_mosquitto: Make, client: Make, wait: Make
+) -> None:
+    """And back in it when a device of its name is enrolled anew."""
+    fleet = create_fleet(tmp_path / "fleet", fleet="f1", malicious_parties=1, broker=f"mqtts://localhost:{free_port}")
+    flooder, quiet = enrol(fleet, ["flooder", "quiet"])
+    before = (fleet.broker / "mosquitto.acl").read_text()
+    broker = production_mosquitto(fleet.broker / "mosquitto.conf")
+
+    def connected(kit: Path, principal: Principal, *topics: str) -> Any:
+        settings = BrokerSettings(url=broker.url, ca=CA_FILE, certificate=CERTIFICATE_FILE, key=KEY_FILE)
+        link = make_link(kit, settings, Topics("f1", principal))
+        return client(broker.url, principal.user, *topics, link=link).ready()
+
+    coordinator = connected(fleet.coordinator, Principal("coordinator", "coordinator"), f"{ROOT}/up/+/+/+")
+    bad = connected(flooder, Principal("device", "flooder"))
+    good = connected(quiet, Principal("device", "quiet"))
+    assert bad.send(up("flooder"), b"before") is Outcome.SENT
+    assert fleet.broker / "mosquitto.acl" in revoke(fleet, ["flooder"])
+    broker.process.send_signal(signal.SIGHUP)
+    wait(lambda: bad.send(up("flooder"), b"perhaps") is Outcome.REFUSED)
+    assert bad.send(up("flooder"), b"after") is Outcome.REFUSED
+    assert good.send(up("quiet"), b"mine") is Outcome.SENT
+    wait(lambda: b"mine" in coordinator.bodies)
+    assert b"before" in coordinator.bodies and b"after" not in coordinator.bodies
+    shutil.rmtree(flooder)
+    enrol(fleet, ["flooder"])
+    assert (fleet.broker / "mosquitto.acl").read_text() == before

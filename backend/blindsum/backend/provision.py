@@ -29,7 +29,7 @@ from blindsum.runtime.kit import (
 )
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms, random_bytes
-from blindsum.runtime.topics import Principal
+from blindsum.runtime.topics import Principal, root_of
 
 __all__ = ["ENROL_MAX", "FleetFolder", "OperatorSettings", "create_fleet", "enrol", "revoke"]
 
@@ -145,6 +145,8 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
     authority = BrokerAuthority.load(folder.operator) if secure else None
     serials = {name: secrets.randbits(127) + 1 for name in names}
     until = now + DEVICE_DAYS * _DAY_MS
+    if (acl := folder.broker / "mosquitto.acl").exists():
+        _bar(acl, trust.fleet, names, barred=False)  # an earlier device of the name was
     register.add(*(Enrolled(device=name, serial=serials[name], at=now, until=until) for name in names))
     kits = []
     for name in names:
@@ -171,7 +173,8 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
 
 def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
     """Take back every certificate of the devices `names`: a new revocation list in the operator's kit and in each kit of
-    `folder` that goes by it. Returns where it was written. Raises BlindsumError "device-unknown" or "enrolment-full"."""
+    `folder` that goes by it, and no access to its broker. Returns what was written. Raises BlindsumError "device-unknown" or
+    "enrolment-full"."""
     trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
     register, now = Register(folder.operator), now_ms()
     raw = register.revoke(names, now=now, issuer=trust.fleet, issuer_key=ca, ca=trust.ca)
@@ -180,6 +183,9 @@ def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
         if kit.is_dir():
             write_whole(kit / REVOKED_FILE, raw)
             written.append(kit / REVOKED_FILE)
+    if (acl := folder.broker / "mosquitto.acl").exists():
+        _bar(acl, trust.fleet, names, barred=True)
+        written.append(acl)
     return written
 
 
@@ -194,6 +200,16 @@ def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint) -> None:
     authority.client(folder.coordinator, Principal("coordinator", "coordinator").user, days=BACKEND_DAYS)
     for party in parties:
         authority.client(folder.root / f"party-{party}", Principal("party", party).user, days=BACKEND_DAYS)
+
+
+def _bar(acl: Path, fleet: str, names: list[str], *, barred: bool) -> None:
+    """Deny the devices `names` everything in Mosquitto's access list, or take that back. It goes by it from its next SIGHUP on, for
+    connections that stand, too."""
+    text = acl.read_text("utf-8")
+    for name in names:
+        section = f"\nuser {Principal('device', name).user}\ntopic deny {root_of(fleet)}/#\n"
+        text = text.replace(section, "") + (section if barred else "")
+    write_whole(acl, text.encode())
 
 
 def _settings(path: Path, fleet: str, own: str, broker: str, more: str = "") -> None:

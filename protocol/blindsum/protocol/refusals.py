@@ -28,7 +28,7 @@ REFUSALS: Final[dict[str, Entry]] = {
     "message-repeated": Entry("a message was said again before an answer to it could have been lost", _STRAY),
     "sender-over-share": Entry(
         "too many messages under this name come to nothing; for now the rest of them is not looked at",
-        "see who it is: on a broker with an access list, the device of this name",
+        "`flood` in the role's output names the worst; on a broker with an access list revoke that device",
     ),
     "message-type-unknown": Entry("no message type has this name", "upgrade this side if the sender is newer"),
     "message-misplaced": Entry("the message is genuine but does not belong to this role, task or state", _STRAY),
