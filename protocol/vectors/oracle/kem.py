@@ -1,11 +1,11 @@
-"""ML-KEM-768 (FIPS 203), its combination with X25519, and HPKE base mode (RFC 9180): enough to open a box."""
+"""ML-KEM-768 (FIPS 203), its combination with X25519, and HPKE base mode (RFC 9180): boxes."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 
-from oracle.ciphers import aes128_gcm_open
+from oracle.ciphers import aes128_gcm_open, aes128_gcm_seal
 from oracle.curves import x25519
 
 _Q, _N, _K = 3329, 256, 3
@@ -151,7 +151,21 @@ def box_open(private: bytes, info: bytes, sealed: bytes) -> bytes | None:
     """The plaintext of `enc || ciphertext`, HPKE base mode, single shot; None where it was not made for this key and info."""
     if len(sealed) < 1136:
         return None
-    shared = _shared(private, sealed[:1120])
+    key, nonce = _schedule(_shared(private, sealed[:1120]), info)
+    return aes128_gcm_open(key, nonce, sealed[1120:], b"")
+
+
+def box_seal(public: bytes, info: bytes, plain: bytes, random: bytes) -> bytes:
+    """`enc || ciphertext`, from 64 random bytes: X-Wing's encapsulation, HPKE base mode."""
+    ek, pk_x = public[:1184], public[1184:]
+    digest = hashlib.sha3_512(random[:32] + hashlib.sha3_256(ek).digest()).digest()
+    ct_m, ct_x = _encrypt(ek, random[:32], digest[32:]), x25519(random[32:], _BASE_POINT)
+    shared = hashlib.sha3_256(digest[:32] + x25519(random[32:], pk_x) + ct_x + pk_x + _XWING_LABEL).digest()
+    return ct_m + ct_x + aes128_gcm_seal(*_schedule(shared, info), plain)
+
+
+def _schedule(shared: bytes, info: bytes) -> tuple[bytes, bytes]:
+    """(key, nonce) of the only message of a context."""
     suite = b"HPKE" + b"".join(number.to_bytes(2, "big") for number in (KEM_ID, KDF_ID, AEAD_ID))
 
     def extract(salt: bytes, label: bytes, material: bytes) -> bytes:
@@ -164,4 +178,4 @@ def box_open(private: bytes, info: bytes, sealed: bytes) -> bytes | None:
         full = size.to_bytes(2, "big") + b"HPKE-v1" + suite + label + context
         return hmac.digest(secret, full + b"\1", "sha256")[:size]
 
-    return aes128_gcm_open(expand(b"key", 16), expand(b"base_nonce", 12), sealed[1120:], b"")
+    return expand(b"key", 16), expand(b"base_nonce", 12)
