@@ -86,3 +86,63 @@ def test_frozen_convolutions_need_more_channels(channels, convolutions):
     model, _ = _model(16, (channels, channels, 3), "pads=[1, 1]")
     operators = decode(build_artifact(model, loss="mse", trainable=["w0"])).manifest.operators
     assert operators.get("Conv", 0) == convolutions
+
+
+CHAIN = """(float[N,32,32] x) => (float[N,C,L] y) {
+    a = Mul(x, w0)
+    b = Conv<dilations=[8], pads=[16, 16]>(a, w1, b1)
+    c = Relu(b)
+    d = Conv<dilations=[8], pads=[16, 16]>(c, w2)
+    e = Add(d, c)
+    f = Conv<dilations=[4], pads=[4, 4]>(e, w3, b3)
+    g = Sigmoid(f)
+    h = Add(g, e)
+    y = REDUCED
+}"""
+
+
+@pytest.mark.parametrize(
+    ("reduced", "trained"),
+    [
+        ("GlobalAveragePool(h)", 6),
+        ("ReduceMean(h, axes)", 6),
+        ("ReduceMean<keepdims=0>(h, axes)", 2),
+        ("Tanh(h)", 6),
+    ],
+)
+def test_layers_behind_each_other_and_a_mean_have_the_gradient_of_torch(reduced, trained):
+    generator = np.random.default_rng(8)
+    arrays = {
+        "w0": generator.normal(size=(32, 1)).astype(np.float32),
+        **{name: generator.normal(0.0, 0.1, (32, 32, 5)).astype(np.float32) for name in ("w1", "w2")},
+        "b1": generator.normal(size=32).astype(np.float32),
+        "w3": generator.normal(0.0, 0.1, (32, 32, 3)).astype(np.float32),
+        "b3": generator.normal(size=32).astype(np.float32),
+    }
+    text = CHAIN.replace("REDUCED", reduced)
+    text = text.replace("float[N,C,L] y", "float[N,C] y") if "keepdims" in reduced else text
+    model = make_model(text, arrays | {"axes": np.array([-1])})
+    chosen = list(arrays)[-trained:]
+    artifact = build_artifact(model, loss="mse", optimizer="gradient", trainable=chosen)
+    assert ("Conv" in decode(artifact).manifest.operators) == (trained < len(arrays))
+    session = TrainingSession(artifact)
+    x = generator.normal(size=(ROWS, 32, 32)).astype(np.float32)
+
+    t = {name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in arrays.items()}
+    conv = torch.nn.functional.conv1d
+    c = torch.relu(conv(torch.tensor(x).double() * t["w0"], t["w1"], t["b1"], dilation=8, padding=16))
+    e = conv(c, t["w2"], dilation=8, padding=16) + c
+    h = torch.sigmoid(conv(e, t["w3"], t["b3"], dilation=4, padding=4)) + e
+    y = torch.tanh(h) if "Tanh" in reduced else h.mean(2, keepdim="keepdims" not in reduced)
+    targets = generator.normal(size=tuple(y.shape)).astype(np.float32)
+    expected = torch.nn.functional.mse_loss(y, torch.tensor(targets).double())
+    expected.backward()
+
+    loss, slope = session.step(x, targets)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    at = 0
+    for name, shape in session.layout:
+        wanted = t[name].grad.numpy()
+        found = slope[at : at + wanted.size].reshape(shape)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
+        at += wanted.size

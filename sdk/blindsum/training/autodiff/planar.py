@@ -10,14 +10,15 @@ from collections.abc import Collection
 
 import onnx
 
-from .graph import Graph, attribute, reads
+from .graph import Graph, attribute
+from .layout import Walk
 
 BLOCK = 8  # filters that blocks come in, or twice as many
 HEIGHT = 2  # the axis that is put in, of (batch, channels, height, length)
+_WINDOWS = {"AveragePool", "Conv", "MaxPool"}
+
 
 _WINDOWS = {"AveragePool", "Conv", "MaxPool"}
-_POINTWISE = {"Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
-_OF_TWO = {"Add", "Mul", "Sub"}
 
 
 def as_images(graph: Graph, changing: Collection[str], output: str) -> None:
@@ -25,38 +26,27 @@ def as_images(graph: Graph, changing: Collection[str], output: str) -> None:
     _Walk(graph, changing, output)
 
 
-class _Walk:
+class _Walk(Walk):
     def __init__(self, graph: Graph, changing: Collection[str], output: str) -> None:
-        self._graph, self._changing = graph, changing
-        self._images: dict[str, str] = {}  # a value as images
-        self._only: set[str] = set()  # those of them that are not there as sequences
-        nodes, graph.nodes = graph.nodes, []
-        for node in nodes:
-            if not self._planar(node):
-                for name in reads(node):
-                    self._as_sequences(name)
-                graph.nodes.append(node)
-        self._as_sequences(output)
+        self._changing = changing
+        super().__init__(graph, output)
 
-    def _planar(self, node: onnx.NodeProto) -> bool:
-        """True where the node is emitted for images."""
+    def _written(self, node: onnx.NodeProto) -> bool:
         graph, operator = self._graph, node.op_type
         (x, *_), (y, *others) = node.input or [""], node.output
+        if operator == "Transpose" and x in self._moved and attribute(node, "perm") == [0, 2, 1]:
+            turned = graph.op("Transpose", self._moved[x], perm=[0, 2, 3, 1])  # onnxruntime's blocks come out like that
+            graph.op("Squeeze", turned, graph.integers([1]), output=y)
+            return True
         if others or y in self._changing or len(graph.shapes.get(y, ())) != 3 or len(graph.shapes.get(x, ())) != 3:
             return False
         if operator == "Conv":
             if not self._constant_blocks(node):
                 return False
             operands = [self._image(x), graph.op("Unsqueeze", node.input[1], graph.integers([HEIGHT])), *node.input[2:]]
-        elif x not in self._images:
-            return False
-        elif operator in _OF_TWO and all(name in self._images for name in node.input):
-            if len({graph.shape(name) for name in node.input}) > 1:
-                return False
-            operands = [self._images[name] for name in node.input]
-        elif operator in _POINTWISE or operator in _WINDOWS:
-            operands = [self._images[x], *node.input[1:]]
-        else:
+        elif operator in _WINDOWS and x in self._moved:
+            operands = [self._moved[x], *node.input[1:]]
+        elif not (operands := self._operands(node)):
             return False
         image = graph.fresh("image")
         made = onnx.helper.make_node(operator, operands, [image], name=node.name)
@@ -65,9 +55,11 @@ class _Walk:
         graph.nodes.append(made)
         batch, channels, length = graph.shape(y)
         graph.shapes[image] = (batch, channels, 1, length)
-        self._images[y] = image
-        self._only.add(y)
+        self._move(y, image)
         return True
+
+    def _back(self, moved: str, name: str) -> None:
+        self._graph.op("Squeeze", moved, self._graph.integers([HEIGHT]), output=name)
 
     def _constant_blocks(self, node: onnx.NodeProto) -> bool:
         weight = self._graph.constants.get(node.input[1])
@@ -76,14 +68,9 @@ class _Walk:
         return attribute(node, "group", 1) == 1 and len(weight) % BLOCK == 0
 
     def _image(self, name: str) -> str:
-        if name not in self._images:
-            self._images[name] = self._graph.op("Unsqueeze", name, self._graph.integers([HEIGHT]))
-        return self._images[name]
-
-    def _as_sequences(self, name: str) -> None:
-        if name in self._only:
-            self._only.remove(name)
-            self._graph.op("Squeeze", self._images[name], self._graph.integers([HEIGHT]), output=name)
+        if name not in self._moved:
+            self._moved[name] = self._graph.op("Unsqueeze", name, self._graph.integers([HEIGHT]))
+        return self._moved[name]
 
 
 def _of_images(node: onnx.NodeProto, item: onnx.AttributeProto) -> onnx.AttributeProto:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import columns, sequence, winograd
 from .graph import Graph, Shape, attribute
 from .registry import Backward
+from .reverse import reached
 from .window import Window, of_conv
 
 MATRIX_MAX = 64 * 64  # inputs x outputs of one channel up to which a depthwise convolution is a matrix product
@@ -26,27 +27,27 @@ TAPS_MIN = 9
 _RISING = frozenset({"Clip", "Relu", "Sigmoid", "Tanh"})
 
 
-def rewrite(graph: Graph, output: str, parameters: Collection[str]) -> None:
+def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
     """Rewrite `graph`, which ends in `output`. Values that it keeps keep their names."""
-    _pool_first(graph, output)
+    _pool_first(graph, output, reached(graph, parameters))
     _take_last_states(graph)
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
         trained = node.op_type == "Conv" and node.input[1] in parameters
-        least = sequence.CHANNELS_MIN if trained else sequence.FROZEN_CHANNELS_MIN
         if trained and (window := _small_depthwise(graph, node)) is not None:
             _as_product(graph, node, window)
         elif trained and (window := winograd.window_of(graph, node)) is not None:
             winograd.as_products(graph, node, window)
-        elif node.op_type == "Conv" and (window := sequence.window_of(graph, node, least)) is not None:
-            sequence.as_products(graph, node, window)
         else:
             graph.nodes.append(node)
+    sequence.as_products(graph, output, parameters)
     columns.as_columns(graph, output, parameters)
 
 
-def _pool_first(graph: Graph, output: str) -> None:
+def _pool_first(graph: Graph, output: str, changing: Collection[str]) -> None:
     """MaxPool(f(x)) becomes f(MaxPool(x)) for a rising f: f and its gradient then see fewer elements.
+
+    Not where nothing is trained before it: a frozen convolution and f are one kernel.
 
     Equal maxima that f makes out of different elements share no gradient any more: the one that was larger takes it.
     """
@@ -54,7 +55,9 @@ def _pool_first(graph: Graph, output: str) -> None:
     readers = Counter(name for node in graph.nodes for name in node.input)
     for pool in [node for node in graph.nodes if node.op_type == "MaxPool" and len(node.output) == 1]:
         rising = producers.get(pool.input[0])
-        if rising is None or not _rises(rising) or readers[pool.input[0]] > 1 or pool.input[0] == output:
+        if rising is None or not _rises(rising) or rising.input[0] not in changing:
+            continue
+        if readers[pool.input[0]] > 1 or pool.input[0] == output:
             continue
         pooled, result = graph.fresh("MaxPool"), pool.output[0]
         graph.shapes[pooled] = graph.shape(result)

@@ -11,11 +11,14 @@ forward 0.92 and 0.63, gradient of the kernel 1.2 and 0.6; forward with a weight
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from .graph import Graph, attribute
+from .layout import Walk
 from .registry import Backward
 from .window import Window, of_conv
 from .winograd import Writer
@@ -28,7 +31,89 @@ OUTPUTS = 4  # of a tile
 _POINTS = {3: (0.0, 1.0, -1.0, 2.0, -2.0), 5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}  # by size of the kernel
 
 
-def window_of(graph: Graph, node: onnx.NodeProto, channels_min: int) -> Window | None:
+def as_products(graph: Graph, output: str, parameters: Collection[str]) -> None:
+    """Rewrite such convolutions of `graph`, and what lies between them and behind them, for channels as the last axis."""
+    _Walk(graph, output, parameters)
+
+
+class _Walk(Walk):
+    """Values lie as the sequences that a dilation takes apart: (length / dilation, batch, dilation x channels)."""
+
+    def __init__(self, graph: Graph, output: str, parameters: Collection[str]) -> None:
+        self._parameters = parameters
+        self._dilations: dict[str, int] = {}
+        super().__init__(graph, output)
+
+    def _written(self, node: onnx.NodeProto) -> bool:
+        graph, y = self._graph, node.output[0]
+        x = node.input[0] if node.input else ""
+        if node.op_type == "Conv":
+            least = CHANNELS_MIN if node.input[1] in self._parameters else FROZEN_CHANNELS_MIN
+            if (window := _window_of(graph, node, least)) is None:
+                return False
+            apart = self._apart(x, window.dilations[0])
+            self._take(y, _Products(graph, node, window, apart).result, window.dilations[0])
+        elif x not in self._moved:
+            return False
+        elif len({self._dilations.get(name) for name in node.input}) == 1 and (operands := self._operands(node)):
+            moved = graph.fresh("apart")
+            made = onnx.helper.make_node(node.op_type, operands, [moved], name=node.name)
+            made.attribute.extend(node.attribute)
+            graph.nodes.append(made)
+            graph.shapes[moved] = graph.shape(operands[0])
+            self._take(y, moved, self._dilations[x])
+        elif node.op_type == "Reshape" and graph.shapes.get(y) == graph.shape(x):
+            self._take(y, self._moved[x], self._dilations[x])
+        elif self._is_mean(node):
+            self._mean(x, y)
+        else:
+            return False
+        return True
+
+    def _take(self, name: str, moved: str, dilation: int) -> None:
+        self._move(name, moved)
+        self._dilations[name] = dilation
+
+    def _apart(self, name: str, dilation: int) -> str:
+        """A value as it is taken apart by that dilation."""
+        if self._dilations.get(name) == dilation:
+            return self._moved[name]
+        writer, (_, channels, length) = Writer(self._graph, self._graph.shape(name)[0]), self._graph.shape(name)
+        assert isinstance(channels, int) and isinstance(length, int)
+        turned = self._turned(name) if name in self._only else writer.emit("Transpose", name, perm=[0, 2, 1])
+        rows = writer.reshaped(turned, 0, length // dilation, dilation * channels)
+        return writer.emit("Transpose", rows, perm=[1, 0, 2])
+
+    def _turned(self, name: str) -> str:
+        """A value that was taken apart, with channels last."""
+        writer, (_, channels, length) = Writer(self._graph, self._graph.shape(name)[0]), self._graph.shape(name)
+        assert isinstance(channels, int) and isinstance(length, int)
+        return writer.reshaped(writer.emit("Transpose", self._moved[name], perm=[1, 0, 2]), 0, length, channels)
+
+    def _back(self, moved: str, name: str) -> None:
+        self._graph.op("Transpose", self._turned(name), perm=[0, 2, 1], output=name)
+
+    def _is_mean(self, node: onnx.NodeProto) -> bool:
+        """Over the positions alone."""
+        if node.op_type == "ReduceMean":
+            axes = self._graph.constants.get(node.input[1]) if len(node.input) == 2 else None
+            return axes is not None and axes.tolist() in ([2], [-1])
+        return node.op_type == "GlobalAveragePool"
+
+    def _mean(self, x: str, y: str) -> None:
+        """First of each sequence, then of their means."""
+        writer, (batch, channels, *kept) = Writer(self._graph, self._graph.shape(x)[0]), self._graph.shape(y)
+        assert isinstance(channels, int)
+        axis, dilation = self._graph.integers([0]), self._dilations[x]
+        means = writer.emit("ReduceMean", self._moved[x], axis, keepdims=0, shape=(batch, dilation * channels))
+        means = writer.reshaped(means, 0, dilation, channels)
+        axis = self._graph.integers([1])
+        mean = writer.emit("ReduceMean", means, axis, keepdims=0, shape=(batch, channels))
+        last = [self._graph.integers([2])] if kept else []
+        self._graph.op("Unsqueeze" if last else "Identity", mean, *last, output=y)
+
+
+def _window_of(graph: Graph, node: onnx.NodeProto, channels_min: int) -> Window | None:
     """The node's window where it is such a convolution of so many channels, all its sizes known but the batch."""
     image, weight, result = (graph.shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
     fixed = [size for size in (*image[1:], *result[1:], *weight) if isinstance(size, int)]
@@ -44,37 +129,34 @@ def window_of(graph: Graph, node: onnx.NodeProto, channels_min: int) -> Window |
     return window if _tiles(count) <= TILES_MAX and 2 * _tiles(count) * OUTPUTS <= 3 * count else None
 
 
-def as_products(graph: Graph, node: onnx.NodeProto, window: Window) -> None:
-    _Products(graph, node, window)
-
-
 class _Products(Writer):
-    def __init__(self, graph: Graph, node: onnx.NodeProto, window: Window) -> None:
-        super().__init__(graph, node)
-        x, weight = node.input[:2]
+    """`result`: the convolution of x, both taken apart."""
+
+    def __init__(self, graph: Graph, node: onnx.NodeProto, window: Window, x: str) -> None:
+        super().__init__(graph, graph.shape(node.input[0])[0])
+        weight = node.input[1]
         filters, channels, taps = (int(size or 0) for size in graph.shape(weight))
         (inputs,), (outputs,), (dilation,) = window.inputs, window.outputs, window.dilations
         inward, outward, spread = _matrices(taps)
         points, tiles = len(inward), _tiles(outputs // dilation)
 
-        kernel = self._reshaped(self._emit("Transpose", weight, perm=[2, 1, 0]), taps, channels * filters)
-        kernel = self._reshaped(
-            self._emit("MatMul", self._constant(spread.astype(np.float32)), kernel), points, channels, filters
-        )
+        kernel = self.reshaped(weight, filters * channels, taps)
+        size = (points, filters * channels)
+        kernel = self.emit("Gemm", self._constant(spread.astype(np.float32)), kernel, transB=1, shape=size)
+        kernel = self.emit("Transpose", self.reshaped(kernel, points, filters, channels), perm=[0, 2, 1])
 
-        x = self._emit("Transpose", self._emit("Transpose", x, perm=[0, 2, 1]), perm=[1, 0, 2])
-        x = self._reshaped(x, inputs // dilation, 0)
-        x = self._emit("MatMul", self._constant(_along(inward, window)), x)
-        y = self._emit("MatMul", self._reshaped(x, points, 0, channels), kernel)
-        y = self._reshaped(y, points * tiles, 0)
-        y = self._emit("MatMul", self._constant(_back(outward, outputs // dilation)), y)
-        y = self._reshaped(y, outputs, 0, filters)
+        x = self.emit("MatMul", self._constant(_along(inward, window)), self.reshaped(x, inputs // dilation, 0))
+        y = self.emit("MatMul", self.reshaped(x, points, 0, channels), kernel)
+        y = self.reshaped(y, points * tiles, 0)
+        y = self.emit("MatMul", self._constant(_back(outward, outputs // dilation)), y)
+        self.result = self.reshaped(y, outputs // dilation, 0, dilation * filters)
         if len(node.input) > 2 and node.input[2]:
-            y = self._emit("Add", y, node.input[2])
-        y = self._reshaped(
-            self._emit("Transpose", y, perm=[1, 0, 2]), 0, outputs, filters
-        )  # see `winograd`: fast alone
-        self._emit("Transpose", y, perm=[0, 2, 1], output=node.output[0])
+            self.result = self.emit("Add", self.result, self._for_each(node.input[2], dilation, filters))
+
+    def _for_each(self, bias: str, count: int, filters: int) -> str:
+        """The bias once for each of so many sequences, (count x filters): long runs are added faster."""
+        bias = self.emit("Expand", bias, self._graph.integers([count, filters]), shape=(count, filters))
+        return self.reshaped(bias, count * filters)
 
 
 def _tiles(outputs: int) -> int:

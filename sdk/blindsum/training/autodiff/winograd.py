@@ -55,31 +55,31 @@ def as_products(graph: Graph, node: onnx.NodeProto, window: Window) -> None:
 class Writer:
     """Emits nodes that write a convolution out, with their shapes."""
 
-    def __init__(self, graph: Graph, node: onnx.NodeProto) -> None:
-        self._graph, self._batch = graph, graph.shape(node.input[0])[0]
+    def __init__(self, graph: Graph, batch: Dimension) -> None:
+        self._graph, self._batch = graph, batch
 
     def _constant(self, matrix: NDArray[np.float32]) -> str:
         name = self._graph.constant(matrix)
         self._graph.shapes[name] = matrix.shape
         return name
 
-    def _reshaped(self, value: str, *wanted: int) -> str:
+    def reshaped(self, value: str, *wanted: int) -> str:
         """0 stands for the dimension that holds the batch, with what is left of the others."""
         given = self._graph.shape(value)
         if 0 not in wanted:
-            return self._emit("Reshape", value, self._graph.integers(wanted), shape=wanted)
+            return self.emit("Reshape", value, self._graph.integers(wanted), shape=wanted)
         left = math.prod(_factor(size) for size in given) // math.prod(size for size in wanted if size)
         last = sizes.dimension(sizes.times(left, sizes.of(self._batch)))
         shape = [size or last for size in wanted]
-        return self._emit("Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=shape)
+        return self.emit("Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=shape)
 
-    def _emit(
+    def emit(
         self, operator: str, *given: str, shape: Sequence[Dimension] = (), output: str | None = None, **options: Any
     ) -> str:
         name = self._graph.op(operator, *given, output=output, **options)
-        first, *others = (self._graph.shape(each) for each in given[: 1 if operator == "Reshape" else None])
+        first = self._graph.shape(given[0])
         if operator == "MatMul":
-            shape = (*others[0][:-2], first[-2], others[0][-1])
+            shape = (*self._graph.shape(given[1])[:-2], first[-2], self._graph.shape(given[1])[-1])
         elif operator == "Transpose":
             shape = [first[axis] for axis in options["perm"]]
         self._graph.shapes[name] = tuple(shape) or first
@@ -88,40 +88,40 @@ class Writer:
 
 class _Products(Writer):
     def __init__(self, graph: Graph, node: onnx.NodeProto, window: Window) -> None:
-        super().__init__(graph, node)
+        super().__init__(graph, graph.shape(node.input[0])[0])
         x, weight = node.input[:2]
         filters, channels = (int(size or 0) for size in graph.shape(weight)[:2])
         rows, columns = map(_tiles, window.outputs)
 
-        kernel = self._emit("Transpose", self._reshaped(weight, filters * channels, 9), perm=[1, 0])
-        spread = self._emit("MatMul", self._constant(np.kron(_G, _G)), kernel)
-        spread = self._reshaped(spread, POINTS**2, filters, channels)
+        kernel = self.emit("Transpose", self.reshaped(weight, filters * channels, 9), perm=[1, 0])
+        spread = self.emit("MatMul", self._constant(np.kron(_G, _G)), kernel)
+        spread = self.reshaped(spread, POINTS**2, filters, channels)
 
         # in two steps each, with a Reshape between so that they stay two: onnxruntime has fast ones for these alone
-        x = self._reshaped(self._emit("Transpose", x, perm=[1, 2, 3, 0]), channels, math.prod(window.inputs), 0)
-        x = self._emit("Transpose", x, perm=[1, 0, 2])
+        x = self.reshaped(self.emit("Transpose", x, perm=[1, 2, 3, 0]), channels, math.prod(window.inputs), 0)
+        x = self.emit("Transpose", x, perm=[1, 0, 2])
         x = self._along_both(x, [_inputs(window, axis) for axis in range(2)], channels)
-        x = self._reshaped(x, POINTS, rows, POINTS, columns, channels, 0)
-        x = self._emit("Transpose", x, perm=[0, 2, 4, 1, 3, 5])
-        y = self._emit("MatMul", spread, self._reshaped(x, POINTS**2, channels, 0))
-        y = self._reshaped(y, POINTS, POINTS, filters, rows, columns, 0)
-        y = self._emit("Transpose", y, perm=[0, 3, 1, 4, 2, 5])
-        y = self._reshaped(y, POINTS * rows, POINTS * columns, filters, 0)
+        x = self.reshaped(x, POINTS, rows, POINTS, columns, channels, 0)
+        x = self.emit("Transpose", x, perm=[0, 2, 4, 1, 3, 5])
+        y = self.emit("MatMul", spread, self.reshaped(x, POINTS**2, channels, 0))
+        y = self.reshaped(y, POINTS, POINTS, filters, rows, columns, 0)
+        y = self.emit("Transpose", y, perm=[0, 3, 1, 4, 2, 5])
+        y = self.reshaped(y, POINTS * rows, POINTS * columns, filters, 0)
         y = self._along_both(y, [_outputs(window, axis) for axis in range(2)], filters)
         if len(node.input) > 2 and node.input[2]:
-            y = self._emit("Add", y, self._reshaped(node.input[2], filters, 1))
-        y = self._emit("Transpose", self._reshaped(y, math.prod(window.outputs), filters, 0), perm=[1, 0, 2])
-        y = self._reshaped(y, filters, *window.outputs, 0)
-        self._emit("Transpose", y, perm=[3, 0, 1, 2], output=node.output[0])
+            y = self.emit("Add", y, self.reshaped(node.input[2], filters, 1))
+        y = self.emit("Transpose", self.reshaped(y, math.prod(window.outputs), filters, 0), perm=[1, 0, 2])
+        y = self.reshaped(y, filters, *window.outputs, 0)
+        self.emit("Transpose", y, perm=[3, 0, 1, 2], output=node.output[0])
 
     def _along_both(self, value: str, matrices: Sequence[NDArray[np.float32]], depth: int) -> str:
         """The products of a value (height, width, depth, batch) with a matrix along either axis."""
         (tall, high), (wide, broad) = (matrix.shape for matrix in matrices)
-        value = self._reshaped(value, high, 0)
-        value = self._emit("MatMul", self._constant(matrices[0]), value)
-        value = self._reshaped(value, tall, broad, 0)
-        value = self._emit("MatMul", self._constant(matrices[1]), value)
-        return self._reshaped(value, tall, wide, depth, 0)
+        value = self.reshaped(value, high, 0)
+        value = self.emit("MatMul", self._constant(matrices[0]), value)
+        value = self.reshaped(value, tall, broad, 0)
+        value = self.emit("MatMul", self._constant(matrices[1]), value)
+        return self.reshaped(value, tall, wide, depth, 0)
 
 
 def _tiles(outputs: int) -> int:
