@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import TrainingSession, build_artifact, decode
-from blindsum.training.protobuf import read_model
+from blindsum.training import TrainingSession, build_artifact, decode, engine
+from blindsum.training.protobuf import read_model, with_initialisers
 
 WIDTH, DEPTH = 32, 12
 RESULT = 4 * WIDTH  # bytes per example of one layer's result
@@ -132,6 +136,45 @@ print(memory("VmHWM") - before)
         run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         peaks.append(int(run.stdout))
     assert peaks[1] < 0.7 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("bound", [1 << 12, 1 << 14, 1 << 16, 1 << 18])
+def test_no_batch_takes_more_memory_in_pieces(make_model, monkeypatch, bound):
+    """Where both go in pieces, or one of the two, or none."""
+    monkeypatch.setattr(engine, "PIECE_BYTES", bound)
+    monkeypatch.setattr(engine, "WORK_MIN", 1)
+    monkeypatch.setattr(engine, "WORK_PER_WEIGHT_MIN", 0)
+    model = _convolutional(make_model)
+    plain, tight = (
+        TrainingSession(build_artifact(model, loss="mse", recompute=budget), threads=1)._engine
+        for budget in (None, _least(model))
+    )
+    assert (plain.budget.recomputes(), tight.budget.recomputes()) == (False, True)
+    for rows in range(1, 200):
+        least, most = (each.budget.cost("gradient", each._piece(rows)).memory for each in (tight, plain))
+        assert least <= most, rows
+
+
+def test_gradients_are_made_as_the_backward_pass_comes_by(make_model, tmp_path):
+    """Else what they are made of waits for the end of the pass."""
+    artifact = decode(build_artifact(_deep(make_model, "h# = Tanh(z#)"), loss="mse"))
+    options = ort.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "run")
+    session = ort.InferenceSession(
+        with_initialisers(artifact.gradient, artifact.constants), options, providers=["CPUExecutionProvider"]
+    )
+    given = {
+        item.name: np.ones([4 if size == "batch" else size for size in item.shape], np.float32)
+        for item in session.get_inputs()
+    }
+    session.run(None, given)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    made = [event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")]
+    handed_out = [at for at, operator in enumerate(made) if operator == "Sum"]
+    assert len(handed_out) == DEPTH
+    # the second last layer's is there before anything of the layers before it is worked out
+    between = [made[first:second].count("Mul") for first, second in pairwise(handed_out)]
+    assert all(between), made
 
 
 def test_the_reference_computes_the_same(make_model, run_reference):

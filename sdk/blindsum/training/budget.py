@@ -8,6 +8,7 @@ from blindsum.protocol.errors import BlindsumError
 
 from .artifact import Artifact
 from .extent import extent_of
+from .manifest import AGAIN
 from .protobuf import Model, read_model
 from .verify import constants_of
 
@@ -74,12 +75,19 @@ class Budget:
         except BlindsumError:  # a value above every limit, or a number of rows that the graph does not take
             return False
 
-    def _worked_out(self, graph: str, rows: int) -> Cost:
+    def recomputes(self) -> bool:
+        """True where a step computes forward results again instead of keeping them."""
+        return any(name.startswith(f"@{AGAIN}/") for node in self._model("train").nodes for name in node.outputs)
+
+    def _model(self, graph: str) -> Model:
         if self._read is None or self._read[0] != graph:
             self._read = graph, read_model(self._artifact.graphs()[graph])
+        return self._read[1]
+
+    def _worked_out(self, graph: str, rows: int) -> Cost:
         constants = constants_of(self._artifact.manifest, graph, self._artifact.constants)
         try:
-            extent = extent_of(self._read[1], constants, rows, graph)
+            extent = extent_of(self._model(graph), constants, rows, graph)
         except BlindsumError as error:
             code = (
                 "training-limit-exceeded" if error.code == "training-artifact-too-large" else "training-batch-invalid"

@@ -41,6 +41,7 @@ class Engine:
         manifest = self.manifest
         self._threads, self.budget = threads, budget
         budget.require("train", ROWS)
+        self._thrift = 2 if budget.recomputes() else 1  # pieces are half as large then: no batch may take more for it
         self.noise = (seed, 0)  # the seed, and how many batches have been given noise
         self.numbers = {name: np.array(value, np.float32) for name, value in manifest.hyperparameters.items()}
         self.updates = manifest.optimiser != "gradient"
@@ -196,7 +197,7 @@ class Engine:
             return rows
         size = self.budget.cost(self._slopes, rows).memory - self.budget.cost(self._slopes, ROWS).memory
         pieces_max = min(rows // least, self.budget.cost(self._slopes, rows).work // self._work_min)
-        return -(-rows // max(1, min(-(-size // PIECE_BYTES), pieces_max)))
+        return -(-rows // max(1, min(-(-size * self._thrift // PIECE_BYTES), pieces_max)))
 
     def _shares(self, rows: int) -> int:
         """In how many shares `rows` rows are worked out at the same time: in one, where they are not worth threads."""

@@ -17,6 +17,7 @@ HYPERPARAMETERS_MAX = 16
 INPUTS_MAX = 64
 
 # Names of our own begin with @; those of the model never do.
+AGAIN = "again"  # @again/1, @again/2 ...: forward results that a step computes a second time
 TARGETS, LOSS, WEIGHT, PREDICTION, STEP = "@targets", "@loss", "@weight", "@prediction", "@step"
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=ELEMENTS_MAX)]

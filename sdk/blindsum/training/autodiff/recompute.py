@@ -21,6 +21,7 @@ import onnx
 
 from blindsum.protocol.errors import BlindsumError
 
+from ..manifest import AGAIN
 from .graph import Graph, reads
 
 SEGMENTS_MAX = 64
@@ -126,7 +127,7 @@ class _Forward:
                 node = onnx.NodeProto()
                 node.CopyFrom(self._nodes[at])
                 node.ClearField("name")  # onnxruntime wants each name once
-                outputs = {name: self._graph.fresh("again") for name in node.output if name}
+                outputs = {name: self._graph.fresh(AGAIN) for name in node.output if name}
                 shapes = self._graph.shapes
                 shapes.update((new, shapes[name]) for name, new in outputs.items() if name in shapes)
                 node.input[:] = [names.get(name, name) for name in node.input]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ from ..optimisers import SGD, Adagrad, Adam, AdamW, Gradient, Optimiser, RMSprop
 from .graph import Graph, attribute
 
 VELOCITY, FIRST, SECOND, SQUARES = "@velocity/", "@first/", "@second/", "@squares/"
+COPIED_MAX = 1 << 16  # elements of a dense layer's weight: more weigh more than what its gradient is made of
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
@@ -46,8 +48,7 @@ def append(graph: Graph, optimiser: Optimiser | Gradient, gradients: Mapping[str
         slopes[graph.op("Identity", slope, output=graph.fresh("Identity")) if slope in slopes else slope] = name
     by_name = {name: slope for slope, name in slopes.items()}
     if isinstance(optimiser, Gradient):
-        graph.rename_all({slope: gradient(name) for slope, name in slopes.items()})
-        return [gradient(name) for name in by_name]
+        return _gradients(graph, by_name)
     by_name = _with_terms(graph, optimiser, by_name)
     if isinstance(optimiser, SGD):
         return _sgd(graph, optimiser, by_name, folded)
@@ -57,6 +58,26 @@ def append(graph: Graph, optimiser: Optimiser | Gradient, gradients: Mapping[str
         return _rmsprop(graph, optimiser, by_name)
     assert isinstance(optimiser, Adagrad)
     return _adagrad(graph, by_name)
+
+
+def _gradients(graph: Graph, slopes: Mapping[str, str]) -> list[str]:
+    """The gradients as they are, but made in the order of the backward pass.
+
+    onnxruntime runs first what the last output needs. Were that the first layer's gradient itself, it would run the whole
+    backward pass for it and make those of the other layers then, from values that had to wait.
+    """
+    makers = _Makers(graph).of
+    in_place = {
+        name: slope
+        for name, slope in slopes.items()
+        if makers[slope].op_type == "Gemm"
+        and math.prod(s for s in graph.shape(name) if isinstance(s, int)) > COPIED_MAX
+    }
+    graph.rename_all({slope: gradient(name) for name, slope in in_place.items()})
+    for name, slope in slopes.items():
+        if name not in in_place:
+            graph.op("Sum", slope, output=gradient(name))
+    return [gradient(name) for name in slopes]
 
 
 def _has_terms(optimiser: Optimiser) -> bool:
