@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from blindsum.bench import training
+from blindsum.bench import page, training
 
 
 @pytest.fixture(name="rows", scope="module")
@@ -36,3 +36,16 @@ def test_memory_of_a_step_is_part_of_the_process(rows):
     assert step + loaded == pytest.approx(peak, abs=0.2)
     weights = 4 * (784 * 256 + 256 * 128 + 128 * 10) / 2**20
     assert loaded > 2 * weights  # two banks of them
+
+
+def test_page_says_where_and_shows_each_figure_once(rows):
+    part = {**rows["MLP, batch 32"], "name": "1-D CNN, batch 8, head only", "peer": 3.0, "ours / peer": 0.25}
+    two = {**rows["MLP, batch 32"], "name": "MLP, batch 32, 2 threads", "ours": 123.0}
+    where, steps, parts, others = page.markdown([*rows.values(), part, two], 2, 0.5).strip().split("\n\n")
+    assert "load when it began 0.5" in where
+    assert steps.count("\n") == 2
+    cells = [cell.strip() for cell in steps.splitlines()[2].strip("|").split("|")]
+    memory = rows["MLP, batch 32, peak memory of a step"]["ours"]
+    assert (cells[0], cells[3], cells[5], float(cells[-2])) == ("MLP", "–", "123", pytest.approx(memory, rel=0.01))
+    assert "| 1-D CNN | 8 | head |" in parts and parts.endswith("| 3 | 0.25 |")
+    assert [line.split(",")[0] for line in others.splitlines()[2:]] == ["| MLP"] * 3

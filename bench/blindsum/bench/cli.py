@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -52,6 +53,7 @@ def bench(
     """Measure one part beside the physical limit and the peer. Example: blindsum bench masks"""
     if name not in BENCHES:
         raise typer.BadParameter(f"{name!r} is not one of: {', '.join(BENCHES)}", param_hint="NAME")
+    load = os.getloadavg()[0]
     found = BENCHES[name]()
     if as_json:
         print(json.dumps({"name": name, "rows": found}))
@@ -63,6 +65,11 @@ def bench(
     for row in found:
         table.add_row(*(_cell(row[column]) for column in columns))
     Console().print(table)
+    if name == "training":
+        from blindsum.bench.page import markdown
+        from blindsum.bench.training import CORES
+
+        print(markdown(found, CORES, load))
 
 
 def _cell(value: object) -> str:

@@ -24,6 +24,7 @@ from blindsum.training import TrainingSession
 ROUNDS = 15
 SECONDS_MAX = 4.0  # after which slow models stop before `ROUNDS`, yet not before the third
 BURST_S = 0.03  # of one side in one round, at least one step
+PAUSE_S = 0.05  # between sides of several threads: PyTorch's stay awake for up to 10 ms after a step
 WARM_UP = 3
 MATRIX = 512  # rows and columns of the product that the limit is taken from: 3 MB, and long enough to reach full speed
 
@@ -41,7 +42,7 @@ def _measured(job: dict[str, Any], threads: int) -> dict[str, float]:
     sides: dict[str, Callable[[], object]] = {"ours": lambda: session.step(x, targets), "limit": _product(threads)}
     if job["example"]:
         sides["peer"] = torch_step(job, threads, features, targets)
-    found = least_ms(sides, time.process_time if threads == 1 else time.perf_counter)
+    found = least_ms(sides, time.process_time) if threads == 1 else least_ms(sides, time.perf_counter, PAUSE_S)
     return {**found, "limit": found["limit"] * job["operations"] / (2 * MATRIX**3)}
 
 
@@ -59,8 +60,14 @@ def _product(threads: int) -> Callable[[], object]:
     return lambda: session.run(None, feeds)
 
 
-def least_ms(sides: dict[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, float]:
-    """Milliseconds per call, the least of interleaved bursts."""
+def least_ms(
+    sides: dict[str, Callable[[], object]], clock: Callable[[], float], pause_s: float = 0.0
+) -> dict[str, float]:
+    """Milliseconds per call, the least of interleaved bursts.
+
+    With a pause before each burst, and one call that does not count, so that no side runs beside threads of the one
+    before, and each finds its own as in a loop of steps.
+    """
     bursts = {}
     for name, side in sides.items():
         for _ in range(WARM_UP):
@@ -74,6 +81,9 @@ def least_ms(sides: dict[str, Callable[[], object]], clock: Callable[[], float])
         if number >= 3 and time.monotonic() - began > SECONDS_MAX:
             break
         for name, side in sides.items():
+            if pause_s:
+                time.sleep(pause_s)
+                side()
             start = clock()
             for _ in range(bursts[name]):
                 side()

@@ -5,7 +5,8 @@
 One run, at most about nine minutes, on one thread and on all of them. Every figure comes from a process of its own, so
 that no library's memory disturbs another's. Times are the least of interleaved rounds of a plain SGD step, loss read
 back; float32. One thread is timed by the processor time it takes, which other work on the machine disturbs little,
-several by the clock. `limit` is the time that the multiplications of the step would take at the speed of the fastest
+several by the clock, and then each side with the other's threads asleep (PyTorch's wait awake for up to 10 ms after a
+step). `limit` is the time that the multiplications of the step would take at the speed of the fastest
 matrix product, 512 x 512 by 512 x 512, measured in the same rounds: no step reaches it, as weights change and activations
 go through memory. `ratio` is ours / limit, `ours / peer` speaks for itself.
 
