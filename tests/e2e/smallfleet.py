@@ -127,6 +127,7 @@ def make_fleet(
     upload_s: float = 8.0,
     devices_max: int = DEVICES,
     slow: tuple[int, ...] = (),
+    workers: int = 0,
     **plan: Any,
 ) -> SmallFleet:
     """A fleet in the folder `root`, on the broker at `url` or on an embedded one of its own. Whoever makes it closes its stack."""
@@ -134,7 +135,8 @@ def make_fleet(
     stack = Stack(root / "logs", lambda name, event: events.put((name, event)))
     stack.__enter__()
     broker = url or stack.broker()
-    folder = create_fleet(root / "fleet", fleet=f"e2e-{time.time_ns() % 10**9}", malicious_parties=1, broker=broker)
+    name = f"e2e-{time.time_ns() % 10**9}"
+    folder = create_fleet(root / "fleet", fleet=name, malicious_parties=1, broker=broker, workers=workers)
     planned = Plan(
         name=TASK,
         threat=ThreatModel(malicious_parties=1, corrupt_permille=50, dropped_permille=500, cohort_min=2),

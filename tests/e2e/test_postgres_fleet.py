@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -92,4 +93,44 @@ def test_coordinator_that_stands_by_goes_on_where_the_first_was_killed_or_paused
     assert fleet.finished, fleet.failed
     for path in (second / "transcripts").glob("*"):
         shutil.copy(path, kit / "transcripts")
+    fleet.judge()
+
+
+def test_workers_that_are_killed_in_every_phase_lose_nothing_and_change_no_byte(
+    small_fleet: Callable[..., Any], postgres: Any
+) -> None:
+    """What is summed is held against the plain sum of what devices trained: nothing is lost, and nothing counts twice."""
+    fleet = small_fleet(rounds=3, workers=3)
+    database, workers = postgres.database(), [f"worker-{number}" for number in (1, 2, 3)]
+    settings = fleet.folder.coordinator / "coordinator.toml"
+    settings.write_text(f'database = "{database}"\n{settings.read_text()}')
+    for name in workers:
+        own = fleet.folder.root / name / "worker.toml"
+        own.write_text(own.read_text().replace('database = ""', f'database = "{database}"'))
+        fleet.stack.run(name, ["-m", "blindsum.backend.cli", "worker", str(own.parent)])
+    fleet.start()
+    chosen, seen, paused = random.Random(7), set[str](), ""
+    heard: dict[str, set[str]] = {name: set() for name in ("coordinator", *workers)}
+
+    def disturb(name: str, event: dict[str, Any]) -> None:
+        nonlocal paused
+        if name in heard:
+            heard[name].add(event["event"])
+        if name != "coordinator" or event["event"] not in ("phase", "upload") or event["round"] == 1:
+            return
+        seen.add(event.get("phase", "upload"))
+        if event["round"] == 3 and not paused:
+            paused = chosen.choice(workers)
+            os.kill(fleet.stack.pid(paused), signal.SIGSTOP)
+        victim = chosen.choice([each for each in workers if each != paused])
+        fleet.stack.kill(victim)
+        fleet.stack.restart(victim)
+
+    fleet.watch(240.0, disturb)
+    os.kill(fleet.stack.pid(paused), signal.SIGCONT)
+    assert seen >= {"upload", "check", "vote", "open", "done"}
+    assert sorted([*fleet.finished, *fleet.failed]) == [1, 2, 3]
+    assert len(fleet.finished) >= 2, fleet.failed
+    assert "workers" in heard["coordinator"]
+    assert any("chunks" in heard[name] for name in workers)
     fleet.judge()

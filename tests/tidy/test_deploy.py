@@ -129,7 +129,7 @@ def test_unit_of_systemd_is_valid_and_locked_down(systemd_analyze: str, tmp_path
 
 def test_containers_run_as_nobody_from_a_read_only_file_system_within_limits(commands: dict[str, Any]) -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"broker", "coordinator", "party-1", "party-2", "party-3", "party-4"}
+    assert set(compose["services"]) == {"broker", "coordinator", "worker-1", *(f"party-{n}" for n in range(1, 5))}
     kits = set()
     for name, service in compose["services"].items():
         assert service["user"] == "10001:10001"

@@ -60,7 +60,7 @@ def test_every_command_has_json_unless_it_streams_json_anyway(commands: dict[str
     without = {
         words for words, command in commands.items() if "--json" not in {o for p in command.params for o in p.opts}
     }
-    assert without == {"coordinator", "party"}
+    assert without == {"coordinator", "party", "worker"}
 
 
 def test_every_command_is_in_the_documents(commands: dict[str, Any], pages: dict[str, str]) -> None:

@@ -200,3 +200,17 @@ def test_table_lets_nobody_publish_with_a_wildcard_in_place_of_its_own_id() -> N
     for rule in TABLE:
         if rule.action == "publish" and rule.role != "coordinator":
             assert "{id}" in rule.pattern.split("/"), rule
+
+
+def test_worker_reads_chunks_and_speaks_for_nobody() -> None:
+    worker = Principal("worker", "1")
+    assert worker.user == "coordinator-1"
+    assert may(worker, "read", f"blindsum/1/f1/up/{shard_of('d7')}/d7/chunk")
+    assert not may(worker, "read", f"blindsum/1/f1/up/{shard_of('d7')}/d7/header")
+    assert [rule.pattern for rule in TABLE if (rule.role, rule.action) == ("worker", "publish")] == ["st/worker/{id}"]
+    shards = topics(worker).subscriptions
+    assert len(shards) == SHARDS
+    assert sum(matches(pattern, f"blindsum/1/f1/up/{shard_of('d7')}/d7/chunk") for pattern in shards) == 1
+    assert "user coordinator-2\n" in mosquitto_acl("f1", ["1"], workers=2)
+    with pytest.raises(BlindsumError, match="name-unusable"):
+        Principal("device", "coordinator-1")

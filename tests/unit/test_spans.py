@@ -103,7 +103,7 @@ def test_workers_that_are_killed_or_paused_change_nothing(
     store: PostgresStore, bodies: list[tuple[BlobRef, list[bytes]]], expected: bytes
 ) -> None:
     run = summed(store, bodies)
-    url = store._url
+    url = store.url
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, url, f"worker/{name}"], stdout=subprocess.PIPE)
         for name in "abc"
@@ -142,7 +142,7 @@ def test_workers_that_are_killed_or_paused_change_nothing(
 def test_late_total_of_a_worker_that_was_taken_for_dead_counts_for_nothing(
     store: PostgresStore, bodies: list[tuple[BlobRef, list[bytes]]], expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, url = summed(store, bodies), store._url
+    run, url = summed(store, bodies), store.url
     late, db = Lease(url, "worker/late"), connect(url)
     late._closing.set()  # it renews no more, as one that is paused
     late._thread.join()

@@ -90,7 +90,7 @@ def test_access_table_is_the_one_of_the_broker() -> None:
     stated = [
         tuple(cell.strip("`") for cell in row)
         for row in rows(section("12"))
-        if row[0] in ("device", "party", "coordinator")
+        if row[0] in ("device", "party", "coordinator", "worker")
     ]
     assert stated == [(rule.role, rule.action, rule.pattern) for rule in TABLE]
     assert f"mod {SHARDS}" in section("12")

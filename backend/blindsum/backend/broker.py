@@ -144,7 +144,9 @@ class BrokerFiles:
     key: Path
 
 
-def mosquitto_config(folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, port: int = 8883) -> Path:
+def mosquitto_config(
+    folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, workers: int = 0, port: int = 8883
+) -> Path:
     """Write `mosquitto.conf` and `mosquitto.acl` for production into `folder`; returns the first. Mosquitto must run in `folder`:
     what is relative in it, also in `files`, is relative to where it runs.
 
@@ -152,7 +154,7 @@ def mosquitto_config(folder: Path, *, fleet: str, parties: Sequence[str], files:
     session; the access list is `topics.TABLE`. For Mosquitto 2.0; 2.1 reads it too.
     """
     acl = folder / "mosquitto.acl"
-    acl.write_text(mosquitto_acl(fleet, parties))
+    acl.write_text(mosquitto_acl(fleet, parties, workers))
     config = folder / "mosquitto.conf"
     config.write_text(
         f"""\
@@ -190,8 +192,8 @@ def local_mosquitto_config(folder: Path, *, port: int) -> Path:
     return config
 
 
-def mosquitto_acl(fleet: str, parties: Sequence[str]) -> str:
-    """The access list of a fleet: one pattern for all devices, a section for each party and one for the coordinator.
+def mosquitto_acl(fleet: str, parties: Sequence[str], workers: int = 0) -> str:
+    """The access list of a fleet: one pattern for all devices, a section for each party and worker and one for the coordinator.
 
     Mosquitto applies a pattern to every user, so these others may do what a device of their name may; there is none.
     """
@@ -202,7 +204,8 @@ def mosquitto_acl(fleet: str, parties: Sequence[str]) -> str:
         for rule in TABLE
         if rule.role == "device"
     ]
-    for principal in (*(Principal("party", party) for party in parties), Principal("coordinator", "coordinator")):
+    principals = [Principal("party", party) for party in parties] + [Principal("coordinator", "coordinator")]
+    for principal in principals + [Principal("worker", str(number)) for number in range(1, workers + 1)]:
         lines += ["", f"user {principal.user}"]
         lines += [f"topic {words[action]} {pattern}" for action, pattern in acl_for(fleet, principal)]
     return "\n".join(lines) + "\n"

@@ -61,12 +61,17 @@ def init(
     broker: Annotated[
         str, typer.Option(help="URL of the MQTT broker. With mqtts:// each kit, and the broker's, gets its TLS files.")
     ] = "mqtt://127.0.0.1:1883",
+    workers: Annotated[
+        int, typer.Option(min=0, max=16, help="How many workers, for a coordinator on PostgreSQL, get kits.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Make keys, trust bundle and one kit per organisation."""
     from blindsum.backend.provision import create_fleet
 
-    made = create_fleet(folder, fleet=fleet, malicious_parties=malicious_parties, broker=broker, page=PAGE)
+    made = create_fleet(
+        folder, fleet=fleet, malicious_parties=malicious_parties, broker=broker, page=PAGE, workers=workers
+    )
     figures: dict[str, Any] = {
         "operator": str(made.operator),
         "coordinator": str(made.coordinator),
@@ -158,6 +163,19 @@ def coordinator(kit: Kit) -> None:
     from blindsum.backend.coordinator import run_coordinator
 
     _serve(lambda: run_coordinator(kit))
+
+
+@app.command(epilog="Example: blindsum worker my-fleet/worker-1")
+def worker(kit: Kit) -> None:
+    """Run a worker of a coordinator on PostgreSQL; one JSON line an event on stdout, until SIGTERM."""
+    try:
+        from blindsum.backend.worker import run_worker
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise BlindsumError("config-invalid", "a worker needs: pip install 'blindsum[postgres]'") from None
+
+    _serve(lambda: run_worker(kit))
 
 
 @app.command(epilog="Example: blindsum party my-fleet/party-1")

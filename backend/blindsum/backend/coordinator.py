@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blindsum.backend.notices import Notices
 from blindsum.backend.registry import rollback_model, rollback_of
-from blindsum.backend.service import Reporter, WebSettings, run_until_stopped, stop_signal
+from blindsum.backend.service import Reporter, WebSettings, run_until_stopped, stand_by, stop_signal
 from blindsum.backend.tasks import TaskControl, load_control, load_task, task_names, task_place, transcript_path
 from blindsum.backend.tracking import MlFlow, TensorBoard, Tracker, Tracking, TrackingSettings
 from blindsum.backend.witness import Witness
@@ -23,12 +22,14 @@ from blindsum.protocol.transcript import write_records
 from blindsum.runtime.audit import AuditLog
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import BrokerSettings, load_broadcast_key, load_key, load_trust, make_link, read_file
+from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.sqlite import SqliteStore
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 
 if TYPE_CHECKING:
+    from blindsum.backend.crew import Crew
     from blindsum.backend.postgres import PostgresStore
 
 __all__ = ["CoordinatorSettings", "open_store", "run_coordinator"]
@@ -37,8 +38,6 @@ CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 1.0
 """How often the kit's folder of tasks is looked at."""
 TRANSCRIPTS_KEPT: Final = 1000
-STANDBY_S: Final = 0.5
-"""How often a coordinator that stands by looks whether the other one has gone."""
 
 
 class CoordinatorSettings(Settings, frozen=True):
@@ -60,9 +59,13 @@ def run_coordinator(kit: Path) -> int:
     box_private = read_file(kit / "box.key")
     broadcast_key = load_broadcast_key(kit)
     stopped = stop_signal()
-    store = _await_store(kit, settings, stopped, owner=trust.owner("coordinator"))
-    if store is None:
-        return 0
+    store: SqliteStore | PostgresStore | None = None
+    if settings.database:
+        store = stand_by(lambda: open_store(kit, settings), Reporter("coordinator"), stopped)
+        if store is None:
+            return 0
+    else:
+        store = open_store(kit, settings, owner=trust.owner("coordinator"))
     topics = Topics(trust.fleet, Principal("coordinator", "coordinator"))
     reporter = Reporter("coordinator", AuditLog(kit / "audit", "coordinator"))
     witness = Witness(reporter, kit, trust, store)
@@ -97,18 +100,27 @@ def run_coordinator(kit: Path) -> int:
         broadcast_key=broadcast_key,
     )
     rounds = _Rounds(kit, driver, reporter)
+    crew = None if isinstance(store, SqliteStore) else _crew(store, driver, link, topics, reporter)
 
     def turn() -> None:
-        if not isinstance(store, SqliteStore):
-            store.lease.check()
+        if crew is not None:
+            crew.turn()
         rounds.turn()
 
     try:
         return run_until_stopped(driver, reporter, settings.web, turn, stopped=stopped)
     finally:
+        if crew is not None:
+            crew.close()
         store.close()
         if tracking is not None:
             tracking.close()
+
+
+def _crew(store: PostgresStore, driver: Driver, link: Link, topics: Topics, reporter: Reporter) -> Crew:
+    from blindsum.backend.crew import Crew  # here, as in `open_store`
+
+    return Crew(store, driver, link, topics, reporter)
 
 
 def _tracking(kit: Path, settings: CoordinatorSettings, reporter: Reporter) -> Tracking | None:
@@ -135,25 +147,6 @@ def open_store(kit: Path, settings: CoordinatorSettings, *, owner: str = "") -> 
         raise BlindsumError("config-invalid", f"{kit / 'coordinator.toml'}: {detail}") from None
 
     return PostgresStore(settings.database)
-
-
-def _await_store(
-    kit: Path, settings: CoordinatorSettings, stopped: threading.Event, *, owner: str
-) -> SqliteStore | PostgresStore | None:
-    """The database, once it is this process's turn: on PostgreSQL several coordinators stand by for the one that has it. None where
-    `stopped` comes first."""
-    told = False
-    while True:
-        try:
-            return open_store(kit, settings, owner=owner)
-        except BlindsumError as error:
-            if not settings.database or error.code != "database-in-use":
-                raise
-            if not told:
-                Reporter("coordinator").line("standby", detail=error.detail)
-                told = True
-        if stopped.wait(STANDBY_S):
-            return None
 
 
 class _Rounds:

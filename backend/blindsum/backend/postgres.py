@@ -43,7 +43,7 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         self.dropped = 0
-        self._url = url
+        self.url = url
         self._sums: SharedSums | None = None
         self._lock = threading.RLock()
         self._db = connect(url, pause_s=STEP_MAX_S)
@@ -124,7 +124,7 @@ class PostgresStore:
 
     def shared_sums(self, threads: int) -> SharedSums:
         """Sums for the machine of this store that workers help with."""
-        self._sums = SharedSums(self._url, self.lease.fence, threads=threads, meanwhile=self._touch)
+        self._sums = SharedSums(self.url, self.lease.fence, threads=threads, meanwhile=self._touch)
         return self._sums
 
     def close(self) -> None:

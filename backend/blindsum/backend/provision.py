@@ -76,11 +76,13 @@ class FleetFolder:
         return self.root / "devices" / name
 
 
-def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str, page: str = "") -> FleetFolder:
+def create_fleet(
+    root: Path, *, fleet: str, malicious_parties: int, broker: str, page: str = "", workers: int = 0
+) -> FleetFolder:
     """Make a fleet of 3f + 1 parties in the empty (or new) folder `root`. Where `broker` is a URL with TLS, every kit gets a
     certificate that lets it in, and the broker a kit of its own with a configuration of Mosquitto. `page` is where the coordinator
-    shows its page ("host:port"; "" for nowhere). Raises BlindsumError
-    "folder-not-empty", "name-unusable", "broker-url-invalid" or "parameters-unsafe"."""
+    shows its page ("host:port"; "" for nowhere); so many `workers` get kits, too. Raises BlindsumError "folder-not-empty",
+    "name-unusable", "broker-url-invalid" or "parameters-unsafe"."""
     committee = Committee.for_f(malicious_parties)
     endpoint = Endpoint.parse(broker)
     if not is_name(fleet):
@@ -113,12 +115,14 @@ def create_fleet(root: Path, *, fleet: str, malicious_parties: int, broker: str,
         kit = root / f"party-{number}"
         save_key(kit / "key.pem", key)
         _settings(kit / "party.toml", fleet, f"party = {number}\ncohort_min = 2\n", broker)
+    for number in range(1, workers + 1):
+        _settings(root / f"worker-{number}" / "worker.toml", fleet, f'worker = {number}\ndatabase = ""\n', broker)
     broadcast_key = random_bytes(BROADCAST_KEY_SIZE)
     for kit in (folder.operator, folder.coordinator, *folder.parties):
         (kit / "trust.cbor").write_bytes(trust.encode())
         write_private(kit / "broadcast.key", broadcast_key)
     if endpoint.secure:
-        _let_in(folder, fleet, endpoint)
+        _let_in(folder, fleet, endpoint, workers)
     return folder
 
 
@@ -189,15 +193,17 @@ def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
     return written
 
 
-def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint) -> None:
+def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint, workers: int) -> None:
     """TLS files for the broker and for every role, and the broker's configuration."""
     authority = BrokerAuthority.create(folder.operator, fleet)
     folder.broker.mkdir()
     authority.server(folder.broker, endpoint.host, days=BACKEND_DAYS)
     parties = [str(number) for number in range(1, len(folder.parties) + 1)]
     files = BrokerFiles(Path(CA_FILE), Path(CERTIFICATE_FILE), Path(KEY_FILE))
-    mosquitto_config(folder.broker, fleet=fleet, parties=parties, files=files, port=endpoint.port)
+    mosquitto_config(folder.broker, fleet=fleet, parties=parties, files=files, workers=workers, port=endpoint.port)
     authority.client(folder.coordinator, Principal("coordinator", "coordinator").user, days=BACKEND_DAYS)
+    for number in range(1, workers + 1):
+        authority.client(folder.root / f"worker-{number}", Principal("worker", str(number)).user, days=BACKEND_DAYS)
     for party in parties:
         authority.client(folder.root / f"party-{party}", Principal("party", party).user, days=BACKEND_DAYS)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from typing import Final
+from typing import Final, TypeVar
 
 from blindsum.backend.board import Board
 from blindsum.protocol.errors import BlindsumError, Refused
@@ -22,9 +22,13 @@ from blindsum.runtime.driver import Driver
 from blindsum.runtime.settings import Settings
 from blindsum.runtime.system import now_ms
 
-__all__ = ["END_WITH_STDIN", "Reporter", "WebSettings", "run_until_stopped", "stop_signal"]
+__all__ = ["END_WITH_STDIN", "Reporter", "WebSettings", "run_until_stopped", "stand_by", "stop_signal"]
+
+T = TypeVar("T")
 
 POLL_S: Final = 0.1
+STANDBY_S: Final = 0.5
+"""How often who stands by looks whether it is its turn."""
 END_WITH_STDIN: Final = "BLINDSUM_END_WITH_STDIN"
 """Set in the environment by whoever started this process and holds the other end of its stdin: no orphans."""
 PORT_MAX: Final = 65535
@@ -117,6 +121,23 @@ def stop_signal() -> threading.Event:
     if END_WITH_STDIN in os.environ:
         threading.Thread(target=_until_stdin_ends, args=(stopped,), daemon=True).start()
     return stopped
+
+
+def stand_by(take: Callable[[], T], reporter: Reporter, stopped: threading.Event) -> T | None:
+    """What `take` gives, once it is this process's turn: whoever shares a database by leases waits for who has the same one. None
+    where `stopped` comes first."""
+    told = False
+    while not stopped.is_set():
+        try:
+            return take()
+        except BlindsumError as error:
+            if error.code != "database-in-use":
+                raise
+            if not told:
+                reporter.line("standby", detail=error.detail)
+                told = True
+        stopped.wait(STANDBY_S)
+    return None
 
 
 def run_until_stopped(

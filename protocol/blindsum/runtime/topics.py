@@ -10,6 +10,8 @@
 | `px/<party>/coordinator/<kind>` | party | coordinator |
 | `st/<role>/<id>`, retained | everyone | coordinator |
 
+A coordinator may have workers, who read the `chunk`s of `up` for it, each of some shards.
+
 A topic only says where bytes go; who said something, to whom and in which round is inside the signature (SPEC.md section 12).
 Ids are 1 to 64 of a-z, 0-9 and "-": a `+`, `#` or `/` in one could widen an access rule. At most seven slashes (a limit of
 AWS IoT Core).
@@ -33,10 +35,11 @@ SHARDS: Final = 16
 COORDINATOR: Final = "coordinator"
 EVERYONE: Final = "all"
 PARTY_USER_PREFIX: Final = "party-"
+WORKER_USER_PREFIX: Final = "coordinator-"
 BLOB_PREFIX_SIZE: Final = 8
 CHUNKS: Final = "bc/+/chunk/+/+"
 
-Role = Literal["device", "party", "coordinator"]
+Role = Literal["device", "party", "coordinator", "worker"]
 Action = Literal["publish", "read"]
 
 
@@ -69,6 +72,8 @@ TABLE: Final = (
     Rule("coordinator", "read", "up/+/+/+"),
     Rule("coordinator", "read", "px/+/coordinator/+"),
     Rule("coordinator", "read", "st/+/+"),
+    Rule("worker", "publish", "st/worker/{id}"),
+    Rule("worker", "read", "up/+/+/chunk"),
 )
 
 
@@ -81,17 +86,19 @@ class Principal:
 
     def __post_init__(self) -> None:
         taken = {
-            "device": self.id == COORDINATOR or self.id.startswith(PARTY_USER_PREFIX),
+            "device": self.id == COORDINATOR or self.id.startswith((PARTY_USER_PREFIX, WORKER_USER_PREFIX)),
             "party": self.id in (COORDINATOR, EVERYONE),
             "coordinator": self.id != COORDINATOR,
+            "worker": False,
         }
         if not is_name(self.id) or taken[self.role]:
             raise BlindsumError("name-unusable", f"{self.role} {self.id!r}")
 
     @property
     def user(self) -> str:
-        """MQTT user name, client id and certificate common name, all one: "coordinator", "party-<id>" or the device's id."""
-        return PARTY_USER_PREFIX + self.id if self.role == "party" else self.id
+        """MQTT user name, client id and certificate common name, all one: "coordinator", "coordinator-<id>" of a worker,
+        "party-<id>" or the device's id."""
+        return {"party": PARTY_USER_PREFIX, "worker": WORKER_USER_PREFIX}.get(self.role, "") + self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,8 @@ class Topics:
         """What to subscribe to from the start to the end. Chunk broadcasts come and go with `chunks`."""
         if self.principal.role == "device":
             return (f"{self.root}/dn/{self.principal.id}/+", *(f"{self.root}/bc/{task}/+" for task in self.tasks))
+        if self.principal.role == "worker":  # all, until it knows how many share them
+            return tuple(self.uploads("chunk", f"{shard:02x}") for shard in range(SHARDS))
         chunks = f"{self.root}/{CHUNKS}"
         read = [pattern for action, pattern in acl_for(self.fleet, self.principal) if action == "read"]
         return tuple(pattern for pattern in read if pattern != chunks)
@@ -128,6 +137,10 @@ class Topics:
     def chunks(self, task: str, blob: bytes) -> str:
         """The filter for the broadcast chunks of `blob` in `task`."""
         return f"{self.root}/bc/{task}/chunk/{blob[:BLOB_PREFIX_SIZE].hex()}/+"
+
+    def uploads(self, kind: str, shard: str = "+") -> str:
+        """The filter for what devices say of this kind ("+": of any)."""
+        return f"{self.root}/up/{shard}/+/{kind}"
 
     def route(self, out: Message | ChunkOut) -> str:
         """The topic for an outgoing message. Raises ValueError for a `to` or `kind` this principal has no topic for."""
@@ -172,7 +185,7 @@ class Topics:
             return None
         try:
             match role:
-                case "device" | "party" | "coordinator":
+                case "device" | "party" | "coordinator" | "worker":
                     return Principal(role, name)
         except BlindsumError:
             pass
