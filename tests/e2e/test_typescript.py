@@ -39,13 +39,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TASK, ROUNDS, DEVICES = "digits", 2, 4
 WAIT_S = 60.0
 UPGRADE_REQUIRED = 3
+EMBEDDED = pytest.mark.parametrize("living", ["embedded"], indirect=True)
 
 
 class Running:
     """Parties, a coordinator, three devices of ours and one that is not; `lanes[round][device]` is what each meant to send."""
 
-    def __init__(self, root: Path, node: list[str]) -> None:
-        self.root, self.node = root, node
+    def __init__(self, root: Path, node: list[str], url: str) -> None:
+        self.root, self.node, self.url = root, node, url
         self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stack = Stack(root / "logs", lambda name, event: self.events.put({"role": name, **event}))
         self.lanes: dict[int, dict[str, list[np.ndarray]]] = {}
@@ -54,7 +55,7 @@ class Running:
 
     def start(self, running: ExitStack) -> None:
         running.enter_context(self.stack)
-        self.url = self.stack.broker()
+        self.url = self.url or self.stack.broker()
         self.folder = create_fleet(self.root / "fleet", fleet="babel", malicious_parties=1, broker=self.url)
         plan = Plan(
             name=TASK,
@@ -126,8 +127,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def living(tmp_path_factory: pytest.TempPathFactory, typescript: list[str]) -> Iterator[Running]:
-    running = Running(tmp_path_factory.mktemp("babel"), typescript)
+def living(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, typescript: list[str]
+) -> Iterator[Running]:
+    """On the broker that its parameter names: "embedded" or "module_mosquitto"."""
+    url = "" if request.param == "embedded" else request.getfixturevalue(request.param)().url
+    running = Running(tmp_path_factory.mktemp("babel"), typescript, url)
     with ExitStack() as stack:
         running.start(stack)
         yield running
@@ -159,12 +164,14 @@ def test_second_implementation_notices_a_wrong_vector(typescript: list[str], tmp
     assert done.stdout.splitlines()[-1].endswith("1 mismatches")
 
 
+@EMBEDDED
 def test_client_of_another_version_is_told_to_upgrade(living: Running) -> None:
     done = living.theirs("from-the-future", "--speak", "2")
     assert done.returncode == UPGRADE_REQUIRED, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"event": "upgrade-required", "service": 1, "device": 2}
 
 
+@EMBEDDED
 def test_coordinator_answers_a_device_of_another_version(living: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     [kit] = enrol(living.folder, ["early-bird"])
     root, got = root_of("babel"), queue.SimpleQueue[bytes]()
@@ -198,6 +205,7 @@ def test_coordinator_answers_a_device_of_another_version(living: Running, monkey
     assert (answer.payload["status"], answer.payload["code"]) == ("refused", "upgrade-required")
 
 
+@pytest.mark.parametrize("living", ["embedded", "module_mosquitto"], indirect=True)
 def test_device_in_another_language_is_part_of_an_exact_sum(living: Running) -> None:
     done = living.theirs("dan", "--rounds", str(ROUNDS))
     assert done.returncode == 0, done.stdout + done.stderr
