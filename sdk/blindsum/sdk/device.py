@@ -111,10 +111,12 @@ class Device:
 
     @property
     def name(self) -> str:
+        """The device's name in its fleet."""
         return self._identity.name
 
     @property
     def state(self) -> State:
+        """What the device is doing."""
         return self._shown()[0]
 
     @property
