@@ -283,7 +283,8 @@ CATALOGUE: dict[str, Entry] = {
         "see Device.model(task).versions; versions come with rounds",
     ),
     "secret-missing": Entry(
-        "the device's keys are sealed under a secret of the app, which was not given", "open the device with its secret"
+        "the device's keys are sealed under a secret of the app, which was not given",
+        "open the device with its secret; `python -m blindsum.sdk doctor` takes it with --secret",
     ),
     "secret-wrong": Entry(
         "what is sealed does not open with the secret that was given, or was altered",
