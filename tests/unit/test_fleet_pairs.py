@@ -4,9 +4,12 @@ takes them."""
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from blindsum.fleet import pairs as fleet_pairs
 from blindsum.fleet.pairs import Pairs, paired
 from blindsum.fleet.table import Table
 from blindsum.protocol import masks
@@ -96,3 +99,28 @@ def test_only_what_runs_inside_agrees_by_the_table() -> None:
     with paired(Pairs(1)):
         assert masks.agree is not agree
     assert masks.agree is agree
+
+
+def test_sums_of_the_same_seeds_are_reckoned_once_and_others_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    reckoned: list[object] = []
+
+    def reckon(view: object, roster: object, subset: int, seeds: object, *, threads: int) -> bytes:
+        reckoned.append(subset)
+        return os.urandom(8)
+
+    monkeypatch.setattr(fleet_pairs, "self_sum", reckon)
+    pairs, view = Pairs(1), SimpleNamespace(digest=bytes(32))
+    others = [SimpleNamespace(digest=os.urandom(32)) for _ in range(2)]
+    seeds = [(number, os.urandom(32)) for number in range(3)]
+    first = pairs.self_sum(view, view, 0, iter(seeds))
+    assert pairs.self_sum(view, view, 0, seeds, threads=2) == first and len(reckoned) == 1
+    for changed in (
+        (others[0], view, 0, seeds),
+        (view, others[1], 0, seeds),
+        (view, view, 1, seeds),
+        (view, view, 0, seeds[:2]),
+        (view, view, 0, [*seeds[:2], (3, seeds[2][1])]),
+        (view, view, 0, [*seeds[:2], (2, bytes(32))]),
+    ):
+        assert pairs.self_sum(*changed) != first
+    assert len(reckoned) == 7

@@ -1,9 +1,10 @@
 """Cryptography of a simulated fleet: what two of its roles both reckon is reckoned once.
 
-X25519 gives both ends of an edge the same secret, a signature that a role has made is good, and a box opens to what was sealed in
-it; a fleet plays both sides of each. Whichever comes first leaves what it has found in tables that the fleet's processes share, and
-the other takes it from there. Anything that no role of this fleet has made just so, byte for byte and under the same key, is not in
-a table and goes the whole way. No key of a simulated fleet is a secret: all of them follow from its seed.
+X25519 gives both ends of an edge the same secret, a signature that a role has made is good, a box opens to what was sealed in it,
+and all parties that hold a subset's seeds sum the same masks; a fleet plays every side of each. Whichever comes first leaves what
+it has found in tables that the fleet's processes share, and the others take it from there. Anything that no role of this fleet has
+made just so, byte for byte and under the same key, is in no table and goes the whole way. No key of a simulated fleet is a secret:
+all of them follow from its seed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
 from blindsum.fleet.table import Table
-from blindsum.protocol import envelope, masks
+from blindsum.protocol import envelope, masks, openings
 from blindsum.protocol.keys import (
     agree,
     box_keypair,
@@ -30,6 +31,9 @@ from blindsum.protocol.keys import (
     sign_verify,
 )
 from blindsum.protocol.machines import partyround
+from blindsum.protocol.masks import self_sum
+from blindsum.protocol.roster import RosterView
+from blindsum.protocol.view import RoundView
 from blindsum.testing import behaviours
 
 if TYPE_CHECKING:
@@ -50,19 +54,23 @@ PLAIN_SIZE_MAX: Final = 512
 """Boxes with more in them (openings) are opened."""
 PUBLICS_MAX: Final = 64
 """Box keys whose public halves are remembered."""
+SUMS_MAX: Final = 8
+"""Sums of self masks that are remembered: more than the parties of a round have to open."""
 TIMED_EVERY: Final = 16
 """How many agreements there are to one whose time is taken."""
 
 
 class Pairs:
-    """`keys.agree`, `sign`, `sign_verify`, `box_seal`, `box_private` and `box_open` with the tables. `spared_s`: the processor time
-    that this process would have needed for agreements, had it reckoned all."""
+    """Functions of `protocol.keys` and `protocol.masks` with the tables. `spared_s`: the processor time that this process would
+    have needed for agreements, had it reckoned all."""
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
         self._edges = Table(min(EDGES_MAX, 1 << (EDGES_A_DEVICE * devices - 1).bit_length()), SECRET_SIZE)
         self._signed = Table(SIGNED_MAX, 0)
         self._boxes = Table(BOXES_MAX, PLAIN_SIZE_MAX)
+        self._own: tuple[X25519PrivateKey | None, bytes] = None, b""
+        self._sums: OrderedDict[bytes, bytes] = OrderedDict()
         self._publics: OrderedDict[MLKEM768X25519PrivateKey, bytes] = OrderedDict()
         self._reckoned, self._timed, self._timed_s = 0, 0, 0.0
         self.spared_s = 0.0
@@ -73,7 +81,7 @@ class Pairs:
 
     def agree(self, private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
         own = edge_private(private) if isinstance(private, bytes) else private
-        mine = public_of(own)
+        mine = self._public(own)
         pair = hashlib.sha256(mine + public if mine < public else public + mine).digest()
         secret = self._edges.get(pair)
         if secret is not None:
@@ -83,6 +91,12 @@ class Pairs:
         if found is not None:
             self._edges.put(pair, found)
         return found
+
+    def _public(self, own: X25519PrivateKey) -> bytes:
+        """`public_of(own)`; a device agrees with all of its neighbours in one go."""
+        if self._own[0] is not own:
+            self._own = own, public_of(own)
+        return self._own[1]
 
     def sign(self, key: Ed25519PrivateKey, data: bytes) -> bytes:
         signature = sign(key, data)
@@ -111,6 +125,20 @@ class Pairs:
         plaintext = None if public is None else self._boxes.get(_box(public, info, sealed))
         return box_open(private, info, sealed) if plaintext is None else plaintext
 
+    def self_sum(
+        self, view: RoundView, roster: RosterView, subset: int, seeds: Iterable[tuple[int, bytes]], *, threads: int = 1
+    ) -> bytes:
+        held = list(seeds)
+        name = hashlib.sha256(view.digest + roster.digest + subset.to_bytes(4, "big"))
+        for index, seed in held:
+            name.update(index.to_bytes(4, "big") + seed)
+        found = self._sums.get(name.digest())
+        if found is None:
+            found = self._sums[name.digest()] = self_sum(view, roster, subset, held, threads=threads)
+            if len(self._sums) > SUMS_MAX:
+                self._sums.popitem(last=False)
+        return found
+
     def _reckon(self, own: X25519PrivateKey, public: bytes) -> bytes | None:
         self._reckoned += 1
         if self._reckoned % TIMED_EVERY != 1:
@@ -133,6 +161,7 @@ def paired(pairs: Pairs) -> Iterator[None]:
             (behaviours, "box_seal"),
             (partyround, "box_private"),
             (partyround, "box_open"),
+            (openings, "self_sum"),
         ):
             stack.enter_context(patch.object(module, name, getattr(pairs, name)))
         yield

@@ -18,13 +18,17 @@ LARGE_SIZE: Final = 2_048
 RECENT_MAX: Final = 8
 """Blob chunks kept in memory beside the file: those that every device reads (model, plan, roster)."""
 
+WRITTEN_MAX: Final = 32
+"""Values written last that are known again: a header reaches coordinator and parties within moments."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Place:
-    """Where the file keeps a value."""
+    """Where the file keeps a value, and for how many."""
 
     offset: int
     size: int
+    held: int = 1
 
 
 Kept = bytes | Place
@@ -47,25 +51,36 @@ class Shelf:
         self._free: dict[int, list[int]] = {}
         self._chunks: dict[str, _Chunk] = {}
         self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._written: OrderedDict[int, tuple[bytes, Place]] = OrderedDict()
 
     def keep(self, value: bytes) -> Kept:
-        """The value itself, or where it was written to."""
+        """The value itself, or where it was written to: once for all who are given one and the same object."""
         size = len(value)
         if size < LARGE_SIZE:
             return value
+        known = self._written.get(id(value))
+        if known is not None and known[1].held:
+            known[1].held += 1
+            return known[1]
         free = self._free.get(size)
         offset = free.pop() if free else self._end
         if offset == self._end:
             self._end += size
         os.pwrite(self._file.fileno(), value, offset)
-        return Place(offset, size)
+        place = Place(offset, size)
+        self._written[id(value)] = value, place
+        if len(self._written) > WRITTEN_MAX:
+            self._written.popitem(last=False)
+        return place
 
     def read(self, value: Kept) -> bytes:
         return os.pread(self._file.fileno(), value.size, value.offset) if isinstance(value, Place) else value
 
     def free(self, value: Kept) -> None:
         if isinstance(value, Place):
-            self._free.setdefault(value.size, []).append(value.offset)
+            value.held -= 1
+            if not value.held:
+                self._free.setdefault(value.size, []).append(value.offset)
 
     def hold(self, key: str, value: bytes) -> None:
         """One more store holds this chunk."""

@@ -42,6 +42,7 @@ __all__ = [
     "mask_upload",
     "open_box",
     "pad",
+    "padder",
     "self_sum",
     "unmask_edges",
 ]
@@ -96,7 +97,12 @@ def edge_check(view: RoundView, secret: bytes) -> bytes:
 
 def pad(view: RoundView, roster: RosterView, mine: int, theirs: int, subset: int, seed: bytes) -> bytes:
     """The share of edge (mine, theirs)'s cap that comes from one cap seed of device `mine`."""
-    return derive(seed, "cap", view.digest, roster.digest, mine, theirs, subset)
+    return padder(view, roster, mine, seed)(theirs, subset)
+
+
+def padder(view: RoundView, roster: RosterView, mine: int, seed: bytes) -> Callable[[int, int], bytes]:
+    """`pad` as a function of the other end and the subset."""
+    return deriver(seed, "cap", view.digest, roster.digest, mine, more=2)
 
 
 def commitment(view: RoundView, roster: RosterView, index: int, layer: str, subset: int, seed: bytes) -> bytes:
@@ -139,7 +145,7 @@ def mask_upload(
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
-    pads = [deriver(seed, "cap", view.digest, roster.digest, index, more=2) for seed in cap_seeds]
+    pads = [padder(view, roster, index, seed) for seed in cap_seeds]
     edges: list[bytes] = []
     neighbours = roster.neighbours(index)
     own = edge_private(private) if isinstance(private, bytes) and neighbours else private

@@ -10,11 +10,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations
+from itertools import chain, combinations, groupby
+from operator import itemgetter
 from typing import Protocol
 
 from blindsum.protocol.keys import SEED_SIZE, equal
-from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, pad, self_sum, unmask_edges
+from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, padder, self_sum, unmask_edges
 from blindsum.protocol.messages import EDGE_SIZE, OpeningContent
 from blindsum.protocol.ring import packed_size, reduce, subtract_packed
 from blindsum.protocol.roster import RosterView
@@ -77,12 +78,11 @@ def make_content(
             held = ((index, seeds[index].self_seeds[subset]) for index in survivors)
             sums[subset] = self_sum(view, roster, subset, held, threads=threads)
     edges = list(dropped_edges(roster, survivors))
-    shares = [
-        pad(view, roster, mine, theirs, subset, seeds[mine].cap_seeds[subset])
-        for subset, outside in enumerate(view.base.cap_subsets)
-        if party not in outside
-        for mine, theirs in edges
-    ]
+    shares: list[bytes] = []
+    for subset in (number for number, outside in enumerate(view.base.cap_subsets) if party not in outside):
+        for mine, lost in groupby(edges, itemgetter(0)):
+            pad = padder(view, roster, mine, seeds[mine].cap_seeds[subset])
+            shares += [pad(theirs, subset) for _, theirs in lost]
     content = OpeningContent(
         hashes=[(subset, hashlib.sha256(vector).digest()) for subset, vector in sums.items()],
         shares=b"".join(shares),
