@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations, groupby
-from operator import itemgetter
 from typing import Protocol
 
 from blindsum.protocol.keys import SEED_SIZE, equal
@@ -80,7 +79,7 @@ def make_content(
     edges = list(dropped_edges(roster, survivors))
     shares: list[bytes] = []
     for subset in (number for number, outside in enumerate(view.base.cap_subsets) if party not in outside):
-        for mine, lost in groupby(edges, itemgetter(0)):
+        for mine, lost in groupby(edges, lambda edge: edge[0]):
             pad = padder(view, roster, mine, seeds[mine].cap_seeds[subset])
             shares += [pad(theirs, subset) for _, theirs in lost]
     content = OpeningContent(

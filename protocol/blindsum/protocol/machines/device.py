@@ -285,7 +285,7 @@ class DeviceMachine:
             assert round_.body is not None
             self._journal.delete_all(f"blob/{round_.body.id.hex()}/")
             self.late.drop(signed.head.task)
-            self._save(round_, phase="uploaded")
+            self._save(round_, phase="uploaded", header=b"")
             self._journal.event("uploaded", task=signed.head.task, round=round_.state.number)
         return None
 
