@@ -41,7 +41,7 @@ LIBRARIES = {
         "tensorboardX",
         "mlflow",
     },
-    "fleet": {"numpy", "cryptography", "msgspec", "sklearn", "pandas", "matplotlib", "typer", "rich"},
+    "fleet": {"numpy", "cryptography", "msgspec", "sklearn", "pandas", "matplotlib", "typer", "rich", "ray"},
 }
 """Which packages from outside a package may import (`bench` measures whatever it likes)."""
 

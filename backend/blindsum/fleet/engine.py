@@ -9,10 +9,11 @@ from typing import Final, Self
 
 from blindsum.fleet.bridge import Bridge
 from blindsum.fleet.checkpoint import IslandState
+from blindsum.fleet.cluster import Cluster
 from blindsum.fleet.identities import START, device_number
 from blindsum.fleet.island import BROKER, HOP_MS, Post
 from blindsum.fleet.ledger import Notes
-from blindsum.fleet.remote import Remote, collect_seldom
+from blindsum.fleet.remote import Forked, Remote, collect_seldom
 from blindsum.fleet.roles import DEVICE
 from blindsum.fleet.setup import Setup
 from blindsum.protocol.blobs import read_blob
@@ -58,10 +59,16 @@ class Outcome:
 
 
 class Engine:
-    """Rounds of the fleet of `setup`, with `workers` processes for the devices (0: all in this one). A context manager."""
+    """Rounds of the fleet of `setup`, with `workers` processes for the devices (0: all in this one), here or on the Ray cluster at
+    an address. A context manager."""
 
     def __init__(
-        self, setup: Setup, *, workers: int, on_event: Callable[[int, str, Mapping[str, object]], None]
+        self,
+        setup: Setup,
+        *,
+        workers: int,
+        on_event: Callable[[int, str, Mapping[str, object]], None],
+        cluster: str = "",
     ) -> None:
         size = setup.population.size
         self._setup = setup
@@ -69,8 +76,10 @@ class Engine:
         real, parts = frozenset(setup.real), max(workers, 1)
         shares = [[device for device in range(each, size, parts) if device not in real] for each in range(parts)]
         self._remotes: list[Remote] = []
+        self._cluster = Cluster(cluster, workers) if cluster else None
         for share in shares if workers else ():
-            self._remotes.append(Remote(setup, share, self._remotes))
+            remote = self._cluster.island(setup, share) if self._cluster else Forked(setup, share, self._remotes)
+            self._remotes.append(remote)
         self._bridge = self._make_bridge() if real else None  # after the workers: it has threads
         self._own = [] if workers else shares[0]
         self._local = setup.island(self._own, backends=True, threads=2 if workers else 1)
@@ -89,8 +98,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         gc.set_threshold(*self._thresholds)
         gc.unfreeze()
-        for remote in self._remotes:
-            remote.stop()
+        self._stop_islands()
         if self._bridge is not None:
             self._bridge.stop()
 
@@ -220,9 +228,14 @@ class Engine:
                 now=START,
             )
         except BaseException:
-            for remote in self._remotes:
-                remote.stop()
+            self._stop_islands()
             raise
+
+    def _stop_islands(self) -> None:
+        for remote in self._remotes:
+            remote.stop()
+        if self._cluster is not None:
+            self._cluster.stop()
 
     def _route(self, source: Remote | None, posts: list[Post]) -> None:
         for post in posts:

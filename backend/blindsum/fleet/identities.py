@@ -29,6 +29,9 @@ class Identities:
     seed: int
     parties: int
 
+    def __reduce__(self) -> tuple[type[Identities], tuple[int, int]]:
+        return Identities, (self.seed, self.parties)
+
     @cached_property
     def ca(self) -> Ed25519PrivateKey:
         return self._key("ca")

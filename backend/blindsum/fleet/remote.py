@@ -1,4 +1,4 @@
-"""An island of a simulated fleet in a process of its own."""
+"""Islands of a simulated fleet in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blindsum.fleet.setup import Setup
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.memo import sharing
 
-__all__ = ["Remote", "collect_seldom"]
+__all__ = ["Forked", "Remote", "answer_of", "collect_seldom"]
 
 GARBAGE_MIN: Final = 100_000
 """New objects after which a process looks for cycles among them: machines make many objects and next to no cycles."""
@@ -30,17 +30,9 @@ def collect_seldom() -> None:
 
 
 class Remote:
-    """An island in a process of its own, as seen from here."""
+    """An island elsewhere, as seen from here."""
 
-    def __init__(self, setup: Setup, devices: Sequence[int], others: Sequence[Remote]) -> None:
-        forks = "fork" in multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
-        self._pipe, theirs = context.Pipe()
-        # a forked process holds our ends, too, and while anybody does nobody learns that we have gone
-        inherited = [self._pipe, *(other._pipe for other in others)] if forks else []
-        self._process = context.Process(target=_serve, args=(theirs, setup, devices, inherited), daemon=True)
-        self._process.start()
-        theirs.close()
+    def __init__(self, devices: Sequence[int]) -> None:
         self.devices = devices
         self._posts: list[Post] = []
         self._first: int | None = None
@@ -67,6 +59,33 @@ class Remote:
     def receive(self) -> list[Post]:
         posts, self._next = self.answer()
         return posts  # type: ignore[no-any-return]
+
+    def ask(self, *what: object) -> None:
+        """Put a question of `answer_of`; answers come in the same order."""
+        raise NotImplementedError
+
+    def answer(self) -> Any:
+        """The answer to the oldest question. Raises what the island raised, and BlindsumError "simulation-worker-died"."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+
+class Forked(Remote):
+    """An island in a process of its own on this machine."""
+
+    def __init__(self, setup: Setup, devices: Sequence[int], others: Sequence[Remote]) -> None:
+        super().__init__(devices)
+        forks = "fork" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
+        self._pipe, theirs = context.Pipe()
+        # a forked process holds our ends, too, and while anybody does nobody learns that we have gone
+        ours = [other._pipe for other in others if isinstance(other, Forked)]
+        inherited = [self._pipe, *ours] if forks else []
+        self._process = context.Process(target=_serve, args=(theirs, setup, devices, inherited), daemon=True)
+        self._process.start()
+        theirs.close()
 
     def ask(self, *what: object) -> None:
         self._pipe.send(what)
@@ -115,12 +134,13 @@ def _work(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
         try:
             if failed is not None:
                 raise failed
-            pipe.send((True, _answer(island, what, arguments)))
+            pipe.send((True, answer_of(island, what, arguments)))
         except Exception as error:
             pipe.send((False, error))
 
 
-def _answer(island: Island, what: str, arguments: list[Any]) -> object:
+def answer_of(island: Island, what: str, arguments: Sequence[Any]) -> object:
+    """What an island says to a question."""
     if what == "begin":
         island.begin(*arguments)
         return island.next_at

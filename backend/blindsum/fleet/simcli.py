@@ -29,6 +29,9 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last round that --out keeps.")] = False,
     no_masks: Annotated[bool, typer.Option("--no-masks", help="Leave masks out, to see what they cost.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the report and the final model.")] = Path("blindsum-simulation"),
+    cluster: Annotated[
+        str, typer.Option(help="Run the processes on the Ray cluster at this address; 'local' starts one here.")
+    ] = "",
     track: Annotated[
         str, typer.Option(help="Folder for TensorBoard's event files, or the URL of an MLflow server: told each round.")
     ] = "",
@@ -37,7 +40,9 @@ def simulate(
     """Simulate a fleet with the production protocol in virtual time. Example: blindsum simulate fleet.toml"""
     from blindsum.fleet.simfile import load_fleet
 
-    fleet, planned = load_fleet(file, workers=None if workers < 0 else workers, masks="off" if no_masks else "on")
+    fleet, planned = load_fleet(
+        file, workers=None if workers < 0 else workers, masks="off" if no_masks else "on", cluster=cluster
+    )
     count = rounds or planned
     tracker = _tracker(track) if track else None
     console = Console(stderr=True)

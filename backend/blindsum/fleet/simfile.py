@@ -107,11 +107,13 @@ class SimulationSettings(Settings, frozen=True):
     conditions: ConditionSettings = ConditionSettings()
 
 
-def load_fleet(path: Path, *, workers: int | None = None, masks: Literal["on", "off"] = "on") -> tuple[Fleet, int]:
+def load_fleet(
+    path: Path, *, workers: int | None = None, masks: Literal["on", "off"] = "on", cluster: str = ""
+) -> tuple[Fleet, int]:
     """The fleet that a file describes, and for how many rounds. A script (".py") leaves it as `fleet`, with `rounds` where that
     is not `ROUNDS`. Raises BlindsumError: "config-missing", "config-invalid", or what `Fleet` raises."""
     if path.suffix != ".py":
-        return _from_settings(load_settings(path, SimulationSettings), workers, masks)
+        return _from_settings(load_settings(path, SimulationSettings), workers, masks, cluster)
     if not path.exists():
         raise BlindsumError("config-missing", str(path))
     made = runpy.run_path(str(path), run_name="blindsum-simulation")
@@ -123,7 +125,9 @@ def load_fleet(path: Path, *, workers: int | None = None, masks: Literal["on", "
     return fleet, rounds
 
 
-def _from_settings(settings: SimulationSettings, workers: int | None, masks: Literal["on", "off"]) -> tuple[Fleet, int]:
+def _from_settings(
+    settings: SimulationSettings, workers: int | None, masks: Literal["on", "off"], cluster: str
+) -> tuple[Fleet, int]:
     said, task, air = settings.dropout, settings.task, settings.conditions
     dropout = Dropout(
         before_join=said.before_join,
@@ -171,7 +175,13 @@ def _from_settings(settings: SimulationSettings, workers: int | None, masks: Lit
         **chosen,
     )
     common = {"plan": plan, "dropout": dropout, "conditions": conditions, "seed": settings.seed, "workers": workers}
-    common |= {"name": settings.name, "masks": masks, "transport": settings.transport, "real": settings.real}
+    common |= {
+        "name": settings.name,
+        "masks": masks,
+        "transport": settings.transport,
+        "real": settings.real,
+        "cluster": cluster,
+    }
     if settings.data.set == "none":
         zeros = np.zeros(settings.data.length, np.float32)
         fleet = Fleet(zeros, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]

@@ -92,8 +92,9 @@ class Fleet:
     one: production drivers, databases and networking in the same rounds. They draw their own randomness, so that only a fleet
     without them ends in the same bytes every time.
     `byzantine`: behaviours by "party/<number from 1>" or "device/<number from 0>". `workers`: processes for the devices; the
-    result does not depend on it. `masks="off"` leaves out keystreams and key agreement, to see what they cost, and protects
-    nothing. Raises BlindsumError "simulation-impossible" or "parameters-unsafe", with the numbers, before anything runs.
+    result does not depend on it. `cluster`: they are on the Ray cluster at this address, or on one that is started here ("local").
+    `masks="off"` leaves out keystreams and key agreement, to see what they cost, and protects nothing. Raises BlindsumError
+    "simulation-impossible" or "parameters-unsafe", with the numbers, before anything runs.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Fleet:
         byzantine: Mapping[str, Behaviour] | None = None,
         seed: int = 7,
         workers: int | None = None,
+        cluster: str = "",
         masks: Literal["on", "off"] = "on",
         transport: str = "",
         real: float = 0.1,
@@ -134,7 +136,7 @@ class Fleet:
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
-        self.masks, self.transport = masks, transport
+        self.masks, self.transport, self._cluster = masks, transport, cluster
         self._byzantine = dict(byzantine or {})
         self._test = test
         self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
@@ -173,7 +175,7 @@ class Fleet:
             FunctionLearner(update) if update is not None else TrainingLearner(list(data or ()), seed)
         )
         default = 0 if count < WORKERS_FROM else min(8, os.cpu_count() or 1)
-        self._workers = default if workers is None else workers
+        self._workers = max(default if workers is None else workers, 1 if cluster else 0)
         self._session: TrainingSession | None = None
 
     def run(
@@ -227,7 +229,7 @@ class Fleet:
                 # real devices read on threads of their own, and do all of their work themselves
                 nullcontext() if self._real else sharing(),
                 nullcontext() if self._real else paired(setup.pairs),
-                Engine(setup, workers=self._workers, on_event=watch.event) as engine,
+                Engine(setup, workers=self._workers, on_event=watch.event, cluster=self._cluster) as engine,
             ):
                 if kept is not None:
                     engine.resume(len(found), kept.now, kept.state)
@@ -296,6 +298,8 @@ class Fleet:
             raise BlindsumError(
                 "simulation-impossible", "devices over MQTT train in real time: no late updates in virtual time"
             )
+        if self._cluster and self.masks == "off":
+            raise BlindsumError("simulation-impossible", "masks are left out in the processes of this machine only")
         parties = [name for name in self._byzantine if name.startswith("party/")]
         if len(parties) > threat.malicious_parties:
             raise BlindsumError(
