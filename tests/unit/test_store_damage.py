@@ -132,6 +132,9 @@ def changes(path: Path) -> Iterator[tuple[str, str, tuple[object, ...]]]:
                 if value is not None:
                     change = f'UPDATE {table} SET "{column}" = ? WHERE rowid = ?'
                     yield f"{table}.{column}", change, (altered(value), number)
+                if isinstance(value, str):
+                    change = f'UPDATE {table} SET "{column}" = CAST(? AS TEXT) WHERE rowid = ?'
+                    yield f"{table}.{column}", change, (b"\xff\xfe", number)
             if table != "outbox":  # what is missing there is sent again when it is asked for
                 yield f"{table} without a row", f"DELETE FROM {table} WHERE rowid = ?", (number,)
         yield f"no {table}", f"DROP TABLE {table}", ()

@@ -95,6 +95,7 @@ def examine_file(path: Path) -> tuple[bool, Finding]:
     if not path.exists():
         return False, Finding("database", True, "none yet: the role has not run")
     db = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+    db.text_factory = lambda data: data.decode("utf-8", "replace")
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")  # as the role opens it: nothing is left beside the file
         db.execute("BEGIN IMMEDIATE")

@@ -1,9 +1,9 @@
 """What shows that a database holds the rows that were written to it: all of them, whole, and no others.
 
-Each row carries a digest of its key and value, and the database the sum of these digests modulo 2^256, written in the same
-transaction (an incremental hash of a set, as in Bellare and Micciancio 1997). So a changed row, one that is missing, one too many
-and one brought back from an older copy all show. It is for faults of disks and for hands that repair databases: who means to
-deceive writes the digests anew, and owns the host anyway.
+Each row carries its mark, a digest of its key and value; the database carries the sum of digests of every key with its mark, modulo
+2^256, written in the same transaction (an incremental hash of a set, as in Bellare and Micciancio 1997). So a changed row, one that
+is missing, one too many and one brought back from an older copy all show. It is for faults of disks and for hands that repair
+databases: who means to deceive writes the digests anew, and owns the host anyway.
 """
 
 from __future__ import annotations

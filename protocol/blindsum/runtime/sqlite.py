@@ -118,6 +118,7 @@ class SqliteStore:
             raise BlindsumError("database-unwritable", f"{self.path}: {error.strerror}") from error
         with self._guard():
             self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._db.text_factory = lambda data: data.decode("utf-8", "replace")  # what is no text fits no mark
         try:
             with self._guard():
                 self._prepare()
@@ -306,12 +307,12 @@ class SqliteStore:
             self._overwrite(wiped)
         old = self._db.execute(f"SELECT mark FROM {table} WHERE key = ?", (key,)).fetchone()
         if old is not None:
-            self._sum = without_row(self._sum, old[0])
+            self._sum = without_row(self._sum, mark(key, old[0]))
         if value is None:
             self._db.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
         else:
             new = mark(key, value)
-            self._sum = with_row(self._sum, new)
+            self._sum = with_row(self._sum, mark(key, new))
             if old is None:
                 self._db.execute(f"INSERT INTO {table} (key, mark, value) VALUES (?, ?, ?)", (key, new, value))
             else:
@@ -384,8 +385,8 @@ def damage_of(db: sqlite3.Connection) -> str:
 
 def _sum_of(db: sqlite3.Connection) -> bytes:
     total = EMPTY
-    for (found,) in db.execute("SELECT mark FROM kv UNION ALL SELECT mark FROM wire"):
-        total = with_row(total, found)
+    for key, found in db.execute("SELECT key, mark FROM kv UNION ALL SELECT key, mark FROM wire"):
+        total = with_row(total, mark(key, found))
     return total
 
 
