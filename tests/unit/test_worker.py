@@ -11,7 +11,7 @@ import pytest
 
 from blindsum.backend.lease import WORKERS
 from blindsum.backend.postgres import PostgresStore
-from blindsum.backend.worker import EARLY_MS, RETRY_MS, Porter
+from blindsum.backend.worker import EARLY_MAX, EARLY_MS, RETRY_MS, Porter
 from blindsum.backend.workerstore import STORED, WorkerStore
 from blindsum.protocol.codec import encode, encode_chunk
 from blindsum.protocol.errors import BlindsumError
@@ -61,6 +61,8 @@ def test_chunk_that_comes_before_its_header_waits_a_moment(stores: tuple[Postgre
     porter.receive(stranger, 0)
     assert porter.wake(EARLY_MS).writes == ()
     assert porter.deadline is None, "given up"
+    held = [porter.receive(encode_chunk(bytes([part % 256] * 31 + [part >> 8]), 0, b"junk"), 0) for part in range(600)]
+    assert [step.refused.code for step in held if step.refused is not None] == ["chunk-unexpected"] * (600 - EARLY_MAX)
 
 
 def test_what_no_header_promised_is_refused(stores: tuple[PostgresStore, WorkerStore]) -> None:

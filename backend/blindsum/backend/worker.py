@@ -34,7 +34,8 @@ __all__ = ["Porter", "WorkerSettings", "run_worker"]
 
 EARLY_MS: Final = 1500
 """How long a chunk is held whose header the coordinator has not looked at yet; after that its device is asked for it again."""
-EARLY_SIZE_MAX: Final = 64 << 20
+EARLY_MAX: Final = 512
+"""Chunks that are held so: as many as devices may send unasked, and more. Each is looked up again until its time is over."""
 RETRY_MS: Final = 50
 REFS_MAX: Final = 4096
 IDLE_S: Final = 0.1
@@ -103,7 +104,6 @@ class Porter:
         self._store = store
         self._refs: OrderedDict[bytes, BlobRef] = OrderedDict()
         self._early: deque[tuple[int, bytes, int, bytes]] = deque()
-        self._early_size = 0
 
     @property
     def deadline(self) -> int | None:
@@ -119,10 +119,9 @@ class Porter:
         ref = self._ref(blob)
         if ref is not None:
             return _kept(ref, blob, index, data)
-        if self._early_size + len(data) > EARLY_SIZE_MAX:
+        if len(self._early) >= EARLY_MAX:
             return Step(refused=Refused("chunk-unexpected"))
         self._early.append((now, blob, index, data))
-        self._early_size += len(data)
         return Step()
 
     def wake(self, now: int) -> Step:
@@ -130,7 +129,7 @@ class Porter:
         writes: list[Write] = []
         events: list[Event] = []
         known = {blob: self._ref(blob) for blob in {blob for _, blob, _, _ in self._early}}
-        early, self._early, self._early_size = self._early, deque(), 0
+        early, self._early = self._early, deque()
         for at, blob, index, data in early:
             ref = known[blob]
             if ref is not None:
@@ -139,7 +138,6 @@ class Porter:
                 events += step.events
             elif 0 <= now - at < EARLY_MS:
                 self._early.append((at, blob, index, data))
-                self._early_size += len(data)
         return Step(writes=tuple(writes), events=tuple(events))
 
     def _ref(self, blob: bytes) -> BlobRef | None:

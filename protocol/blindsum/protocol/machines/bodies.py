@@ -75,8 +75,7 @@ class Bodies:
         """Keep a header that was found good, whose body is nobody else's (`owns`), and see to its body."""
         self._journal.put(f"{self._prefix}/header/{header.index:06d}", signed.raw)
         self._index(signed, header)
-        if self._totals is not None:
-            self._journal.put(f"{WANT}{header.body.id.hex()}", encode(header.body))
+        self._announce(header.body)
         if self._roster.capacity <= PUSH_DEVICES_MAX:
             self._start(header.index, now, pushed=min(WINDOW, header.body.count))
         else:
@@ -164,11 +163,17 @@ class Bodies:
                 self._add(index)
         if open_:
             self._waiting.extend(sorted(set(self.headers) - self.complete))
+            for index in self._waiting:
+                self._announce(self.headers[index].body)  # a version without helpers may have begun the round
             self.fill_slots(0)
 
     def _index(self, signed: Signed, header: Header) -> None:
         self.headers[header.index] = HeldHeader(signed.digest, header.body, header.edges)
         self._by_blob[header.body.id] = header.index
+
+    def _announce(self, body: BlobRef) -> None:
+        if self._totals is not None:
+            self._journal.put(f"{WANT}{body.id.hex()}", encode(body))
 
     def _start(self, index: int, now: int, *, pushed: int) -> None:
         self._moving[index] = now
