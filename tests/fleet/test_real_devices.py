@@ -75,3 +75,18 @@ def test_broker_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     fleet = Fleet(np.zeros(9, np.float32), devices=5, update=step, workers=0, transport="mqtt://127.0.0.1:1", real=0.5)
     with pytest.raises(BlindsumError, match="broker-unreachable"):
         fleet.run(1)
+
+
+def test_real_devices_take_part_in_rounds_without_a_roster() -> None:
+    fleet = Fleet(
+        np.zeros(40, np.float32),
+        devices=12,
+        update=lambda _local: np.full(40, 0.01, np.float32),
+        plan=plan_for(12, profile="no-roster", **PATIENT),
+        conditions=SOON,
+        transport="mqtt",
+        real=0.25,
+        workers=0,
+    )
+    report = fleet.run(1)
+    assert report.exact and report.rounds[0].survivors == 12

@@ -256,7 +256,7 @@ class Bridge:
     def _client(self, number: int, kit: Path, learner: Learner) -> _Client:
         client = _Client(
             kit,
-            Policy(),
+            Policy(no_roster=True),
             on_event=lambda event: self._event(number, event),
             inspect=lambda inspection: self._inspect(number, inspection),
         )
