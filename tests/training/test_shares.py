@@ -51,6 +51,29 @@ def test_shared_steps_are_those_of_one_thread(optimizer, workers):
     assert len({thread for thread, _ in workers}) > 1
 
 
+@pytest.mark.parametrize(
+    ("worth", "loss", "inside"),
+    [
+        (1, "contrastive", 3),
+        (1, "cross-entropy", 3),
+        (64 * 40, "cross-entropy", 1),  # what takes as much work is shared out
+        (1 << 23, "contrastive", 1),
+    ],
+)
+def test_operators_get_threads_where_their_work_is_worth_them(worth, loss, inside, monkeypatch):
+    opened = []
+    open_graph = engine.open_graph
+
+    def noted(graph, constants, threads, **options):
+        opened.append(threads)
+        return open_graph(graph, constants, threads, **options)
+
+    monkeypatch.setattr(engine, "open_graph", noted)
+    monkeypatch.setattr(engine, "WORK_MIN", worth)
+    TrainingSession(build_artifact(MODEL, loss=loss), threads=3)
+    assert opened == [inside]
+
+
 def test_gradient_of_shares_is_handed_out_whole():
     one, three = _sessions("gradient")
     (loss, slope), (other_loss, other) = one.step(X, Y), three.step(X, Y)

@@ -24,6 +24,7 @@ PIECE_BYTES = 1 << 26  # of values that a step holds: beyond it, a batch in piec
 PIECE_ROWS_MIN = 8  # in a piece that is not cut smaller for that
 SHARE_ROWS_MIN = 4  # in what a thread gets of it
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
+UPDATE_MIN = 1 << 20  # parameters whose update threads share
 SMALL_ROWS, SMALL_BYTES = 64, 1 << 23  # of a step whose memory is planned ahead
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
@@ -49,15 +50,15 @@ class Engine:
         self._banks = [Bank((*manifest.parameters, *manifest.states)) for _ in range(2)]
         self._at = 0  # the bank that holds the current parameters
         self.anchors, self.controls = Bank(manifest.anchors), Bank(manifest.controls)
-        small = budget.fits("train", SMALL_ROWS, SMALL_BYTES)
-        self._train = open_graph(artifact.train, artifact.constants, threads, small=small)
-        self._steps = [self._step(at) for at in range(2)]
         self._evaluate: ort.InferenceSession | None = None
         self._predict: ort.InferenceSession | None = None
         self._halves: _Halves | None = None
         self._whole = (0, 0)  # rows and the most at a time of the last batch that was taken as a whole
         self._weights_bytes = sum(array.nbytes for array in artifact.constants.values()) + 4 * manifest.size
         self._work_min = max(WORK_MIN, WORK_PER_WEIGHT_MIN * manifest.size)  # of a share
+        small = budget.fits("train", SMALL_ROWS, SMALL_BYTES)
+        self._train = open_graph(artifact.train, artifact.constants, self._threads_inside(), small=small)
+        self._steps = [self._step(at) for at in range(2)]
         self.place(artifact.parameters)
 
     def parameters(self) -> Floats:
@@ -208,6 +209,22 @@ class Engine:
         worth = cost.work >= self._work_min and shares * cost.memory <= self.budget.memory_max
         return shares if worth else 1
 
+    def _threads_inside(self) -> int:
+        """How many threads share the operators of a step whose batch is not shared out.
+
+        Below some work they take longer than one, 3 to 6 % for steps of 0.1 to 0.6 ms. Where batches can be shared out,
+        only small ones get here, and single rows.
+        """
+        if self._threads == 1:
+            return 1
+        try:
+            most = self.budget.cost("train", SMALL_ROWS).work
+            if self.manifest.separable:
+                most = max(min(most, 2 * self._work_min), self.budget.cost("train", ROWS).work)
+        except BlindsumError:  # a graph that takes no such number of rows
+            return self._threads
+        return self._threads if most > 2 * WORK_MIN else 1
+
     def _step_in_pieces(self, feeds: Feeds, rows_max: int, shares: int) -> tuple[float, float]:
         self._halves = self._halves or _Halves(self)
         self.budget.require(self._slopes, rows_max)
@@ -249,7 +266,8 @@ class _Halves:
         total = Bank(slopes_of(manifest))
         self.update: ort.InferenceSession | None = None
         if engine.updates:
-            self.update = open_graph(artifact.update, artifact.constants, engine._threads)
+            inside = engine._threads if manifest.size >= UPDATE_MIN else 1
+            self.update = open_graph(artifact.update, artifact.constants, inside)
             self.updates = [
                 bound(
                     self.update,

@@ -20,7 +20,9 @@ from .batch import Feeds, infinite, pieces, rows_of
 from .manifest import LOSS, WEIGHT, Manifest, Weight, gradient
 from .opened import bound, failure
 
-WORK_MIN = 1 << 22  # multiplications of a share that are worth a thread
+WORK_MIN = (
+    1 << 23
+)  # multiplications of a share that are worth a thread: it saves their 0.3 ms and takes 0.15 to be set off
 WORK_PER_WEIGHT_MIN = 256  # and that are worth a gradient of its own, to be added to the others
 
 
@@ -62,20 +64,21 @@ class Shares:
         `rows_max` rows are taken at a time, in `count` shares. The gradient is the mean of the pieces' gradients, by
         weight: that of the whole batch.
         """
-        loss, weight, empty = 0.0, 0.0, True
+        loss, weight, unit = 0.0, 0.0, 0.0
         for piece in pieces(feeds, rows_max):
             shares = list(pieces(piece, -(-rows_of(piece) // count)))
             found = self._together(at, shares)
             for slope, (part, share) in zip(self._slopes, found, strict=False):
                 loss += part * share
                 weight += share
-                slope.buffer *= np.float32(share)
-                if empty:
+                first, unit = not unit, unit or share or 1.0
+                if share != unit:  # of the first, which shares mostly weigh: a pass less over their gradients
+                    slope.buffer *= np.float32(share / unit)
+                if first:
                     self.total.buffer[...] = slope.buffer
                 else:
                     self.total.buffer += slope.buffer
-                empty = False
-        self.total.buffer /= np.float32(weight or 1.0)
+        self.total.buffer *= np.float32(unit / (weight or 1.0))
         return loss / (weight or 1.0), weight
 
     def shrink(self, at: int, feeds: Feeds, options: ort.RunOptions) -> None:
