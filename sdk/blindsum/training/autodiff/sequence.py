@@ -3,7 +3,8 @@
 Four outputs of a kernel of five take 8 products of a filter with a channel instead of 20, of a kernel of three 6 instead
 of 12 (Toom and Cook's method, with the points 0, 1, -1, 2, -2, 1/2, -1/2 and infinity). Dilated by d, a sequence is d
 sequences, which lie side by side when positions are the first axis. With channels as the last one, nothing has to be moved
-between the three products, whose first and last have one constant matrix for all tiles of an axis.
+between the three products, whose first and last have one constant matrix for all tiles of an axis. Layers of the same
+dilation, and what works element by element between and behind them, pass values on as they lie there.
 
 Milliseconds on [32, 64, 64], kernel 5, dilation 8, 64 filters, one thread of a server CPU, onnxruntime 1.32, Conv and this:
 forward 0.92 and 0.63, gradient of the kernel 1.2 and 0.6; forward with a weight that never changes 0.71 and 0.60.
