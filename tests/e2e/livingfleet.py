@@ -201,7 +201,7 @@ class Living:
     def judge(self) -> None:
         """Every transcript verifies, every sum is the plain sum of its survivors, and nobody said two different things."""
         assert not self.stack.died
-        assert len(self.transcripts) >= 2
+        assert self.transcripts
         for path in self.transcripts:
             data = path.read_bytes()
             report = verify(data, trust=self.base.trust)
