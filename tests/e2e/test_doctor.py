@@ -12,6 +12,7 @@ import pytest
 from blindsum.backend.broker import EmbeddedBroker
 from blindsum.backend.doctor import patient
 from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.backend.worker import open_worker, read_settings
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.checkup import Finding, examine
 from blindsum.runtime.sqlite import SqliteStore
@@ -90,6 +91,21 @@ def test_examining_a_kit_changes_nothing_in_it(fleet: FleetFolder) -> None:
     before = {path.name: path.read_bytes() for path in kit.iterdir()}
     findings(kit)
     assert {path.name: path.read_bytes() for path in kit.iterdir()} == before
+
+
+def test_worker_is_asked_for_its_place_at_the_broker_and_in_the_database(tmp_path: Path, postgres: Any) -> None:
+    with EmbeddedBroker() as broker:
+        create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=broker.url, workers=1)
+        kit = tmp_path / "fleet" / "worker-1"
+        with pytest.raises(BlindsumError, match="a worker needs the coordinator's database"):
+            patient(kit)
+        settings = (kit / "worker.toml").read_text()
+        (kit / "worker.toml").write_text(settings.replace('database = ""', f'database = "{postgres.database()}"'))
+        assert wrong(kit) == {}
+        worker = open_worker(read_settings(kit))
+        found = findings(kit)
+        worker.close()
+        assert found["database"].detail == "in use: the role is running" and found["broker"].ok
 
 
 def test_folder_that_is_no_kit_is_refused(tmp_path: Path) -> None:

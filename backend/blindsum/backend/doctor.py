@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,25 +25,38 @@ def patient(kit: Path) -> Patient:
     """The kit in the folder `kit`. Raises BlindsumError "config-missing" or "config-invalid"."""
     if (kit / "party.toml").exists():
         party = load_settings(kit / "party.toml", PartySettings)
-        return Patient(kit, Principal("party", str(party.party)), party.broker, partial(examine_file, kit / "party.db"))
+        principal = Principal("party", str(party.party))
+        return Patient(kit, party.fleet, principal, party.broker, partial(examine_file, kit / "party.db"))
     if (kit / "device.toml").exists():
         return _device(kit)
+    if (kit / "worker.toml").exists():
+        return _worker(kit)
     coordinator = load_settings(kit / "coordinator.toml", CoordinatorSettings)
     database = (
-        partial(_server, kit, coordinator) if coordinator.database else partial(examine_file, kit / "coordinator.db")
+        partial(_server, partial(open_store, kit, coordinator))
+        if coordinator.database
+        else partial(examine_file, kit / "coordinator.db")
     )
-    return Patient(kit, Principal("coordinator", "coordinator"), coordinator.broker, database)
+    return Patient(kit, coordinator.fleet, Principal("coordinator", "coordinator"), coordinator.broker, database)
 
 
-def _server(kit: Path, settings: CoordinatorSettings) -> tuple[bool, Finding]:
-    """`examine_file` for a coordinator's PostgreSQL."""
+def _server(take: Callable[[], Any]) -> tuple[bool, Finding]:
+    """`examine_file` for a role on PostgreSQL, which takes its part of the database by `take`."""
     try:
-        open_store(kit, settings).close()
+        take().close()
     except BlindsumError as error:
         if error.code == "database-in-use":
             return True, Finding("database", True, "in use: the role is running")
         return False, Finding("database", False, str(error), CATALOGUE[error.code].remedy)
     return False, Finding("database", True, "PostgreSQL, sound")
+
+
+def _worker(kit: Path) -> Patient:
+    from blindsum.backend.worker import open_worker, read_settings  # whoever has no worker needs no PostgreSQL
+
+    settings = read_settings(kit)
+    principal = Principal("worker", str(settings.worker))
+    return Patient(kit, settings.fleet, principal, settings.broker, partial(_server, partial(open_worker, settings)))
 
 
 def _device(kit: Path) -> Patient:
@@ -50,6 +65,7 @@ def _device(kit: Path) -> Patient:
     try:
         settings = tomllib.loads(read_file(path).decode())
         broker = msgspec.convert(settings["broker"], BrokerSettings, strict=True)
-        return Patient(kit, Principal("device", settings["device"]), broker, partial(examine_file, kit / "device.db"))
+        principal = Principal("device", settings["device"])
+        return Patient(kit, settings["fleet"], principal, broker, partial(examine_file, kit / "device.db"))
     except (ValueError, KeyError, TypeError) as error:
         raise BlindsumError("config-invalid", f"{path}: {error}") from None

@@ -30,7 +30,7 @@ from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms
 from blindsum.runtime.topics import SHARDS, Principal, Topics
 
-__all__ = ["Porter", "WorkerSettings", "run_worker"]
+__all__ = ["Porter", "WorkerSettings", "open_worker", "read_settings", "run_worker"]
 
 EARLY_MS: Final = 1500
 """How long a chunk is held whose header the coordinator has not looked at yet; after that its device is asked for it again."""
@@ -52,16 +52,26 @@ class WorkerSettings(Settings, frozen=True):
     web: WebSettings = WebSettings()
 
 
-def run_worker(kit: Path) -> int:
-    """Run the worker of `kit` until SIGTERM. Raises BlindsumError for a kit or database that cannot be used."""
+def read_settings(kit: Path) -> WorkerSettings:
+    """What stands in the kit's `worker.toml`. Raises BlindsumError "config-missing" or "config-invalid"."""
     settings = load_settings(kit / "worker.toml", WorkerSettings)
     if not settings.database or not 1 <= settings.worker <= WORKERS_MAX:
         detail = f'a worker needs the coordinator\'s database = "postgresql://…" and a number from 1 to {WORKERS_MAX}'
         raise BlindsumError("config-invalid", f"{kit / 'worker.toml'}: {detail}")
+    return settings
+
+
+def open_worker(settings: WorkerSettings) -> WorkerStore:
+    """The worker's lease on the database. Raises BlindsumError as `WorkerStore`."""
+    return WorkerStore(settings.database, _name(settings))
+
+
+def run_worker(kit: Path) -> int:
+    """Run the worker of `kit` until SIGTERM. Raises BlindsumError for a kit or database that cannot be used."""
+    settings = read_settings(kit)
     topics = Topics(settings.fleet, Principal("worker", str(settings.worker)))
     reporter, stopped = Reporter(f"worker/{settings.worker}"), stop_signal()
-    name = f"{WORKERS}{settings.worker:02d}"
-    store = stand_by(lambda: WorkerStore(settings.database, name), reporter, stopped)
+    store = stand_by(lambda: open_worker(settings), reporter, stopped)
     if store is None:
         return 0
     link = make_link(kit, settings.broker, topics)
@@ -79,7 +89,7 @@ def run_worker(kit: Path) -> int:
             reporter.line("chunks", count=stored)
 
     driver = Driver(lambda: Porter(store), store, link, topics, on_event=heard, on_refused=reporter.refused)
-    shards = _Shards(link, topics, name)
+    shards = _Shards(link, topics, _name(settings))
     try:
         adder = _Adder(settings.database, store.lease.fence, reporter)
 
@@ -94,6 +104,10 @@ def run_worker(kit: Path) -> int:
             adder.close()
     finally:
         store.close()
+
+
+def _name(settings: WorkerSettings) -> str:
+    return f"{WORKERS}{settings.worker:02d}"
 
 
 class Porter:

@@ -70,6 +70,7 @@ class Patient:
     """A kit and whose it is."""
 
     kit: Path
+    fleet: str
     principal: Principal
     broker: BrokerSettings
     database: Callable[[], tuple[bool, Finding]]
@@ -81,7 +82,8 @@ class Patient:
 def examine(patient: Patient) -> Iterator[Finding]:
     """All questions, one after another. Asking the broker takes up to fifteen seconds."""
     yield from _asked("software", _software, "install a cryptography that has ML-KEM, 48 or later")
-    yield from _asked("keys", lambda: _keys(patient), "restore the kit from its backup, or have it made again")
+    if patient.principal.role != "worker":  # which has none
+        yield from _asked("keys", lambda: _keys(patient), "restore the kit from its backup, or have it made again")
     yield _private(patient.kit)
     yield from _certificates(patient)
     yield _disk(patient.kit)
@@ -214,7 +216,7 @@ def _broker(patient: Patient, busy: bool) -> Iterator[Finding]:
 
 def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
     """Log in as the role would, read how much the broker takes, and who is there."""
-    topics = Topics(load_trust(patient.kit).fleet, patient.principal)
+    topics = Topics(patient.fleet, patient.principal)
     online: dict[str, bool] = {}
     announced: list[bytes] = []
     heard, answered = threading.Lock(), threading.Event()
@@ -234,7 +236,7 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
         return True
 
     presence = [pattern for pattern in topics.subscriptions if pattern.startswith(f"{topics.root}/st/")]
-    announcements = [] if patient.principal.role == "coordinator" else [f"{topics.root}/bc/+/announcement"]
+    announcements = [f"{topics.root}/bc/+/announcement"] if patient.principal.role in ("device", "party") else []
     link = make_link(patient.kit, patient.broker, topics, patient.vault)
     try:
         link.open([*presence, *announcements], on_message=arrived, on_state=changed)

@@ -275,7 +275,8 @@ class Device:
         """Whether the device can do its work, question by question, with what to do where it cannot; up to fifteen seconds."""
         life, broker = self._life, self._settings.broker
         database = partial(examine_file, self._kit / DATABASE_FILE)
-        patient = Patient(self._kit, Principal("device", self.name), broker, database, self._vault, self._now)
+        principal = Principal("device", self.name)
+        patient = Patient(self._kit, self._trust.fleet, principal, broker, database, self._vault, self._now)
         return examine_device(patient, self._policy, self.consent, life.clock_doubt if life is not None else "")
 
     # -- for subclasses -------------------------------------------------------------------------------------------
