@@ -11,7 +11,7 @@ def test_fleet_bench_measures_ours_with_masks_and_without_beside_the_limit(monke
     monkeypatch.setattr(fleet, "SIZES", (30,))
     monkeypatch.setattr(fleet, "BARE_DEVICES", 3)
     masked, plain = fleet.rows()
-    assert (masked["name"], plain["name"]) == ("30 devices", "30 devices, no masks")
+    assert (masked["name"], plain["name"]) == ("30 devices; Flower without masks", "30 devices without masks; pfl")
     assert float(str(masked["ours"])) > float(str(masked["limit"])) > 0
     assert float(str(plain["ours"])) > 0
 
