@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -17,6 +18,28 @@ from blindsum.training.protobuf import with_initialisers
 
 Array = NDArray[np.generic]
 STEP = 1e-5  # of the central differences, in float64
+
+
+def require_torch_gradient(
+    session: TrainingSession,
+    x: Array,
+    targets: Array,
+    prediction: torch.Tensor,
+    doubles: Mapping[str, torch.Tensor],
+    within: float,
+) -> None:
+    """A step's loss and gradient by squared error are PyTorch's, which made `prediction` of the float64 parameters `doubles`."""
+    loss, slope = session.step(x, targets)
+    expected = torch.nn.functional.mse_loss(prediction, torch.tensor(targets).double())
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    at = 0
+    for name, shape in session.layout:
+        wanted = doubles[name].grad.numpy()
+        found = slope[at : at + wanted.size].reshape(shape)
+        assert np.abs(found - wanted).max() <= within * np.abs(wanted).max(), name
+        at += wanted.size
+    assert at == slope.size
 
 
 def make_model(text: str, weights: Mapping[str, Array], opset: int = 18) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import torch
 
 from blindsum.training import TrainingSession, build_artifact, decode
 
-from .conftest import make_model
+from .conftest import make_model, require_torch_gradient
 
 ROWS = 3
 GENERATOR = np.random.default_rng(5)
@@ -48,16 +48,7 @@ def test_gradient_is_that_of_torch(length, weight, dilation, pads):
     padded = torch.nn.functional.pad(torch.tensor(x).double() * doubles["w0"], pads)
     y = torch.conv1d(padded, doubles["w1"], doubles["b1"], dilation=dilation)
     targets = GENERATOR.normal(size=tuple(y.shape)).astype(np.float32)
-    loss, slope = session.step(x, targets)
-    expected = torch.nn.functional.mse_loss(y, torch.tensor(targets).double())
-    expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    at = 0
-    for name, shape in session.layout:
-        wanted = doubles[name].grad.numpy()
-        found = slope[at : at + wanted.size].reshape(shape)
-        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
-        at += wanted.size
+    require_torch_gradient(session, x, targets, y, doubles, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +126,4 @@ def test_layers_behind_each_other_and_a_mean_have_the_gradient_of_torch(reduced,
     h = torch.sigmoid(conv(e, t["w3"], t["b3"], dilation=4, padding=4)) + e
     y = torch.tanh(h) if "Tanh" in reduced else h.mean(2, keepdim="keepdims" not in reduced)
     targets = generator.normal(size=tuple(y.shape)).astype(np.float32)
-    expected = torch.nn.functional.mse_loss(y, torch.tensor(targets).double())
-    expected.backward()
-
-    loss, slope = session.step(x, targets)
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    at = 0
-    for name, shape in session.layout:
-        wanted = t[name].grad.numpy()
-        found = slope[at : at + wanted.size].reshape(shape)
-        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
-        at += wanted.size
+    require_torch_gradient(session, x, targets, y, t, 1e-5)
