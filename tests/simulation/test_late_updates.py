@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from blindsum.protocol.codec import convert
+from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.device import DeviceMachine
-from blindsum.protocol.messages import NoRoster
+from blindsum.protocol.messages import Ask, NoRoster, Receipt
 from blindsum.protocol.ring import unpack
 from blindsum.protocol.update import decode_lanes
-from blindsum.testing.behaviours import Silent
+from blindsum.testing.behaviours import Behaviour, Silent
 from blindsum.testing.forgery import altered
 from blindsum.testing.scenario import MIXES, scenario
 from blindsum.testing.world import World
@@ -122,6 +124,41 @@ def test_upload_of_which_nobody_says_what_became_of_it_is_never_made_again() -> 
     made = world(behaviours={LATE: Silent("chunk"), "coordinator": Silent("receipt")}, upload_ms=20_000)
     made.run(2)
     assert (trained(made, 1), trained(made, 2)) == (1, 2)
+    made.check()
+
+
+class SaysTooLate(Behaviour):
+    """A coordinator that counts an upload and signs that it came too late, so that the training is given to it again."""
+
+    def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
+        if kind != "receipt" or open_envelope(body).payload["status"] != "complete":
+            return body
+        receipt = convert(open_envelope(body).payload, Receipt)
+        return world.fleet.resign(body, altered(receipt, status="refused", code="upload-late"))
+
+
+def test_coordinator_that_lies_about_what_came_too_late_gets_no_training_into_two_sums() -> None:
+    """Two sums with the same trainings of all devices but one would show that one's."""
+    made = world(behaviours={"coordinator": SaysTooLate()})
+    made.run(3)
+    assert made.refused("upload-late") == 0 and len(made.results) == 3
+    found = counted(made)
+    assert len(found) == len(set(found)) == 15
+
+
+def test_training_is_gone_with_the_first_chunk_of_its_upload() -> None:
+    """Part of a body is enough for part of a sum."""
+    made = world(length=3000)
+    made.start()
+    made.until(lambda: made.actors[LATE].store.get("late/sum/sent") is not None)
+    header = made.actors[LATE].machine._rounds["sum"].body
+    assert header is not None and header.count > 4
+    assert made.actors[LATE].store.get("late/sum/update") is not None
+    ask = Ask(blob=header.id, have=b"", window=1)
+    made.give(LATE, made.forge("ask", "coordinator", LATE, ask))
+    assert not list(made.actors[LATE].store.keys("late/"))
+    made.finish()
+    assert SLOW in made.results[-1].survivors
     made.check()
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from blindsum.protocol.blobs import WINDOW, Fetch, Fetches, read_blob
 from blindsum.protocol.codec import convert, encode
 from blindsum.protocol.envelope import Signed
-from blindsum.protocol.machines.device import PUSH_DEVICES_MAX
+from blindsum.protocol.machines.deviceround import body_is_pushed
 from blindsum.protocol.machines.journal import Journal
 from blindsum.protocol.masks import Lanes, edge_streams, unmask_edges
 from blindsum.protocol.messages import BlobRef, Header
@@ -76,7 +76,7 @@ class Bodies:
         self._journal.put(f"{self._prefix}/header/{header.index:06d}", signed.raw)
         self._index(signed, header)
         self._announce(header.body)
-        if self._roster.capacity <= PUSH_DEVICES_MAX:
+        if body_is_pushed(self._view, self._roster):
             self._start(header.index, now, pushed=min(WINDOW, header.body.count))
         else:
             self._waiting.append(header.index)
@@ -133,13 +133,15 @@ class Bodies:
         self._journal.delete(f"{self._prefix}/complete/{index:06d}")
 
     def fill_slots(self, now: int) -> None:
-        """Ask for the next bodies while slots are free."""
+        """Ask for the next bodies while slots are free, and for no more than there is room for: what a device was not asked for it
+        may upload in a later round."""
         for index, since in list(self._moving.items()):
             if now - since >= STALL_MS and self._waiting:
                 self._moving.pop(index)
                 self._fetches.drop(self.headers[index].body.id)
                 self._waiting.append(index)
-        while self._waiting and len(self._moving) < SLOTS:
+        room = self._roster.capacity - len(self.complete)
+        while self._waiting and len(self._moving) < min(SLOTS, room):
             self._start(self._waiting.popleft(), now, pushed=0)
 
     def close(self) -> None:

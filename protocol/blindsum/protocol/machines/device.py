@@ -14,7 +14,6 @@ spent, durably and for ever, in the same step that makes the upload or leaves th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 from msgspec import UNSET
@@ -30,6 +29,7 @@ from blindsum.protocol.machines.deviceround import (
     DeviceState,
     Floor,
     announcement_fault,
+    body_is_pushed,
     open_announcement,
     open_until,
     sign_message,
@@ -44,10 +44,7 @@ from blindsum.protocol.trust import Trust
 from blindsum.protocol.versions import upgrade_required
 from blindsum.protocol.view import CLOCK_SKEW_MAX_MS, RoundView, open_message, payload_of
 
-__all__ = ["PUSH_DEVICES_MAX", "DeviceIdentity", "DeviceMachine", "Floor"]
-
-PUSH_DEVICES_MAX: Final = 64
-"""In rosters up to this size a device sends its first window at once; in larger ones it waits for the coordinator's ask."""
+__all__ = ["DeviceIdentity", "DeviceMachine", "Floor"]
 
 
 class DeviceMachine:
@@ -115,9 +112,9 @@ class DeviceMachine:
         return min((time for time in times if time is not None), default=None)
 
     def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int, late: LateUpdate | None = None) -> Step:
-        """Mask `lanes` and publish them: the one upload of this round. Raises BlindsumError("round-over") where the round is no
-        longer waiting for it; nothing has been sent then. `late`: what they were made from, for a task that takes late updates;
-        it goes into a later round where the coordinator says that this one had no place for it."""
+        """Mask `lanes` and publish them: the one upload of this round. Raises BlindsumError("round-over"), and sends nothing, where
+        it is waited for no longer. `late`: what they were made from, for a task that takes late updates; a later round may have it
+        where the coordinator says before it asks for the body that there is no place for it."""
         round_ = self._rounds.get(task)
         if round_ is None or round_.state.phase != "training" or round_.state.number != number:
             raise BlindsumError("round-over", f"round {number} of {task}")
@@ -147,7 +144,7 @@ class DeviceMachine:
         body = upload.header.body
         round_.own, round_.header_digest, round_.body = None, message_digest(raw), body
         self._send(round_, "header", raw, now)
-        if roster.capacity <= PUSH_DEVICES_MAX:
+        if body_is_pushed(round_.view, roster):
             self._journal.send_chunks("coordinator", body.id, range(min(4, body.count)))
         facts = {"bytes": body.size + len(raw), "devices": roster.capacity, "neighbours": len(roster.neighbours(index))}
         self._journal.event("uploading", task=task, round=number, **facts)
@@ -307,6 +304,8 @@ class DeviceMachine:
         if round_.state.phase != "uploading" or body is None or ask.blob != body.id:
             return Refused("blob-unknown", detail=ask.blob.hex())
         missing = sorted(set(range(body.count)) - bits_set(ask.have, body.count))
+        if missing:
+            self.late.drop(signed.head.task)  # from here on nobody can show that it is in no sum
         self._journal.send_chunks("coordinator", body.id, missing[: ask.window])
         round_.sent_at = now
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, read_blob
@@ -32,14 +32,20 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 __all__ = [
+    "PUSH_DEVICES_MAX",
     "DeviceIdentity",
     "DeviceRound",
     "DeviceState",
     "Floor",
     "announcement_fault",
+    "body_is_pushed",
     "open_announcement",
     "sign_message",
 ]
+
+
+PUSH_DEVICES_MAX: Final = 64
+"""In rosters up to this size a device sends its first window at once; in larger ones it waits for the coordinator's ask."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -195,6 +201,12 @@ def announcement_fault(view: RoundView, floor: Floor, now: int) -> Refused | Non
     if view.task.threat.cohort_min < floor.cohort_min:
         return Refused("policy-floor", detail=f"cohort {view.task.threat.cohort_min} < {floor.cohort_min}")
     return None
+
+
+def body_is_pushed(view: RoundView, roster: RosterView) -> bool:
+    """Whether devices send the first chunks of their uploads unasked. Where a refused upload's training may go into a later round
+    none leaves before the coordinator has asked for it: it has a place then."""
+    return roster.capacity <= PUSH_DEVICES_MAX and not view.base.staleness_max
 
 
 def sign_message(identity: DeviceIdentity, view: RoundView, kind: str, payload: Payload) -> bytes:

@@ -55,8 +55,9 @@ class LateUpdate(Secret, Payload, frozen=True):
 
 
 class LateUpdates:
-    """Their rows in a device's journal. One that an upload was made of waits for the coordinator's word: it is dropped where the
-    upload is held or nobody can say, and may go into a later round only where the coordinator has signed that it came too late."""
+    """Their rows in a device's journal. One that an upload was made of waits for the coordinator's word, and may go into a later
+    round where that is that it came too late. It is dropped before any of the upload's body leaves: a coordinator that has that
+    could take it and say that it came too late, and two sums that differ in one training show it."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
