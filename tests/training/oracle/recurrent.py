@@ -38,7 +38,7 @@ def _functions(node: Node, defaults: list[str], directions: int) -> list[list[Ca
 
 def _run(node: Node, defaults: list[str], gates: int, step: Callable[..., tuple[Tensor, ...]], inputs: tuple) -> list:
     """`step(functions, x, w, r, wb, rb, *states) -> states` over time, for each direction."""
-    x, w, r, bias, _, h0, c0 = (*inputs, None, None, None, None)[:7]
+    x, w, r, bias, lengths, h0, c0 = (*inputs, None, None, None, None)[:7]
     if node.get("layout", 0):  # batch first
         x, h0, c0 = (value if value is None else value.transpose(0, 1) for value in (x, h0, c0))
     hidden, way = r.shape[2], node.get("direction", b"forward").decode()
@@ -50,9 +50,11 @@ def _run(node: Node, defaults: list[str], gates: int, step: Callable[..., tuple[
         states = [zero if given is None else given[at] for given in (h0, c0)[:count]]
         biases = (x.new_zeros(2 * gates * hidden) if bias is None else bias[at]).chunk(2)
         rows = []
-        for row in x.flip(0) if backwards else x:
-            states = step(functions, row, w[at], r[at], *biases, *states)
-            rows.append(states[0])
+        for place in range(len(x))[::-1] if backwards else range(len(x)):
+            made = step(functions, x[place], w[at], r[at], *biases, *states)
+            inside = torch.ones(x.shape[1], 1) if lengths is None else (lengths > place)[:, None]
+            states = [torch.where(inside > 0, new, old) for new, old in zip(made, states, strict=True)]
+            rows.append(torch.where(inside > 0, made[0], 0 * made[0]))
         outputs.append(torch.stack(rows[::-1] if backwards else rows))
         lasts.append(states)
     y, ends = torch.stack(outputs, 1), [torch.stack(last) for last in zip(*lasts, strict=True)]

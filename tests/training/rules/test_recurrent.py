@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import build_artifact, decode
+from blindsum.training import TrainingSession, build_artifact, decode
 from tests.training.cases import Case, case, check, model_of
 
 STEPS, FEATURES, HIDDEN = 4, 3, 2
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 LAST = "l = Transpose <perm=[1, 0, 2]> (Yh) u = Unsqueeze (l, one)"
+LENGTHS = "k = ReduceSum <keepdims=0> (x, two) a = ArgMax <axis=1, keepdims=0> (k) o = Add (a, one) n = Cast <to=6> (o)"
 
 
 def recurrent(
@@ -25,7 +26,10 @@ def recurrent(
     directions: int = 1,
     differences: bool = True,
 ) -> Case:
-    """(batch, steps, features) through the operator; `y` joins all outputs that are asked for."""
+    """(batch, steps, features) through the operator; `y` joins all outputs that are asked for.
+
+    `n` among the inputs: sequences of 1 to `STEPS` steps. onnx.reference ignores the lengths.
+    """
     rng = np.random.default_rng(len(attributes) + directions)
     drawn = {
         "w": (directions, GATES[operator] * HIDDEN, FEATURES),
@@ -36,8 +40,12 @@ def recurrent(
     }
     if operator != "LSTM":
         outputs, inputs = outputs.replace(", Yc", ""), inputs.replace(", c", "")
-    used = {name: rng.normal(size=drawn[name]) for name in ("w", "r", *inputs.replace(",", " ").split())}
+    used = {
+        name: rng.normal(size=drawn[name]) for name in ("w", "r", *inputs.replace(",", " ").split()) if name in drawn
+    }
     body = ["s = Mul (x, m) t = Transpose <perm=[1, 0, 2]> (s) d = Shape <start=1, end=2> (t)"]
+    constants = {"two": np.array([2])} if "n" in inputs else {}
+    body.append(LENGTHS if constants else "")
     body.append("e = Concat <axis=0> (one, d, one)" if {"h", "c"} & used.keys() else "")
     body += [f"{name}0 = Expand ({name}, e)" for name in ("h", "c") if name in used]
     given = inputs.replace("h", "h0").replace("c", "c0")
@@ -57,7 +65,8 @@ def recurrent(
         (STEPS, FEATURES),
         m=(FEATURES,),
         one=[1],
-        differences=differences,
+        differences=differences and not constants,
+        constants=constants,
         **used,
     )
 
@@ -146,6 +155,28 @@ CASES = {
         for name, gates in GATES.items()
         for direction, last in (("forward", -1), ("reverse", 0), ("forward", 1))
     },
+    **{f"{name.lower()}_lengths": recurrent(name, inputs="b, n, h, c") for name in GATES},
+    **{
+        f"{name.lower()}_lengths_{direction}": recurrent(
+            name,
+            f', direction="{direction}"',
+            directions=1 + (direction == "bidirectional"),
+            outputs="Y, Yh",
+            inputs="b, n, h, c",
+        )
+        for name in GATES
+        for direction in ("reverse", "bidirectional")
+    },
+    "lstm_lengths_last_cell_alone": recurrent(
+        "LSTM", ', direction="bidirectional"', directions=2, outputs=", , Yc", inputs="b, n"
+    ),
+    "gru_lengths_last_state_alone": recurrent("GRU", outputs=", Yh", inputs=", n"),
+    "lstm_lengths_activations_of_both_directions": recurrent(
+        "LSTM",
+        ', direction="bidirectional", activations=["HardSigmoid", "Softsign", "Tanh", "Sigmoid", "Tanh", "Relu"]',
+        directions=2,
+        inputs="b, n, h, c",
+    ),
     "gru_activations": recurrent("GRU", ', activations=["HardSigmoid", "Relu"]', differences=False),
 }
 
@@ -161,7 +192,11 @@ def test_rule_gives_the_gradient(name: str) -> None:
         ("", "b, , h, c, peep", r"peephole weights \(input P\)"),
         (", input_forget=1", "b", "input_forget=1"),
         (", clip=3.0", "b", "a clip threshold"),
-        ("", "b, lengths", r"sequences of unequal lengths \(input sequence_lens\)"),
+        (
+            ', activations=["Relu", "Tanh", "Tanh"]',
+            "b, lengths",
+            r"sequences of unequal lengths \(input sequence_lens\) here",
+        ),
     ],
 )
 def test_what_has_no_gradient_is_named(attributes: str, inputs: str, reason: str) -> None:
@@ -180,3 +215,23 @@ def test_the_last_step_alone_needs_no_gradient_for_the_others(last: int, padded:
     wanted = dataclasses.replace(wanted, constants={**wanted.constants, "last": np.array(last)})
     artifact = build_artifact(model_of(wanted), loss="mse", trainable=["w", "r"])
     assert ("Pad" in decode(artifact).manifest.operators) == padded
+
+
+def test_lengths_that_are_an_input_keep_rows_apart_in_nodes_with_a_name(make_model) -> None:
+    """As PyTorch's exporter writes what `pack_padded_sequence` goes through."""
+    generator = np.random.default_rng(1)
+    weights = {"w": generator.normal(size=(2, 6, 3)), "r": generator.normal(size=(2, 6, 2)), "zero": np.zeros(1)}
+    model = make_model(
+        "(float[N,4,3] x, int64[N] n) => (float[N,2] y) { t = Transpose <perm=[1, 0, 2]> (x) i = Cast <to=6> (n)"
+        ' Y, l = GRU <hidden_size=2, direction="bidirectional"> (t, w, r, , i) y = ReduceSum <keepdims=0> (l, zero) }',
+        {name: array.astype(np.int64 if name == "zero" else np.float32) for name, array in weights.items()},
+    )
+    model.graph.node[2].name = "cells"
+    session = TrainingSession(build_artifact(model, loss="mse", optimizer="gradient"))
+    assert session.manifest.separable
+    x, n, targets = generator.normal(size=(3, 4, 3)), np.array([4, 1, 2]), np.zeros((3, 2), np.float32)
+    whole, gradient = session.step((x, n), targets)
+    parts = [session.step((x[at : at + 1], n[at : at + 1]), targets[at : at + 1]) for at in range(3)]
+    assert whole == pytest.approx(np.mean([loss for loss, _ in parts]), rel=1e-5)
+    np.testing.assert_allclose(gradient, np.mean([each for _, each in parts], axis=0), rtol=1e-4, atol=1e-6)
+    assert session.step((np.where(np.arange(4)[:, None] < n[:, None, None], x, 9.0), n), targets)[0] == whole

@@ -22,7 +22,7 @@ from .shape import zero
 
 _END = (1 << 63) - 1
 _REPEATS = {"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Unsqueeze"}
-_DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,13 +193,13 @@ def zeros(b: Backward, like: str) -> str:
 
 def directions(b: Backward, activations: Sequence[str], *, forward: bool = False) -> list[Direction]:
     """The node taken apart; in the forward pass without its states. Raises where a rule does not hold for it."""
-    ways, hidden = _DIRECTIONS[b.text("direction", "forward")], hidden_size(b)
+    ways, hidden = DIRECTIONS[b.text("direction", "forward")], hidden_size(b)
     steps, _, features = b.shape(b.x[0])
     bias, lengths, initial_h, initial_c = [*b.x[3:], "", "", "", ""][:4]
     if attribute(b.node, "clip") is not None:
         raise b.refused("a clip threshold")
-    if lengths and not (isinstance(steps, int) and _shortest(b, lengths) >= steps):
-        raise b.refused("sequences of unequal lengths (input sequence_lens); pad them and leave that input away")
+    if lengths and not (isinstance(steps, int) and shortest(b, lengths) >= steps):
+        raise b.refused("sequences of unequal lengths (input sequence_lens) here; pad them and leave that input away")
     if not isinstance(features, int):
         raise b.refused("an unknown number of features")
     if not b.y[0]:
@@ -238,7 +238,7 @@ def directions(b: Backward, activations: Sequence[str], *, forward: bool = False
     return [direction(at, backwards) for at, backwards in enumerate(ways)]
 
 
-def _shortest(b: Backward, lengths: str) -> int:
+def shortest(b: Backward, lengths: str) -> int:
     """The least of the lengths, where one constant is repeated for each example; else 0."""
     makers = {name: node for node in b.graph.nodes for name in node.output}
     while b.known(lengths) is None and lengths in makers and makers[lengths].op_type in _REPEATS:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import columns, sequence, winograd
+from . import columns, lengths, sequence, winograd
 from .graph import Graph, Shape, attribute
 from .registry import Backward
 from .reverse import reached
@@ -29,7 +29,9 @@ _RISING = frozenset({"Clip", "Relu", "Sigmoid", "Tanh"})
 
 def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
     """Rewrite `graph`, which ends in `output`. Values that it keeps keep their names."""
-    _pool_first(graph, output, reached(graph, parameters))
+    changing = reached(graph, parameters)
+    _pool_first(graph, output, changing)
+    lengths.write_out(graph, changing)
     _take_last_states(graph)
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:

@@ -134,7 +134,9 @@ def _gemm(graph: Graph, node: onnx.NodeProto, carried: Carried) -> bool:
 
 def _recurrent(graph: Graph, node: onnx.NodeProto, carried: Carried) -> bool:
     del graph
-    return not attribute(node, "layout", 0) and set(carried) <= {0, 5, 6} and set(carried.values()) == {1}
+    lengths = carried.get(4, 0)
+    others = {place for at, place in carried.items() if at != 4}
+    return not attribute(node, "layout", 0) and set(carried) <= {0, 4, 5, 6} and (lengths, others) == (0, {1})
 
 
 def _attention(graph: Graph, node: onnx.NodeProto, carried: Carried) -> bool:
