@@ -145,12 +145,15 @@ def test_task_rests_goes_on_and_ends_as_it_is_told_and_a_new_one_is_taken_up(up:
     assert up.begun() == begun
     change_control(kit, "wear", state="running")
     up.wait(lambda event: event["event"] == "phase" and event["phase"] == "offer", len(begun) + 1)
-    (kit / "tasks" / "broken").mkdir()
-    (kit / "tasks" / "broken" / "task.cose").write_bytes(b"junk")
-    up.wait(lambda event: event["event"] == "task-refused" and event["task"] == "broken")
     change_control(kit, "wear", state="stopped")
     up.wait(lambda event: event["event"] == "task" and event["state"] == "stopped")
-    save_task(create_task(up.folder.operator, ARTIFACT, replace(PLAN, name="tear", rounds=1))[0], kit)
+    files, _ = create_task(up.folder.operator, ARTIFACT, replace(PLAN, name="tear", rounds=1))
+    place = kit / "tasks" / "tear"
+    place.mkdir()
+    (place / "task.cose").write_bytes(files.record)  # as whoever copies a folder writes it, one file after the other
+    up.wait(lambda event: event["event"] == "task-refused" and event["task"] == "tear")
+    (place / "plan.bin").write_bytes(files.plan)
+    (place / "model.bin").write_bytes(files.model)
     up.wait(lambda event: event["event"] == "phase" and event["task"] == "tear")
 
 

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from blindsum.backend.board import Board
 from blindsum.backend.metrics import Exposition
+from blindsum.backend.provision import create_fleet
 from blindsum.runtime.topics import Principal
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -159,11 +160,14 @@ def test_image_holds_every_package_of_the_wheel_and_ends_as_nobody(root: Path) -
     assert "*" in ignore and {line[1:] for line in ignore if line.startswith("!")} == copied
 
 
-def test_pod_of_kubernetes_is_restricted_and_alone() -> None:
-    """The "restricted" Pod Security Standard, and one pod: a party that runs twice could vote twice."""
-    party = yaml.safe_load((DEPLOY / "kubernetes" / "party.yaml").read_text())
-    assert (party["kind"], party["spec"]["replicas"]) == ("StatefulSet", 1)
-    pod = party["spec"]["template"]["spec"]
+@pytest.mark.parametrize("role", ["party/party", "coordinator/coordinator", "coordinator/worker"])
+def test_pods_of_kubernetes_are_restricted(role: str, commands: dict[str, Any]) -> None:
+    """The "restricted" Pod Security Standard; what runs is a command, and a policy says whom its pods may reach."""
+    found = yaml.safe_load((DEPLOY / "kubernetes" / f"{role}.yaml").read_text())
+    folder, _, name = role.partition("/")
+    assert (found["kind"], found["metadata"]["name"]) == ("StatefulSet", name)
+    pod = found["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == [name, "/kit"] and name in commands
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -175,10 +179,37 @@ def test_pod_of_kubernetes_is_restricted_and_alone() -> None:
         }
         assert container["resources"]["limits"]["memory"]
     assert not any("livenessProbe" in container for container in pod["containers"]), "an absent broker is no reason"
-    files = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())["resources"]
-    assert {*files, "kustomization.yaml"} == {path.name for path in (DEPLOY / "kubernetes").iterdir()}
-    policy = yaml.safe_load((DEPLOY / "kubernetes" / "network.yaml").read_text())
-    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    place = DEPLOY / "kubernetes" / folder
+    files = yaml.safe_load((place / "kustomization.yaml").read_text())["resources"]
+    assert {*files, "kustomization.yaml"} == {path.name for path in place.iterdir()}
+    policy = yaml.safe_load((place / "network.yaml").read_text())["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    (wanted,) = policy["podSelector"].get("matchExpressions") or [
+        {"values": [policy["podSelector"]["matchLabels"]["app.kubernetes.io/component"]]}
+    ]
+    assert found["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"] in wanted["values"]
+
+
+def test_one_pod_has_a_partys_key_and_each_worker_a_kit_of_its_own(tmp_path: Path) -> None:
+    """A party that runs twice could vote twice. Two workers of one name would be one."""
+    party, worker = (
+        yaml.safe_load((DEPLOY / "kubernetes" / name).read_text())["spec"]
+        for name in ("party/party.yaml", "coordinator/worker.yaml")
+    )
+    assert party["replicas"] == 1
+    made = create_fleet(
+        tmp_path / "fleet", fleet="f", malicious_parties=1, broker="mqtts://b:8883", workers=worker["replicas"]
+    )
+    (secret,) = (volume for volume in worker["template"]["spec"]["volumes"] if volume["name"] == "secret")
+    kits = {
+        source["secret"]["name"].removesuffix("-kit"): {item["path"] for item in source["secret"]["items"]}
+        for source in secret["projected"]["sources"]
+    }
+    first = worker["ordinals"]["start"]
+    assert kits == {
+        f"worker-{number}": {f"worker-{number}/{path.name}" for path in made.worker(number).iterdir()}
+        for number in range(first, first + worker["replicas"])
+    }
 
 
 # -- releases ---------------------------------------------------------------------------------------------------------

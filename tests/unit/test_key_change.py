@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from blindsum.backend.cli import app
 from blindsum.backend.doctor import patient
 from blindsum.backend.keychange import change_key, give_key
-from blindsum.backend.provision import FleetFolder, create_fleet
+from blindsum.backend.provision import FleetFolder, create_fleet, enrol, revoke
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.messages import KEYS_MAX
@@ -64,6 +65,27 @@ def test_party_signs_its_key_over_as_often_as_an_offer_has_room(fleet: FleetFold
     give_key(fleet, 2)
     assert change_key(kit)[1][:2] == (1, 1)
     assert not any(finding.name == "keys" and not finding.ok for finding in examine(patient(kit)))
+
+
+def test_operators_word_makes_a_party_that_lost_everything_a_whole_kit(tmp_path: Path) -> None:
+    fleet = create_fleet(tmp_path / "tls", fleet="clinics", malicious_parties=1, broker="mqtts://localhost:1")
+    enrol(fleet, ["phone"])
+    give_key(fleet, 4)
+    revoke(fleet, ["phone"])
+    before = {path.name: path.read_bytes() for path in fleet.party(2).iterdir()}
+    shutil.rmtree(fleet.party(2))
+    give_key(fleet, 2)
+    assert own(fleet.party(2)) == current(fleet.party(3), 2)
+    made = {path.name: path.read_bytes() for path in fleet.party(2).iterdir()}
+    assert made.keys() == before.keys()
+    assert {name for name in made if made[name] != before[name]} == {
+        "key.pem",
+        "tls-key.pem",
+        "tls-certificate.pem",
+        PARTY_KEYS_FILE,
+    }
+    assert current(fleet.party(2), 4) == own(fleet.party(4))
+    assert {finding.name for finding in examine(patient(fleet.party(2))) if not finding.ok} == {"broker"}
 
 
 def test_operators_word_reaches_every_kit_and_keeps_what_they_knew(fleet: FleetFolder) -> None:

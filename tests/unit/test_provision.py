@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from blindsum.backend.authority import CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE
 from blindsum.backend.party import PartySettings
-from blindsum.backend.provision import ENROL_MAX, FleetFolder, create_fleet, enrol
+from blindsum.backend.provision import ENROL_MAX, FleetFolder, create_fleet, enrol, enrol_workers
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import certificate_fault, public_of
 from blindsum.runtime.kit import load_identity, load_key, load_trust
@@ -187,3 +188,27 @@ def test_enrolment_without_the_operators_kit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BlindsumError, match="config-missing"):
         enrol(FleetFolder(tmp_path), ["phone-1"])
     assert not (tmp_path / "devices").exists()
+
+
+def test_workers_that_come_later_get_a_kit_without_keys_and_a_line_in_the_brokers_list(tmp_path: Path) -> None:
+    made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=URL, workers=1)
+    before = (made.broker / "mosquitto.acl").read_text()
+    kits, rules = enrol_workers(made, [3, 2])
+    assert kits == [made.worker(3), made.worker(2)]
+    assert (made.broker / "mosquitto.acl").read_text() == before + rules
+    assert "user coordinator-1\n" in before and "user coordinator-3\n" in rules
+    for kit in (made.worker(1), *kits):
+        assert names_in(kit) == {CA_FILE, CERTIFICATE_FILE, KEY_FILE, "worker.toml"}
+    certificate = x509.load_pem_x509_certificate((made.worker(3) / CERTIFICATE_FILE).read_bytes())
+    assert certificate.subject.rfc4514_string() == "CN=coordinator-3"
+    shutil.rmtree(made.worker(2))
+    enrol_workers(made, [2])
+    assert (made.broker / "mosquitto.acl").read_text() == before + rules, "it is in the list already"
+
+
+@pytest.mark.parametrize("numbers", [[0], [17], [2, 2], [2, 1]])
+def test_workers_number_is_checked_before_any_kit_is_made(tmp_path: Path, numbers: list[int]) -> None:
+    made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=URL, workers=1)
+    with pytest.raises(BlindsumError, match=r"name-unusable|folder-not-empty"):
+        enrol_workers(made, numbers)
+    assert not made.worker(2).exists()

@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.endpoint import Credentials, Endpoint, Tls
 from blindsum.runtime.mqtt import PACKET_OVERHEAD_SIZE, MqttLink, Will
 from blindsum.runtime.packet_limit import SUSPECT_LOSSES, PacketLimit
-from blindsum.runtime.paho_client import PACKET_SIZE_MAX
+from blindsum.runtime.paho_client import PACKET_SIZE_MAX, RECORDS_MAX, PahoClient
 from blindsum.runtime.ports import Inbound, LinkState, Outcome
 
 CONNACK_5 = b"\x20\x03\x00\x00\x00"
@@ -603,3 +604,28 @@ def test_announced_packet_size_holds_the_largest_message() -> None:
 def test_only_tls_1_3_is_spoken(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(_any_ca())
     assert Tls(tmp_path / "ca.pem").context().minimum_version == ssl.TLSVersion.TLSv1_3
+
+
+class Records(socket.socket):
+    """Not a plain stream: each read gives one record, as TLS does."""
+
+
+def test_so_many_records_are_read_at_a_time_and_the_rest_next_time() -> None:
+    """A broker that writes faster than it is read must not keep the link from everything else."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ping = b"\xd0\x00"
+    client = PahoClient.make(Endpoint.parse("mqtt://broker"), "d7", MQTTProtocolVersion.MQTTv5)
+    with there, Records(fileno=here.detach()) as records:
+        records.setblocking(False)
+        client._sock = records
+        for _ in range(RECORDS_MAX + 1):
+            there.send(ping)
+        read = []
+        for _ in range(2):
+            assert client.fill()
+            read.append(0)
+            while client.frames.whole():
+                client.frames.drop()
+                read[-1] += 1
+        client._sock = None
+    assert read == [RECORDS_MAX, 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindsum.backend.broker import mosquitto_acl
+from blindsum.backend.broker import acl_section, mosquitto_acl
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Message
 from blindsum.runtime.topics import SHARDS, TABLE, Principal, Topics, acl_for, shard_of
@@ -211,6 +211,10 @@ def test_worker_reads_chunks_and_speaks_for_nobody() -> None:
     shards = topics(worker).subscriptions
     assert len(shards) == SHARDS
     assert sum(matches(pattern, f"blindsum/1/f1/up/{shard_of('d7')}/d7/chunk") for pattern in shards) == 1
-    assert "user coordinator-2\n" in mosquitto_acl("f1", ["1"], workers=2)
+    assert acl_section("f1", worker).split("\n")[1:-1] == [
+        "user coordinator-1",
+        "topic write blindsum/1/f1/st/worker/1",
+        "topic read blindsum/1/f1/up/+/+/chunk",
+    ]
     with pytest.raises(BlindsumError, match="name-unusable"):
         Principal("device", "coordinator-1")

@@ -26,7 +26,14 @@ from blindsum.protocol.messages import MESSAGE_SIZE_MAX
 from blindsum.runtime.mqtt import PACKET_OVERHEAD_SIZE
 from blindsum.runtime.topics import TABLE, Principal, acl_for, root_of
 
-__all__ = ["BrokerFiles", "EmbeddedBroker", "local_mosquitto_config", "mosquitto_acl", "mosquitto_config"]
+__all__ = [
+    "BrokerFiles",
+    "EmbeddedBroker",
+    "acl_section",
+    "local_mosquitto_config",
+    "mosquitto_acl",
+    "mosquitto_config",
+]
 
 LOOPBACK: Final = "127.0.0.1"
 PACKET_SIZE_MAX: Final = MESSAGE_SIZE_MAX + PACKET_OVERHEAD_SIZE
@@ -144,9 +151,7 @@ class BrokerFiles:
     key: Path
 
 
-def mosquitto_config(
-    folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, workers: int = 0, port: int = 8883
-) -> Path:
+def mosquitto_config(folder: Path, *, fleet: str, parties: Sequence[str], files: BrokerFiles, port: int = 8883) -> Path:
     """Write `mosquitto.conf` and `mosquitto.acl` for production into `folder`; returns the first. Mosquitto must run in `folder`:
     what is relative in it, also in `files`, is relative to where it runs.
 
@@ -154,7 +159,7 @@ def mosquitto_config(
     session; the access list is `topics.TABLE`. For Mosquitto 2.0; 2.1 reads it too.
     """
     acl = folder / "mosquitto.acl"
-    acl.write_text(mosquitto_acl(fleet, parties, workers))
+    acl.write_text(mosquitto_acl(fleet, parties))
     config = folder / "mosquitto.conf"
     config.write_text(
         f"""\
@@ -192,24 +197,28 @@ def local_mosquitto_config(folder: Path, *, port: int) -> Path:
     return config
 
 
-def mosquitto_acl(fleet: str, parties: Sequence[str], workers: int = 0) -> str:
-    """The access list of a fleet: one pattern for all devices, a section for each party and worker and one for the coordinator.
+def mosquitto_acl(fleet: str, parties: Sequence[str]) -> str:
+    """The access list of a fleet: one pattern for all devices, a section for each party and one for the coordinator.
 
     Mosquitto applies a pattern to every user, so these others may do what a device of their name may; there is none.
     """
-    words = {"publish": "write", "read": "read"}
     lines = ["# Everything that is not named here is denied. %u is the common name of the client's certificate."]
     lines += [
-        f"pattern {words[rule.action]} {root_of(fleet)}/{rule.pattern.format(id='%u')}"
+        f"pattern {_WORDS[rule.action]} {root_of(fleet)}/{rule.pattern.format(id='%u')}"
         for rule in TABLE
         if rule.role == "device"
     ]
     principals = [Principal("party", party) for party in parties] + [Principal("coordinator", "coordinator")]
-    for principal in principals + [Principal("worker", str(number)) for number in range(1, workers + 1)]:
-        lines += ["", f"user {principal.user}"]
-        lines += [f"topic {words[action]} {pattern}" for action, pattern in acl_for(fleet, principal)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(acl_section(fleet, principal) for principal in principals)
 
+
+def acl_section(fleet: str, principal: Principal) -> str:
+    """What the access list says of one principal, to be added at its end."""
+    lines = [f"topic {_WORDS[action]} {pattern}" for action, pattern in acl_for(fleet, principal)]
+    return "\n".join(["", f"user {principal.user}", *lines, ""])
+
+
+_WORDS: Final = {"publish": "write", "read": "read"}
 
 # Mosquitto's defaults drop acknowledged messages after 1000 in a queue, without a word.
 _LIMITS: Final = f"""\

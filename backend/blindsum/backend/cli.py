@@ -20,6 +20,7 @@ from blindsum.backend.modelcli import model_app
 from blindsum.backend.querycli import query_app
 from blindsum.backend.taskcli import task_app
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
+from blindsum.runtime.topics import WORKERS_MAX
 
 PAGE = "127.0.0.1:8480"
 """Where a coordinator shows its page unless its settings say otherwise."""
@@ -62,7 +63,7 @@ def init(
         str, typer.Option(help="URL of the MQTT broker. With mqtts:// each kit, and the broker's, gets its TLS files.")
     ] = "mqtt://127.0.0.1:1883",
     workers: Annotated[
-        int, typer.Option(min=0, max=16, help="How many workers, for a coordinator on PostgreSQL, get kits.")
+        int, typer.Option(min=0, max=WORKERS_MAX, help="How many workers, for a coordinator on PostgreSQL, get kits.")
     ] = 0,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +78,8 @@ def init(
         "coordinator": str(made.coordinator),
         "parties": [str(party) for party in made.parties],
     }
+    if workers:
+        figures["workers"] = [str(made.worker(number)) for number in range(1, workers + 1)]
     if made.broker.exists():
         figures["broker"] = str(made.broker)
     show(figures, as_json=as_json, title="Kits: give each folder to its organisation and to nobody else")
@@ -89,20 +92,39 @@ def enrol(
     count: Annotated[int, typer.Option(help="Instead of names: how many devices.")] = 0,
     prefix: Annotated[str, typer.Option(help="With --count: what the ids begin with.")] = "device",
     revoke: Annotated[bool, typer.Option("--revoke", help="Take the certificates of these devices back.")] = False,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--worker", help=f"Instead of devices: number of a worker, 1 to {WORKERS_MAX}; may be given again."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a kit with a certificate for each new device; with --revoke take certificates back."""
-    from blindsum.backend.provision import FleetFolder
+    """Make a kit with a certificate for each new device, or for workers; with --revoke take certificates of devices back."""
+    from blindsum.backend.provision import FleetFolder, enrol_workers
     from blindsum.backend.provision import enrol as enrol_devices
     from blindsum.backend.provision import revoke as revoke_devices
 
+    made = FleetFolder(folder)
     wanted = list(names or []) + [f"{prefix}-{number:05d}" for number in range(1, count + 1)]
+    if bool(wanted) == bool(workers) or (workers and revoke):
+        raise typer.BadParameter("give names of devices, --count, or --worker")
+    if workers:
+        kits, rules = enrol_workers(made, workers)
+        figures: dict[str, Any] = {"enrolled": len(kits), "kits": [str(kit) for kit in kits]}
+        if rules:
+            acl = made.broker / "mosquitto.acl"
+            figures["broker"] = (
+                f"let it read {acl} again" if acl.exists() else f"add to its access list:{rules.rstrip()}"
+            )
+        show(figures, as_json=as_json)
+        return
     if revoke:
-        written = revoke_devices(FleetFolder(folder), wanted)
+        written = revoke_devices(made, wanted)
         show({"revoked": len(wanted), "lists": [str(path) for path in written]}, as_json=as_json)
         return
-    kits = enrol_devices(FleetFolder(folder), wanted)
-    show({"enrolled": len(kits), "kits": str(folder / "devices")}, as_json=as_json)
+    enrolled = enrol_devices(made, wanted)
+    show({"enrolled": len(enrolled), "kits": str(folder / "devices")}, as_json=as_json)
 
 
 @app.command(epilog="Example: blindsum up my-fleet")

@@ -13,7 +13,22 @@ from rich.table import Table
 
 from blindsum.protocol.errors import BlindsumError
 
-__all__ = ["EXIT_ERROR", "EXIT_INVALID", "Json", "coordinator_of", "fail", "show"]
+__all__ = [
+    "EXIT_ERROR",
+    "EXIT_INVALID",
+    "CohortMin",
+    "Corrupt",
+    "DecideS",
+    "DevicesMax",
+    "DevicesMin",
+    "Dropped",
+    "JoinS",
+    "Json",
+    "UploadS",
+    "coordinator_of",
+    "fail",
+    "show",
+]
 
 EXIT_INVALID = 1
 """The answer is no: a transcript that does not verify, a kit that is not fit."""
@@ -21,6 +36,16 @@ EXIT_ERROR = 2
 """The job could not be done; the error says why and what to do."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")]
+
+# How a round goes, for whatever begins rounds.
+DevicesMax = Annotated[int, typer.Option(help="Most devices in a round.")]
+DevicesMin = Annotated[int, typer.Option(help="Fewest devices in a round.")]
+CohortMin = Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update or answer among.")]
+Corrupt = Annotated[float, typer.Option(help="Largest share of devices that collude.")]
+Dropped = Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")]
+JoinS = Annotated[float, typer.Option(help="Seconds to join.")]
+UploadS = Annotated[float, typer.Option(help="Seconds to train or answer, and to upload.")]
+DecideS = Annotated[float, typer.Option(help="Seconds for each decision of the parties.")]
 
 
 def coordinator_of(folder: Path) -> Path:

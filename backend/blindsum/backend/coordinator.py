@@ -157,7 +157,7 @@ class _Rounds:
         self._kit, self._driver, self._reporter = kit, driver, reporter
         self._tasks: dict[str, TaskControl] = {}
         self._over: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: dict[str, list[tuple[str, int, int]]] = {}
         self._rollbacks: dict[str, bytes] = {}
         self._notices = Notices(kit, driver, reporter)
         self._looked = -LOOK_S
@@ -178,7 +178,7 @@ class _Rounds:
         for name in task_names(self._kit):
             try:
                 if name not in self._tasks:
-                    if name in self._refused:
+                    if self._refused.get(name) == _stamp(task_place(self._kit, name)):
                         continue
                     files = load_task(task_place(self._kit, name))
                     self._call(lambda machine, _now, f=files: machine.add_task(f.record, plan=f.plan, model=f.model))  # type: ignore[misc]
@@ -187,7 +187,7 @@ class _Rounds:
                 if first:
                     raise
                 if name not in self._tasks:
-                    self._refused.add(name)
+                    self._refused[name] = _stamp(task_place(self._kit, name))
                 self._reporter.line("task-refused", task=name, code=error.code, detail=error.detail)
                 continue
             if self._tasks.get(name) != control:
@@ -246,6 +246,12 @@ class _Rounds:
 
     def _call(self, fn: Callable[[Any, int], Any]) -> Any:
         return self._driver.call(fn).result(CALL_TIMEOUT_S)
+
+
+def _stamp(place: Path) -> list[tuple[str, int, int]]:
+    """Changes with the files of a task: one that is still being copied is looked at again."""
+    found = ((path.name, path.stat()) for path in place.glob("*"))
+    return sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _state(machine: CoordinatorMachine, task: str) -> tuple[int, str, int] | None:

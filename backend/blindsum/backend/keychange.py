@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.backend.party import PartySettings
-from blindsum.backend.provision import FleetFolder
+from blindsum.backend.provision import FleetFolder, outfit_party
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import public_of
 from blindsum.protocol.machines.keybook import write_key_file
@@ -55,12 +55,15 @@ def change_key(kit: Path) -> tuple[int, KeyStep]:
 
 def give_key(folder: FleetFolder, party: int) -> list[Path]:
     """Make party number `party` a new key by the operator's word: the key and what proves it in its kit, the proof in every kit of
-    `folder` that goes by it. Returns the files. Raises BlindsumError "name-unusable" for a number that no party has."""
+    `folder` that goes by it. Where there is no such kit, a whole one is made. Returns the files. Raises BlindsumError
+    "name-unusable" for a number that no party has."""
     trust, operator = load_trust(folder.operator), load_key(folder.operator / "operator.pem")
     if trust.pinned(party) is None:
         raise BlindsumError("name-unusable", f"there is no party {party}")
     epoch = 1 + rank(load_party_keys(folder.operator, trust).get(party, []))[0]
-    key, own = Ed25519PrivateKey.generate(), folder.root / f"party-{party}"
+    key, own = Ed25519PrivateKey.generate(), folder.party(party)
+    if not own.exists():
+        outfit_party(folder, party)
     steps = [operator_step(operator, trust, party, epoch, public_of(key))]
     kits = [
         folder.operator,

@@ -18,13 +18,13 @@ import psycopg
 
 from blindsum.backend.database import CONNECT_TIMEOUT_S, Connection, connect, name_of, told
 from blindsum.protocol.errors import BlindsumError
+from blindsum.runtime.topics import WORKERS_MAX
 
-__all__ = ["COORDINATOR", "LEASE_S", "LIVING", "WORKERS", "WORKERS_MAX", "Fence", "Lease", "fenced"]
+__all__ = ["COORDINATOR", "LEASE_S", "LIVING", "WORKERS", "Fence", "Lease", "fenced"]
 
 COORDINATOR: Final = "coordinator"
 WORKERS: Final = "worker/"
 """Begins the names of the leases of workers."""
-WORKERS_MAX: Final = 16
 LEASE_S: Final = 10
 """How long a paused holder keeps what it has; where it was paused within a transaction, until the server ends that."""
 RENEW_S: Final = 1.0

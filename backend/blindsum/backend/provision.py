@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.backend.authority import CA_FILE, CERTIFICATE_FILE, KEY_FILE, BrokerAuthority
-from blindsum.backend.broker import BrokerFiles, mosquitto_config
+from blindsum.backend.broker import BrokerFiles, acl_section, mosquitto_config
 from blindsum.backend.register import REVOKED_FILE, Enrolled, Register
 from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
@@ -19,6 +19,7 @@ from blindsum.protocol.params import Committee
 from blindsum.protocol.trust import Trust
 from blindsum.runtime.endpoint import Endpoint
 from blindsum.runtime.kit import (
+    PARTY_KEYS_FILE,
     BrokerSettings,
     load_broadcast_key,
     load_key,
@@ -29,9 +30,18 @@ from blindsum.runtime.kit import (
 )
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms, random_bytes
-from blindsum.runtime.topics import Principal, root_of
+from blindsum.runtime.topics import WORKERS_MAX, Principal, root_of
 
-__all__ = ["ENROL_MAX", "FleetFolder", "OperatorSettings", "create_fleet", "enrol", "revoke"]
+__all__ = [
+    "ENROL_MAX",
+    "FleetFolder",
+    "OperatorSettings",
+    "create_fleet",
+    "enrol",
+    "enrol_workers",
+    "outfit_party",
+    "revoke",
+]
 
 CA_DAYS = 3650
 BACKEND_DAYS = 3650
@@ -72,6 +82,12 @@ class FleetFolder:
     def broker(self) -> Path:
         return self.root / "broker"
 
+    def party(self, number: int) -> Path:
+        return self.root / f"party-{number}"
+
+    def worker(self, number: int) -> Path:
+        return self.root / f"worker-{number}"
+
     def device(self, name: str) -> Path:
         return self.root / "devices" / name
 
@@ -107,22 +123,25 @@ def create_fleet(
     save_key(folder.operator / "ca.pem", ca)
     save_key(folder.operator / "operator.pem", operator)
     _settings(folder.operator / "operator.toml", fleet, "", broker)
+    broadcast_key = random_bytes(BROADCAST_KEY_SIZE)
+    _know(folder.operator, trust, broadcast_key)
+    authority = BrokerAuthority.create(folder.operator, fleet) if endpoint.secure else None
+    outfitter = _Outfitter(trust, broadcast_key, broker, authority)
     save_key(folder.coordinator / "key.pem", coordinator)
     write_private(folder.coordinator / "box.key", box_private)
     web = f'\n[web]\nlisten = "{page}"\n' if page else ""
-    _settings(folder.coordinator / "coordinator.toml", fleet, "", broker, web)
+    outfitter.dress(folder.coordinator, Principal("coordinator", "coordinator"), "", web)
     for number, key in enumerate(parties, 1):
-        kit = root / f"party-{number}"
-        save_key(kit / "key.pem", key)
-        _settings(kit / "party.toml", fleet, f"party = {number}\ncohort_min = 2\n", broker)
-    for number in range(1, workers + 1):
-        _settings(root / f"worker-{number}" / "worker.toml", fleet, f'worker = {number}\ndatabase = ""\n', broker)
-    broadcast_key = random_bytes(BROADCAST_KEY_SIZE)
-    for kit in (folder.operator, folder.coordinator, *folder.parties):
-        (kit / "trust.cbor").write_bytes(trust.encode())
-        write_private(kit / "broadcast.key", broadcast_key)
-    if endpoint.secure:
-        _let_in(folder, fleet, endpoint, workers)
+        save_key(folder.party(number) / "key.pem", key)
+        outfitter.party(folder.party(number), number)
+    if authority is not None:
+        folder.broker.mkdir()
+        authority.server(folder.broker, endpoint.host, days=BACKEND_DAYS)
+        names = [str(number) for number in range(1, len(parties) + 1)]
+        files = BrokerFiles(Path(CA_FILE), Path(CERTIFICATE_FILE), Path(KEY_FILE))
+        mosquitto_config(folder.broker, fleet=fleet, parties=names, files=files, port=endpoint.port)
+    if workers:
+        enrol_workers(folder, list(range(1, workers + 1)))
     return folder
 
 
@@ -130,8 +149,6 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
     """Make a kit for each device of `names` with a certificate of the fleet's CA. Raises BlindsumError for a name that is unusable,
     comes twice or already has a kit, and "enrolment-full" where too many certificates are valid; then none is made."""
     settings = load_settings(folder.operator / "operator.toml", OperatorSettings)
-    url = settings.broker.url
-    secure = Endpoint.parse(url).secure
     if len(names) > ENROL_MAX:
         raise BlindsumError("name-unusable", f"{len(names)} devices at once; at most {ENROL_MAX}")
     if len(set(names)) < len(names):
@@ -140,13 +157,12 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
         Principal("device", name)  # refuses what is no topic level, or another role's name
         if folder.device(name).exists():
             raise BlindsumError("folder-not-empty", str(folder.device(name)))
-    trust, ca = load_trust(folder.operator), load_key(folder.operator / "ca.pem")
+    outfitter, ca = _Outfitter.load(folder), load_key(folder.operator / "ca.pem")
+    trust = outfitter.trust
     register, now = Register(folder.operator), now_ms()
     valid = register.valid(now)
     if valid + len(names) > settings.devices_max:
         raise BlindsumError("enrolment-full", f"{valid} certificates are valid, devices_max is {settings.devices_max}")
-    broadcast_key = load_broadcast_key(folder.operator)
-    authority = BrokerAuthority.load(folder.operator) if secure else None
     serials = {name: secrets.randbits(127) + 1 for name in names}
     until = now + DEVICE_DAYS * _DAY_MS
     if (acl := folder.broker / "mosquitto.acl").exists():
@@ -166,13 +182,41 @@ def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:
         )
         save_key(kit / "key.pem", key)
         (kit / "certificate.der").write_bytes(certificate)
-        (kit / "trust.cbor").write_bytes(trust.encode())
-        write_private(kit / "broadcast.key", broadcast_key)
-        if authority is not None:
-            authority.client(kit, Principal("device", name).user, days=DEVICE_DAYS)
-        _settings(kit / "device.toml", trust.fleet, f'device = "{name}"\n', url)
+        outfitter.dress(kit, Principal("device", name), f'device = "{name}"\n')
         kits.append(kit)
     return kits
+
+
+def enrol_workers(folder: FleetFolder, numbers: list[int]) -> tuple[list[Path], str]:
+    """Make a kit for the worker of each of `numbers`. Also returns what the access list of the fleet's broker has to say of them,
+    "" where it asks for no certificates; in `folder` it says so already. Raises BlindsumError "name-unusable" for a number that is
+    not from 1 to WORKERS_MAX or comes twice, and "folder-not-empty" for one that has a kit; then none is made."""
+    for number in numbers:
+        if not 1 <= number <= WORKERS_MAX or numbers.count(number) > 1:
+            raise BlindsumError("name-unusable", f"worker {number}: the numbers are from 1 to {WORKERS_MAX}, each once")
+        if folder.worker(number).exists():
+            raise BlindsumError("folder-not-empty", str(folder.worker(number)))
+    outfitter = _Outfitter.load(folder)
+    for number in numbers:
+        outfitter.worker(folder.worker(number), number)
+    kits = [folder.worker(number) for number in numbers]
+    if outfitter.authority is None:
+        return kits, ""
+    sections = [acl_section(outfitter.trust.fleet, Principal("worker", str(number))) for number in numbers]
+    if (acl := folder.broker / "mosquitto.acl").exists():
+        text = acl.read_text("utf-8")
+        write_whole(acl, (text + "".join(section for section in sections if section not in text)).encode())
+    return kits, "".join(sections)
+
+
+def outfit_party(folder: FleetFolder, number: int) -> Path:
+    """Make everything but the key of a kit for party `number`, whose own is gone. Returns its folder."""
+    kit = folder.party(number)
+    _Outfitter.load(folder).party(kit, number)
+    for name in (PARTY_KEYS_FILE, REVOKED_FILE):
+        if (known := folder.operator / name).exists():
+            (kit / name).write_bytes(known.read_bytes())
+    return kit
 
 
 def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
@@ -193,19 +237,46 @@ def revoke(folder: FleetFolder, names: list[str]) -> list[Path]:
     return written
 
 
-def _let_in(folder: FleetFolder, fleet: str, endpoint: Endpoint, workers: int) -> None:
-    """TLS files for the broker and for every role, and the broker's configuration."""
-    authority = BrokerAuthority.create(folder.operator, fleet)
-    folder.broker.mkdir()
-    authority.server(folder.broker, endpoint.host, days=BACKEND_DAYS)
-    parties = [str(number) for number in range(1, len(folder.parties) + 1)]
-    files = BrokerFiles(Path(CA_FILE), Path(CERTIFICATE_FILE), Path(KEY_FILE))
-    mosquitto_config(folder.broker, fleet=fleet, parties=parties, files=files, workers=workers, port=endpoint.port)
-    authority.client(folder.coordinator, Principal("coordinator", "coordinator").user, days=BACKEND_DAYS)
-    for number in range(1, workers + 1):
-        authority.client(folder.root / f"worker-{number}", Principal("worker", str(number)).user, days=BACKEND_DAYS)
-    for party in parties:
-        authority.client(folder.root / f"party-{party}", Principal("party", party).user, days=BACKEND_DAYS)
+@dataclass(frozen=True, slots=True)
+class _Outfitter:
+    """What kits have besides keys of their own: settings, the bundle, the key of broadcasts, a door key of the broker."""
+
+    trust: Trust
+    broadcast_key: bytes = field(repr=False)
+    url: str
+    authority: BrokerAuthority | None
+    """None where the broker asks for no certificates."""
+
+    @staticmethod
+    def load(folder: FleetFolder) -> _Outfitter:
+        """Of the fleet whose operator's kit lies in `folder`."""
+        kit = folder.operator
+        url = load_settings(kit / "operator.toml", OperatorSettings).broker.url
+        authority = BrokerAuthority.load(kit) if Endpoint.parse(url).secure else None
+        return _Outfitter(load_trust(kit), load_broadcast_key(kit), url, authority)
+
+    def party(self, kit: Path, number: int) -> None:
+        self.dress(kit, Principal("party", str(number)), f"party = {number}\ncohort_min = 2\n")
+
+    def worker(self, kit: Path, number: int) -> None:
+        self._enter(kit, Principal("worker", str(number)), f'worker = {number}\ndatabase = ""\n')
+
+    def dress(self, kit: Path, principal: Principal, own: str, more: str = "") -> None:
+        """`own` are lines at the top of its settings, `more` sections at their end."""
+        self._enter(kit, principal, own, more)
+        _know(kit, self.trust, self.broadcast_key)
+
+    def _enter(self, kit: Path, principal: Principal, own: str, more: str = "") -> None:
+        _settings(kit / f"{principal.role}.toml", self.trust.fleet, own, self.url, more)
+        if self.authority is not None:
+            days = DEVICE_DAYS if principal.role == "device" else BACKEND_DAYS
+            self.authority.client(kit, principal.user, days=days)
+
+
+def _know(kit: Path, trust: Trust, broadcast_key: bytes) -> None:
+    """What everybody of the fleet but workers knows."""
+    (kit / "trust.cbor").write_bytes(trust.encode())
+    write_private(kit / "broadcast.key", broadcast_key)
 
 
 def _bar(acl: Path, fleet: str, names: list[str], *, barred: bool) -> None:

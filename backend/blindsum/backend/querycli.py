@@ -11,7 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blindsum.backend.console import Json, show
+from blindsum.backend.console import (
+    CohortMin,
+    Corrupt,
+    DecideS,
+    DevicesMax,
+    DevicesMin,
+    Dropped,
+    JoinS,
+    Json,
+    UploadS,
+    coordinator_of,
+    show,
+)
 
 __all__ = ["query_app"]
 
@@ -31,15 +43,15 @@ def query_ask(
         list[str] | None,
         typer.Argument(help="NAME=VALUE, such as low=30 or edges=0,10,20 or domain=@names.txt (docs/ANALYTICS.md)."),
     ] = None,
-    devices_max: Annotated[int, typer.Option(help="Most devices in a round.")] = ...,  # type: ignore[assignment]
-    devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
-    cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an answer among.")] = 5,
-    corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
-    dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
+    devices_max: DevicesMax = ...,  # type: ignore[assignment]
+    devices_min: DevicesMin = 10,
+    cohort_min: CohortMin = 5,
+    corrupt: Corrupt = 0.05,
+    dropped: Dropped = 0.3,
     rounds: Annotated[int, typer.Option(help="How often to ask.")] = 1,
-    join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
-    upload_s: Annotated[float, typer.Option(help="Seconds to answer and upload.")] = 60.0,
-    decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    join_s: JoinS = 30.0,
+    upload_s: UploadS = 60.0,
+    decide_s: DecideS = 30.0,
     eligible: Annotated[
         list[str] | None,
         typer.Option(help="KIND=VALUES, such as once-per=86400 or share=10,5 (docs/SDK.md); may be given again."),
@@ -85,7 +97,7 @@ def query_answers(
     from blindsum.backend.queries import answers, question
     from blindsum.backend.questions import in_words, title
 
-    kit = folder if (folder / "coordinator.toml").exists() else folder / "coordinator"
+    kit = coordinator_of(folder)
     query, found = question(kit, name), answers(kit, name)
     if as_json:
         rows = [

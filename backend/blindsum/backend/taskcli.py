@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blindsum.backend.console import Json, coordinator_of, show
+from blindsum.backend.console import (
+    CohortMin,
+    Corrupt,
+    DecideS,
+    DevicesMax,
+    DevicesMin,
+    Dropped,
+    JoinS,
+    Json,
+    UploadS,
+    coordinator_of,
+    show,
+)
 
 __all__ = ["task_app"]
 
@@ -27,20 +39,20 @@ def task_create(
     folder: Annotated[Path, typer.Argument(help="Folder that 'blindsum init' made.")],
     name: Name,
     artifact: Annotated[Path, typer.Argument(help="Training artifact ('blindsum model build').")],
-    devices_max: Annotated[int, typer.Option(help="Most devices in a round.")],
-    devices_min: Annotated[int, typer.Option(help="Fewest devices in a round.")] = 10,
-    cohort_min: Annotated[int, typer.Option(help="Fewest honest devices a sum may hide an update among.")] = 5,
-    corrupt: Annotated[float, typer.Option(help="Largest share of devices that collude.")] = 0.05,
-    dropped: Annotated[float, typer.Option(help="Largest share of devices that drop out after the roster.")] = 0.3,
+    devices_max: DevicesMax,
+    devices_min: DevicesMin = 10,
+    cohort_min: CohortMin = 5,
+    corrupt: Corrupt = 0.05,
+    dropped: Dropped = 0.3,
     rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
     epochs: Annotated[int, typer.Option(help="Local epochs a round.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
     rate: Annotated[float, typer.Option(help="Learning rate on the device.")] = 0.1,
     clip_norm: Annotated[float, typer.Option(help="Largest L2 norm of an update.")] = 1.0,
     weight_max: Annotated[int, typer.Option(help="Largest weight of one device, in examples.")] = 64,
-    join_s: Annotated[float, typer.Option(help="Seconds to join.")] = 30.0,
-    upload_s: Annotated[float, typer.Option(help="Seconds to train and upload.")] = 300.0,
-    decide_s: Annotated[float, typer.Option(help="Seconds for each decision of the parties.")] = 30.0,
+    join_s: JoinS = 30.0,
+    upload_s: UploadS = 300.0,
+    decide_s: DecideS = 30.0,
     chunk_size: Annotated[
         int, typer.Option(help="Bytes that travel at once; fewer for very bad lines. 0: 120 KiB where that is enough.")
     ] = 0,

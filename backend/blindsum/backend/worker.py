@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from blindsum.backend.database import connect
-from blindsum.backend.lease import WORKERS, WORKERS_MAX, Fence
+from blindsum.backend.lease import WORKERS, Fence
 from blindsum.backend.service import Reporter, WebSettings, run_until_stopped, stand_by, stop_signal
 from blindsum.backend.spans import work
 from blindsum.backend.workerstore import WorkerStore
@@ -28,7 +28,7 @@ from blindsum.runtime.kit import BrokerSettings, make_link
 from blindsum.runtime.ports import Link
 from blindsum.runtime.settings import Settings, load_settings
 from blindsum.runtime.system import now_ms
-from blindsum.runtime.topics import SHARDS, Principal, Topics
+from blindsum.runtime.topics import SHARDS, WORKERS_MAX, Principal, Topics
 
 __all__ = ["Porter", "WorkerSettings", "open_worker", "read_settings", "run_worker"]
 

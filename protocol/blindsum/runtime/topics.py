@@ -27,10 +27,24 @@ from blindsum.protocol.envelope import is_name
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.machines.step import ChunkOut, Message
 
-__all__ = ["SHARDS", "TABLE", "Action", "Principal", "Role", "Rule", "Topics", "acl_for", "shard_of", "writer_of"]
+__all__ = [
+    "SHARDS",
+    "TABLE",
+    "WORKERS_MAX",
+    "Action",
+    "Principal",
+    "Role",
+    "Rule",
+    "Topics",
+    "acl_for",
+    "shard_of",
+    "writer_of",
+]
 
 SHARDS: Final = 16
 """Number of `up/` shards, so that a cluster's coordinator workers can each subscribe to their own part."""
+WORKERS_MAX: Final = SHARDS
+"""Workers have the numbers from 1; more than shards would have nothing to read."""
 
 COORDINATOR: Final = "coordinator"
 EVERYONE: Final = "all"
