@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,16 +19,14 @@ from blindsum.testing.checkers import CHECKERS, OnlySums
 from blindsum.testing.entropy import Entropy
 from blindsum.testing.world import World
 
-VECTORS = Path(__file__).resolve().parents[2] / "protocol" / "vectors"
-
 
 class Spoken:
     """The second implementation where the world has a machine."""
 
     deadline = None
 
-    def __init__(self, world: World, number: int, modules: Callable[[], Any]) -> None:
-        party, self._fault = modules()
+    def __init__(self, world: World, number: int, oracle: Callable[[str], Any]) -> None:
+        party, self._fault = oracle("party").BookParty, oracle("fault").Fault
         key = world.fleet.parties[number - 1].private_bytes(
             serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
         )
@@ -57,22 +53,8 @@ class Spoken:
         return Step()
 
 
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
-    def modules() -> Any:
-        from oracle.fault import Fault
-        from oracle.party import BookParty
-
-        return BookParty, Fault
-
-    monkeypatch.syspath_prepend(str(VECTORS))
-    yield modules
-    for name in [name for name in sys.modules if name.split(".")[0] == "oracle"]:
-        del sys.modules[name]
-
-
 def world_with_book_party(
-    oracle: Callable[[], Any], behaviours: dict[str, Behaviour], **settings: Any
+    oracle: Callable[[str], Any], behaviours: dict[str, Behaviour], **settings: Any
 ) -> tuple[World, Spoken]:
     checkers = [kind for kind in CHECKERS if kind is not OnlySums]  # which looks into boxes that it saw being sealed
     world = World(
@@ -83,7 +65,7 @@ def world_with_book_party(
 
 
 def test_party_in_another_implementation_takes_part_in_rounds_and_opens_what_the_others_open(
-    oracle: Callable[[], Any],
+    oracle: Callable[[str], Any],
 ) -> None:
     world, spoken = world_with_book_party(
         oracle, {"party/1": WithheldSums(), "device/d-0003": GarbageBox(4)}, rotate=True
@@ -110,7 +92,7 @@ def test_party_in_another_implementation_takes_part_in_rounds_and_opens_what_the
         assert 4 in report.facts["parties"]
 
 
-def test_quorum_that_needs_the_other_implementation_is_one(oracle: Callable[[], Any]) -> None:
+def test_quorum_that_needs_the_other_implementation_is_one(oracle: Callable[[str], Any]) -> None:
     """Party 2 never says a word after its offer: without party 4 there is neither a vote nor an opening."""
     silent = Silent("vote", "check", "opening")
     world, spoken = world_with_book_party(oracle, {"party/2": silent})
@@ -156,7 +138,7 @@ def no_map(party: Any, kind: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     ],
 )
 def test_dishonest_party_by_the_book_stops_nothing_and_is_named_by_what_it_signed(
-    oracle: Callable[[], Any], lie: Callable[..., list[dict[str, Any]]], code: str
+    oracle: Callable[[str], Any], lie: Callable[..., list[dict[str, Any]]], code: str
 ) -> None:
     """Whatever order its messages arrive in: the first is kept, or it is refused because nothing like it was asked for."""
     world, spoken = world_with_book_party(oracle, {})

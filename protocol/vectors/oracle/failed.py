@@ -209,7 +209,6 @@ class FailedJudge(Judge):
         names = [open_message(self.trust, raw).sender.removeprefix("device/") for raw in self.records["header"]]
         require(names == sorted(set(names)), "signature-invalid", KEEPER)
         self.roster = alone(self.round, names)
-        self.neighbours = self.roster.neighbours
 
     def _here(self, end: Signed) -> None:
         place = end.head["task"], end.head["round"]

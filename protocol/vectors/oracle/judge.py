@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, combinations
 from typing import TypeAlias
 
 from oracle.cbor import Value, blob_id, blob_ref, decode, digest
 from oracle.curves import ed25519_verify
 from oracle.envelope import Signed, Trust, open_inner, open_message, trust_open
 from oracle.fault import Fault, require
-from oracle.masks import Vector, held, pack, packed_size, unpack, xor, zeros
+from oracle.masks import Vector, pack, unpack, zeros
 from oracle.numbers import advance
 from oracle.schema import OPENING_CONTENT, check_body
+from oracle.unmask import Unmasking
 from oracle.views import (
     KEEPER,
     alone,
@@ -122,7 +121,7 @@ class Judge:
         self.round = open_manifest(self.task, announced["manifest"])
         quorum_of_votes(self.round, announced["votes"], "manifest", self.round.digest)
         self.trust = self.round.task.trust  # with the keys that the offers show
-        self.parties, self.threshold, self.quorum, self.liars = self.task.committee
+        self.parties, self.threshold, self.quorum, _ = self.task.committee
         self.segments = self.task.segments
         for raw in self.records["rollback"]:
             self._rollback(raw)
@@ -144,7 +143,6 @@ class Judge:
         self.identities, entries = open_joins(self.round, self._blob("joins", proposal["joins"]))
         entries_follow(self.round, entries, proposal["entries"])
         self.roster = open_roster(self.round, entries, roster)
-        self.neighbours = self.roster.neighbours
         self.place = place_of(self.round, self.roster)
 
     def _candidate(self) -> None:
@@ -152,7 +150,6 @@ class Judge:
         data = self.records["listed"][0]
         self.checked = blob_id(blob_ref(data, chunk_size))
         self.roster = alone(self.round, [name for name, _ in listed(data, most)])
-        self.neighbours = self.roster.neighbours
         self.place = place_of(self.round, self.roster)
 
     # -- complaints and evidence ----------------------------------------------------------------------------------
@@ -214,7 +211,6 @@ class Judge:
             rows = listed(data, self.task.body["devices_max"])
             self.survivors = {index: wanted for index, (_, wanted) in enumerate(rows)}
             self.roster = alone(self.round, [name for name, _ in rows])
-            self.neighbours = self.roster.neighbours
 
     def _headers(self, listed: dict[int, bytes]) -> None:
         """The headers of the devices that are listed with these digests, in this order."""
@@ -275,102 +271,15 @@ class Judge:
 
     def _unmask(self) -> str:
         """Take the masks out of `sum`; or the code of why that cannot be done."""
-        alive = set(self.survivors)
-        edges = [(u, v) for u in self.survivors for v in self.neighbours[u] if v not in alive]
-        sound = {party: parts for party, parts in self.contents.items() if self._sound(party, parts, len(edges))}
-        hopeless = [""]
-        vectors = self._self_sums(sound, hopeless)
-        secrets = self._edge_secrets(sound, edges, hopeless)
-        if vectors is None or secrets is None:
-            return hopeless[0] or "openings-too-few"
-        for vector in vectors:
-            self.sum = self.place.add(self.sum, unpack(self.segments, vector), -1)
-        for (u, v), secret in zip(edges, secrets, strict=True):
-            self.sum = self.place.add(self.sum, self.place.edge_mask(secret), -1 if u < v else 1)
+        unmasking = Unmasking(self.round, self.roster, self.headers)
+        try:
+            self.sum = unmasking.run(self.contents, self.sum)
+        except Fault as fault:
+            return fault.code
+        finally:
+            for principal, code in unmasking.faults:
+                self.blame(principal, code)
         return ""
-
-    def _sound(self, party: int, parts: list[dict[str, Value]], edges: int) -> bool:
-        first = parts[0]
-        hashes = dict(first["hashes"])
-        caps = held(party, self.place.cap_sets)
-        good = [subset for subset, _ in first["hashes"]] == held(party, self.place.self_sets)
-        good = good and len(first["shares"]) == 32 * len(caps) * edges
-        for subset, vector in (entry for part in parts for entry in part["vectors"]):
-            fine = len(vector) == packed_size(self.segments)
-            good = good and fine and hashlib.sha256(vector).digest() == hashes.get(subset)
-        if not good:
-            self.blame(f"party/{party}", "opening-malformed")
-        return good
-
-    def _self_sums(self, contents: dict[int, list[dict[str, Value]]], hopeless: list[str]) -> list[bytes] | None:
-        found = []
-        for subset, outside in enumerate(self.place.self_sets):
-            able = [party for party in self.round.members if party not in outside]
-            hashes = {p: dict(parts[0]["hashes"])[subset] for p, parts in contents.items() if p in able}
-            best, count = Counter(hashes.values()).most_common(1)[0] if hashes else (b"", 0)
-            if count < self.threshold:
-                if set(able) <= set(contents):
-                    hopeless[0] = "openings-disagree"
-                continue
-            for party, other in hashes.items():
-                if other != best:
-                    self.blame(f"party/{party}", "opening-differs")
-            vouching = [party for party, other in hashes.items() if other == best]
-            designated = able[(self.round.number + subset) % len(able)]
-            if designated in vouching and subset not in dict(contents[designated][0]["vectors"]):
-                self.blame(f"party/{designated}", "opening-malformed")
-            sent = [v for p in vouching for part in contents[p] for s, v in part["vectors"] if s == subset]
-            found += sent[:1]
-        return found if len(found) == len(self.place.self_sets) else None
-
-    def _edge_secrets(
-        self, contents: dict[int, list[dict[str, Value]]], edges: list[tuple[int, int]], hopeless: list[str]
-    ) -> list[bytes] | None:
-        rows: list[dict[int, bytes]] = [{} for _ in self.place.cap_sets]
-        for party, parts in contents.items():
-            for place, subset in enumerate(held(party, self.place.cap_sets)):
-                rows[subset][party] = parts[0]["shares"][32 * len(edges) * place : 32 * len(edges) * (place + 1)]
-        if edges and not all(rows):
-            return None
-        secrets = []
-        liars: frozenset[int] = frozenset()
-        heard: set[int] = set()
-        witnesses: Counter[int] = Counter()
-        for number, (u, v) in enumerate(edges):
-            place = 48 * self.neighbours[u].index(v)
-            entry = self.headers[u]["edges"][place : place + 48]
-            given = [{p: row[32 * number : 32 * number + 32] for p, row in shares.items()} for shares in rows]
-            stories = self._stories(entry[:32], entry[32:], given, liars)
-            if not stories:
-                if len(contents) == len(self.round.members):
-                    hopeless[0] = "edge-false"
-                    if len(contents) == self.parties >= self.quorum + self.liars:
-                        self.blame(f"device/{self.roster.devices[u]}", "edge-false")
-                return None
-            secret, liars = stories[0]
-            secrets.append(secret)
-            if liars and u not in heard:
-                heard.add(u)
-                witnesses.update(frozenset.intersection(*(suspects for _, suspects in stories)))
-        corrupt = len(self.roster.devices) * self.task.shares[0] // 1000
-        for party, count in sorted(witnesses.items()):
-            if count > corrupt:
-                self.blame(f"party/{party}", "edge-share-differs")
-        return secrets
-
-    def _stories(
-        self, cap: bytes, check: bytes, given: list[dict[int, bytes]], before: frozenset[int]
-    ) -> list[tuple[bytes, frozenset[int]]]:
-        """(secret whose check holds, parties whose lies explain what was given), `before` first, then from few liars to many."""
-        parties, stories = sorted({party for row in given for party in row}), []
-        sets = (frozenset(chosen) for size in range(self.liars + 1) for chosen in combinations(parties, size))
-        for out in chain((before,), sets):
-            rows = [[share for party, share in row.items() if party not in out] or list(row.values()) for row in given]
-            if all(len(set(shares)) == 1 for shares in rows):
-                secret = xor(cap, *(shares[0] for shares in rows))
-                if self.place.edge_check(secret) == check:
-                    stories.append((secret, out))
-        return stories
 
     def _result(self) -> None:
         result = self._own("result", "result", here=True).body
