@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from blindsum.backend.broker import EmbeddedBroker
 from blindsum.backend.doctor import patient
-from blindsum.backend.provision import FleetFolder, create_fleet, enrol
+from blindsum.backend.provision import FleetFolder, create_fleet, enrol, enrol_workers
 from blindsum.backend.worker import open_worker, read_settings
 from blindsum.protocol.errors import BlindsumError
 from blindsum.runtime.checkup import Finding, examine
@@ -60,6 +63,27 @@ def test_kits_are_let_in_by_the_broker_that_init_configured(
         tmp_path / "other", fleet="clinics", malicious_parties=1, broker=f"mqtts://localhost:{free_port}"
     )
     assert "broker" in wrong(stranger.parties[0])
+
+
+def test_access_list_that_lacks_a_worker_or_is_not_asked_is_found(
+    tmp_path: Path, free_port: int, production_mosquitto: Callable[[Path], Any], postgres: Any
+) -> None:
+    made = create_fleet(
+        tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=f"mqtts://localhost:{free_port}"
+    )
+    config = made.broker / "mosquitto.conf"
+    broker = production_mosquitto(config)
+    (kit,), _ = enrol_workers(made, [2])
+    settings = (kit / "worker.toml").read_text()
+    (kit / "worker.toml").write_text(settings.replace('database = ""', f'database = "{postgres.database()}"'))
+    assert wrong(kit) == {"access list": "the broker lets coordinator-2 in, and takes nothing of it"}
+    broker.process.send_signal(signal.SIGHUP)
+    until = time.monotonic() + 60
+    while wrong(kit):
+        assert time.monotonic() < until
+    config.write_text(re.sub("acl_file .*\n", "", config.read_text()))
+    broker.restart()
+    assert wrong(kit) == {"access list": "coordinator-2 may write under any name"}
 
 
 def test_each_fault_of_a_kit_is_named(fleet: FleetFolder) -> None:

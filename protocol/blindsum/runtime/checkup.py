@@ -34,7 +34,8 @@ from blindsum.runtime.kit import (
     make_link,
     read_file,
 )
-from blindsum.runtime.ports import Inbound, LinkState
+from blindsum.runtime.mqtt import MqttLink
+from blindsum.runtime.ports import Inbound, LinkState, Outcome
 from blindsum.runtime.sqlite import code_of, damage_of
 from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
@@ -48,9 +49,13 @@ CONNECT_TIMEOUT_S: Final = 10.0
 HEAR_S: Final = 1.0
 """How long an announcement that the broker keeps takes to come."""
 ANNOUNCEMENTS_MAX: Final = 64
+ANSWER_S: Final = 5.0
+"""How long the broker has to say what became of a message."""
 LISTEN_S: Final = 5.0
 """How long the others have to be heard; it ends when all are."""
 PACKET_SIZE_MIN: Final = 131_072
+NOBODY: Final = "nobody"
+"""A topic of the fleet that nobody may write on and nobody reads."""
 
 _DAY_MS: Final = 86_400_000
 
@@ -261,10 +266,44 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
                 time.sleep(LISTEN_S / 100)
             with heard:
                 yield _others(wanted, dict(online))
+        yield from _access(patient, link, topics)
     except BlindsumError as error:
         yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
     finally:
         link.close()
+
+
+def _access(patient: Patient, link: MqttLink, topics: Topics) -> Iterator[Finding]:
+    """Whether the broker takes from the role what is its own to say and, where it asks who he is, nothing else. A broker of MQTT
+    3.1.1 does not say; one that ends the connection instead has refused."""
+    if link.protocol != "5":
+        return
+    user = patient.principal.user
+    own, others = (
+        _outcome(link, topic, body) for topic, body in ((topics.presence, b"online"), (f"{topics.root}/{NOBODY}", b""))
+    )
+    if own is Outcome.REFUSED:
+        remedy = "enrol it where the broker's access list is made, and let the broker read the list again (SIGHUP)"
+        yield Finding("access list", False, f"the broker lets {user} in, and takes nothing of it", remedy)
+    elif others is Outcome.SENT and (patient.broker.certificate or patient.broker.user):
+        remedy = "give the broker its access list: acl_file of the mosquitto.conf that 'blindsum init' made"
+        yield Finding("access list", False, f"{user} may write under any name", remedy)
+    else:
+        yield Finding("access list", True, f"{user} may write what is its own")
+
+
+def _outcome(link: MqttLink, topic: str, body: bytes) -> Outcome | None:
+    """What the broker says to a message on `topic`, None where it says nothing."""
+    said: list[Outcome] = []
+    answered = threading.Event()
+
+    def done(outcome: Outcome) -> None:
+        said.append(outcome)
+        answered.set()
+
+    if link.publish(topic, body, retain=False, done=done):
+        answered.wait(ANSWER_S)
+    return said[0] if said else None
 
 
 def _clock(trust: Trust, announced: list[bytes], now: int) -> Finding:
