@@ -31,6 +31,9 @@ HEADS = {
     "by_slices": "s = Shape (x) n = Slice (s, zeros, ones) t = Concat <axis=0> (n, minus, two)",
     "by_attribute": "n = Shape <start=0, end=1> (x) t = Concat <axis=0> (n, minus, two)",
     "by_size": "n = Size (x) q = Div (n, four) u = Reshape (q, ones) t = Concat <axis=0> (u, minus, two)",
+    # as tf2onnx writes attention
+    "by_products": "s = Shape (x) n = Slice (s, zeros, ones) p = ReduceProd <keepdims=1> (n) m = Max (p, ones, n)"
+    " t = Concat <axis=0> (m, minus, two)",
     "by_choice": "s = Shape (x) c = Equal (s, minus) o = Where (c, ones, s) n = Slice (o, zeros, ones)"
     " t = Concat <axis=0> (n, minus, two)",
 }

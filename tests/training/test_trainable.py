@@ -58,6 +58,10 @@ NOT_WEIGHTS = {
     "running statistics": ("n = BatchNormalization (x, w, b, mean, var) y = Identity (n)", ["w", "b"]),
     "the bounds of Clip": ("m = Mul (x, w) c = Clip (m, low, high) y = Add (c, b)", ["w", "b"]),
     "an infinite mask": ("m = Mul (x, w) a = Add (m, mask) e = Exp (a) y = Add (e, b)", ["w", "b"]),
+    "what keeps a deviation from zero": (
+        "m = Mul (x, w) q = Mul (m, m) a = Add (q, tiny) s = Sqrt (a) y = Add (s, b)",
+        ["w", "b"],
+    ),
     "scalars": ("m = Mul (x, w) h = Mul (m, low) y = Add (h, b)", ["w", "b"]),
 }
 NUMBERS = {
@@ -67,6 +71,7 @@ NUMBERS = {
     "var": np.ones(4, np.float32),
     "low": np.array(-1, np.float32),
     "high": np.array(1, np.float32),
+    "tiny": np.array([[1e-3]], np.float32),
     "mask": np.float32([0, 0, -np.inf, 0]),
 }
 

@@ -42,7 +42,10 @@ def evaluate(
         return None
     inputs = [vectors[name].items if name else () for name in node.input]
     if node.op_type in _BINARY:
-        return _paired(_BINARY[node.op_type], *inputs)
+        found: Sequence[Size] | None = inputs[0]
+        for other in inputs[1:]:
+            found = None if found is None else _paired(_BINARY[node.op_type], found, other)
+        return found
     function = _OTHERS.get(node.op_type)
     return function(node, inputs) if function else None
 
@@ -57,7 +60,7 @@ Inputs = Sequence[tuple[Size, ...]]
 Function = Callable[[onnx.NodeProto, Inputs], Sequence[Size] | None]
 
 
-def _paired(function: Callable[[Size, Size], Size], a: tuple[Size, ...], b: tuple[Size, ...]) -> list[Size] | None:
+def _paired(function: Callable[[Size, Size], Size], a: Sequence[Size], b: Sequence[Size]) -> list[Size] | None:
     length = max(len(a), len(b)) if a and b else 0
     if len(a) not in (1, length) or len(b) not in (1, length):
         return None
@@ -150,6 +153,8 @@ _BINARY: dict[str, Callable[[Size, Size], Size]] = {
     "And": _both,
     "Div": sizes.over,
     "Equal": _equal,
+    "Max": sizes.larger,
+    "Min": sizes.smaller,
     "Mul": sizes.times,
     "Or": _either,
     "Sub": sizes.minus,

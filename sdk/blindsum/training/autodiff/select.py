@@ -138,8 +138,12 @@ def _settings(source: Source) -> Iterator[str]:
 
 def _fillers(source: Source) -> Iterator[str]:
     """Numbers that exporters store beside the weights. PyTorch's newer one: single ones, and the ones and zeros of the
-    InstanceNormalization into which it writes a GroupNorm. skl2onnx: ranges of scalers, and parts of formulas."""
+    InstanceNormalization into which it writes a GroupNorm. skl2onnx: ranges of scalers, and parts of formulas. tf2onnx:
+    what keeps a deviation from zero."""
+    guarded = _guarded(source)
     for node in source.nodes:
+        if node.op_type == "Add" and node.output[0] in guarded:
+            yield from (name for name in node.input if name in source.constants and source.constants[name].size == 1)
         for name in node.input:
             array = source.constants.get(name)
             if array is not None and _OF_FORMULAS.fullmatch(name):
@@ -148,6 +152,16 @@ def _fillers(source: Source) -> Iterator[str]:
                 plain = array.size == 1 or (node.op_type == "InstanceNormalization" and (array == array.flat[0]).all())
                 if (array.ndim == 1 and plain) or (name in node.input[5:] and not array.any()):
                     yield name
+
+
+def _guarded(source: Source) -> set[str]:
+    """Values of which roots, logarithms and inverses are taken, and nothing else."""
+    taken, others = set[str](), {source.output}
+    for node in source.nodes:
+        for at, name in enumerate(node.input):
+            inverted = node.op_type in ("Log", "Reciprocal", "Sqrt") or (node.op_type, at) == ("Div", 1)
+            (taken if inverted else others).add(name)
+    return taken - others
 
 
 def _head(source: Source) -> list[str]:

@@ -83,6 +83,25 @@ def minus(a: Size, b: Size) -> Size:
     return a if b == 0 else None
 
 
+def larger(a: Size, b: Size) -> Size:
+    return _ranked(a, b)[1]
+
+
+def smaller(a: Size, b: Size) -> Size:
+    return _ranked(a, b)[0]
+
+
+def _ranked(a: Size, b: Size) -> tuple[Size, Size]:
+    """The smaller and the larger of two, where that is so for every batch."""
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b), max(a, b)
+    if isinstance(a, Rows) and isinstance(b, Rows):
+        return (a, b) if a.factor <= b.factor else (b, a)
+    if isinstance(a, int) and isinstance(b, Rows):
+        return (a, b) if a <= b.factor else (None, None)
+    return _ranked(b, a) if isinstance(a, Rows) and isinstance(b, int) else (None, None)
+
+
 def same(a: Size, b: Size) -> bool | None:
     """Whether two sizes are equal for every batch; None where that depends on the batch."""
     if a is None or b is None:
