@@ -92,8 +92,8 @@ def test_script_that_leaves_a_fleet_is_run(tmp_path: Path) -> None:
         ("device = 5\n", "config-invalid", "did you mean 'devices'"),
         ("devices = 20\n[dropout]\nslow = 0.9\n", "simulation-impossible", "900 permille"),
         ('devices = 20\n[data]\npartition = "sorted"\n', "config-invalid", "line 3"),
-        ("devices = 0\n", "simulation-impossible", "0 devices"),
-        ("devices = 20\n[conditions]\nloss = 2.0\n", "simulation-impossible", "chances"),
+        ("devices = 0\n", "simulation-impossible", "devices is 0"),
+        ("devices = 20\n[conditions]\nloss = 2.0\n", "simulation-impossible", "loss is 2.0, not in 0..0.5"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, code: str, said: str) -> None:

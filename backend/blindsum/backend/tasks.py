@@ -69,6 +69,15 @@ STALENESS_MAX: Final = 100
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
 
+WHOLE: Final = dict.fromkeys(("devices_min", "devices_max", "rounds", "epochs", "batch_size", "weight_max"), 1) | {
+    "population": 0,
+    "chunk_size": 0,
+    "staleness": 0,
+}
+"""A plan's whole numbers, and the least of each."""
+SCALED_MAX: Final = 1 << 53
+"""Above it, two numbers may travel as one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -180,6 +189,10 @@ def sign_task(
     """Sign a task with the operator's key: what devices run (`artifact`, to the protocol just bytes) and the flat little-endian
     float32 parameters that round 1 starts from. `statistics`: length of the exact segment. Raises BlindsumError
     "parameters-unsafe" (with the numbers) or "task-invalid"."""
+    for name, least in WHOLE.items():
+        value = getattr(plan, name)
+        if type(value) is not int or value < least:
+            raise BlindsumError("parameters-unsafe", f"{name} is {value!r}, not a whole number from {least}")
     if not 0 <= plan.staleness <= (STALENESS_MAX if plan.profile == "no-roster" else 0):
         told = f"staleness {plan.staleness}; profile no-roster takes up to {STALENESS_MAX} rounds, roster none"
         raise BlindsumError("task-invalid", told)
@@ -326,9 +339,12 @@ def criterion(text: str) -> Criterion:
 
 
 def scaled(name: str, value: float, factor: float) -> int:
-    """A setting as the integer that travels. Raises BlindsumError "parameters-unsafe" where it is no finite number."""
-    if not math.isfinite(value * factor):
-        raise BlindsumError("parameters-unsafe", f"{name} is {value}")
+    """A setting as the integer that travels. Raises BlindsumError "parameters-unsafe" where it is no finite number, or would travel
+    as another one."""
+    if not math.isfinite(value * factor) or abs(value * factor) > SCALED_MAX:
+        raise BlindsumError("parameters-unsafe", f"{name} is {value}, not a number up to {SCALED_MAX / factor:g}")
+    if value and not round(value * factor):
+        raise BlindsumError("parameters-unsafe", f"{name} is {value}, and the least but 0 is {1 / factor:g}")
     return round(value * factor)
 
 

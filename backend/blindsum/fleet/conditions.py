@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from dataclasses import dataclass, field, fields
 from typing import Final
@@ -18,8 +17,17 @@ __all__ = ["FATES", "Availability", "Conditions", "DeviceClass", "Dropout", "Pop
 FATES: Final = ("", "away", "before join", "after roster", "mid upload", "corrupted", "slow")
 """What may happen to a device in a round, by number: nothing, its hour is not come, or one of the dropouts."""
 DAY_S: Final = 86_400.0
-SLOW_FACTOR: Final = 1_000_000.0
-"""How much longer than an upload may take a straggler trains."""
+SECONDS_MAX: Final = 1e7
+ZONES_MAX: Final = 1440
+RANGES: Final = {
+    "share": (1e-9, 1e9),
+    "train_s": (1e-3, SECONDS_MAX),
+    "spread": (0.0, 3.0),
+    "latency_ms": (1e-3, 1000 * SECONDS_MAX),
+    "up": (1.0, 1e15),
+    "down": (1.0, 1e15),
+}
+"""What the numbers of a class of devices may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +47,8 @@ class Dropout:
 
     def __post_init__(self) -> None:
         shares = [getattr(self, each.name) for each in fields(self)]
-        if not all(0.0 <= share <= 1.0 for share in shares) or sum(shares) > 1.0:
+        numbers = all(isinstance(share, int | float) for share in shares)
+        if not numbers or not all(0.0 <= share <= 1.0 for share in shares) or sum(shares) > 1.0:
             raise BlindsumError("simulation-impossible", f"dropouts of {shares}: not shares of one fleet")
 
     @classmethod
@@ -102,21 +111,26 @@ class Conditions:
 
     def __post_init__(self) -> None:
         hours = self.availability
-        chances = (self.loss, self.duplicate, hours.day, hours.night)
-        numbers = [
-            (each.share, each.train_s, each.latency_ms, each.up, each.down, 1 + each.spread) for each in self.classes
-        ]
-        if (
-            not self.classes
-            or not all(0.0 <= chance <= 1.0 for chance in chances)
-            or self.loss > 0.5
-            or hours.zones < 1
-            or not 1.0 <= self.pause_s < math.inf
-            or not all(0.0 < number < math.inf for row in numbers for number in row)
+        classes = self.classes if isinstance(self.classes, tuple | list) else ()
+        if not classes or not all(isinstance(kind, DeviceClass) for kind in classes):
+            raise BlindsumError("simulation-impossible", f"conditions: {self.classes!r} is no tuple of DeviceClass")
+        for name, value, low, high in (
+            ("loss", self.loss, 0.0, 0.5),
+            ("duplicate", self.duplicate, 0.0, 1.0),
+            ("pause_s", self.pause_s, 1.0, SECONDS_MAX),
+            ("day", hours.day, 0.0, 1.0),
+            ("night", hours.night, 0.0, 1.0),
+            ("zones", hours.zones, 1, ZONES_MAX),
         ):
-            raise BlindsumError(
-                "simulation-impossible", "conditions: chances are in 0..1 (loss up to 0.5), all else is above zero"
-            )
+            _require(name, value, low, high)
+        for kind in self.classes:
+            for name, (low, high) in RANGES.items():
+                _require(f"{name} of class {kind.name!r}", getattr(kind, name), low, high)
+
+
+def _require(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise BlindsumError("simulation-impossible", f"conditions: {name} is {value!r}, not in {low:g}..{high:g}")
 
 
 class Population:
@@ -135,14 +149,14 @@ class Population:
         self.train_ms = 1000 * of("train_s") * np.exp(of("spread") * dice.standard_normal(devices))
         self.latency_ms = of("latency_ms")
         self.up, self.down = of("up") / 1000, of("down") / 1000
-        self.conditions, self._dropout, self._seed = conditions, dropout, seed
+        self.conditions, self.dropout, self._seed = conditions, dropout, seed
         self._places = np.arange(devices)
 
     def fates(self, number: int, now: int) -> NDArray[np.uint8]:
         """What happens to every device in round `number`, which begins at virtual time `now`: indices into `FATES`."""
         dice = np.random.default_rng([self._seed, 2, number])
         drawn, hour = dice.random(self.size), dice.random(self.size)
-        limits = np.cumsum(self._dropout.shares)
+        limits = np.cumsum(self.dropout.shares)
         fates = np.searchsorted(limits, drawn, side="right").astype(np.uint8)
         fates = np.where(fates == len(limits), 0, fates + 2).astype(np.uint8)
         fates[hour >= self.conditions.availability.at(now, self._places)] = 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindsum.fleet.data import Dataset
+from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.ring import Lane
 from blindsum.protocol.update import decode_lanes
 from blindsum.protocol.view import RoundView
@@ -38,7 +42,7 @@ class Local:
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A device's part of the sum: `update` is new minus old parameters, `weight` how much it counts (in 1..weight_max), `examples`
-    and the mean `loss` (of an evaluation: `metrics`) over them go into the exact sums."""
+    and the mean `loss` (of an evaluation: `metrics`) over them go into the exact sums, where less than 0 counts as 0."""
 
     update: Floats = field(repr=False)
     weight: int = 1
@@ -73,14 +77,22 @@ def personal_of(memory: bytes) -> Floats:
 
 
 class FunctionLearner:
-    """A `Learner` from a function of `Local` that gives an update, or a `Learned`."""
+    """A `Learner` from a function of `Local` that gives an update, or a `Learned`. What it raises ends the simulation."""
 
     def __init__(self, function: Callable[[Local], Floats | Learned]) -> None:
         self._function = function
 
     def learn(self, view: RoundView, device: int, plan: bytes, model: bytes) -> Learned:
-        learned = self._function(Local(device, view.number, np.frombuffer(model, "<f4").astype(np.float32)))
-        return learned if isinstance(learned, Learned) else Learned(learned)
+        local = Local(device, view.number, np.frombuffer(model, "<f4").astype(np.float32))
+        try:
+            given = self._function(local)
+        except BlindsumError:
+            raise
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+            raise BlindsumError("simulation-update-failed", told) from error
+        return _checked(given if isinstance(given, Learned) else Learned(given))
 
     def uploading(self, device: int) -> None:
         pass
@@ -102,6 +114,23 @@ class FunctionLearner:
 
     def remember(self, memories: Mapping[int, bytes]) -> None:
         pass
+
+
+def _checked(given: Learned) -> Learned:
+    """What the function of a script gave, as what goes on. Raises BlindsumError "simulation-update-failed"."""
+    try:
+        # None is an array of one NaN to NumPy
+        update = None if given.update is None else np.asarray(given.update, np.float32).reshape(-1)
+        weight, examples = operator.index(given.weight), operator.index(given.examples)
+        numbers = (float(given.loss), *(float(value) for value in given.metrics))
+    except (TypeError, ValueError) as error:
+        raise BlindsumError("simulation-update-failed", str(error)) from None
+    if update is None:
+        raise BlindsumError("simulation-update-failed", "it gave nothing")
+    if examples < 0 or not all(map(math.isfinite, numbers)):
+        told = f"{examples} examples, loss and metrics {', '.join(map(str, numbers))}"
+        raise BlindsumError("simulation-update-failed", told)
+    return Learned(update, weight, examples, numbers[0], numbers[1:])
 
 
 class TrainingLearner:

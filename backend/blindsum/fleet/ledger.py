@@ -23,8 +23,8 @@ class Notes:
 
     `up`, `down`: bytes. `seconds`: virtual time from the beginning of the round to the receipt of the whole upload, 0 where there
     was none. `mask_ms`: processor time of masking and sealing, all key agreements included. `fates`: how many devices met which of
-    `FATES`; `late`: those whose training took too long; `stale`: survivors whose update is of an earlier model, by τ. `failed`:
-    trainings that failed, by code. `plain`: the lanes of the plain ring sum.
+    `FATES`; `late`: those that the round overtook in training or upload; `stale`: survivors whose update is of an earlier model,
+    by τ. `failed`: trainings that failed, by code. `plain`: the lanes of the plain ring sum.
     """
 
     up: NDArray[np.int64] = field(repr=False)
@@ -76,6 +76,8 @@ class Ledger:
         counts = np.bincount(fates[self._mine], minlength=len(FATES))
         self.fates = Counter({fate: int(count) for fate, count in zip(FATES, counts, strict=True) if fate and count})
         self.late = 0
+        self.sent: set[int] = set()
+        self._fates = fates
         self._tau: dict[int, int] = {}
         self.failed: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -103,7 +105,7 @@ class Ledger:
             self.seconds,
             self.mask_ms,
             self.fates,
-            self.late,
+            self.late + sum(not self._fates[device] for device in self.sent - self._summed),
             Counter(tau for device in mine if (tau := self._tau.get(device, 0))),
             self.failed,
             self.refusals,

@@ -158,13 +158,14 @@ class PartyRole(Role):
 @dataclass(slots=True)
 class Job:
     """A device's training for round `number`, done `at` that virtual time: `step` is the upload made of it when the island had
-    time; `learnt`: where a later round may take it, it lies in the device's store."""
+    time; `learnt`: where a later round may take it, it lies in the device's store; `failed`: why nothing came of it."""
 
     at: int
     number: int
     device: DeviceRole
     step: Step | None = None
     learnt: bool = False
+    failed: str = ""
 
 
 class DeviceRole(Role):

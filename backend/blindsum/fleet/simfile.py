@@ -13,6 +13,7 @@ from blindsum.fleet.conditions import Availability, Conditions, DeviceClass, Dro
 from blindsum.fleet.data import Dataset, digits
 from blindsum.fleet.learner import Local
 from blindsum.fleet.partition import dirichlet, iid, quantity
+from blindsum.fleet.possible import SEED_MAX, whole
 from blindsum.fleet.simulation import Fleet, plan_for
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
@@ -22,6 +23,9 @@ from blindsum.training import build_artifact, models
 __all__ = ["load_fleet"]
 
 ROUNDS = 5
+ROUNDS_MAX = 1_000_000
+HIDDEN_MAX = 100_000
+LENGTH_MAX = 1 << 26
 
 
 class ThreatSettings(Settings, frozen=True):
@@ -157,12 +161,10 @@ def _from_settings(
     )
     threat = settings.threat
     chosen = {} if threat is None else {"threat": ThreatModel(**{name: getattr(threat, name) for name in THREAT})}
-    if settings.devices < 1:
-        raise BlindsumError("simulation-impossible", f"{settings.devices} devices")
     plan = plan_for(
         settings.devices,
         dropout,
-        rounds=max(settings.rounds, 1),
+        rounds=whole("rounds", settings.rounds, 1, ROUNDS_MAX),
         epochs=task.epochs,
         batch_size=task.batch_size,
         rate=task.rate,
@@ -183,11 +185,13 @@ def _from_settings(
         "cluster": cluster,
     }
     if settings.data.set == "none":
-        zeros = np.zeros(settings.data.length, np.float32)
+        zeros = np.zeros(whole("length", settings.data.length, 1, LENGTH_MAX), np.float32)
         fleet = Fleet(zeros, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]
     else:
         train, test = digits()
-        artifact = build_artifact(models.mlp((64, settings.data.hidden, 10), seed=settings.seed), loss="cross-entropy")
+        hidden = whole("hidden", settings.data.hidden, 1, HIDDEN_MAX)
+        seed = whole("seed", settings.seed, 0, SEED_MAX)
+        artifact = build_artifact(models.mlp((64, hidden, 10), seed=seed), loss="cross-entropy")
         fleet = Fleet(artifact, data=_parts(settings, train), test=test, **common)  # type: ignore[arg-type]
     return fleet, settings.rounds
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -26,12 +26,25 @@ from blindsum.fleet.engine import Engine, Outcome
 from blindsum.fleet.identities import Identities
 from blindsum.fleet.learner import FunctionLearner, Learned, Learner, Local, TrainingLearner, personal_of
 from blindsum.fleet.pairs import Pairs, paired
+from blindsum.fleet.possible import (
+    DEVICES_MAX,
+    DEVICES_MIN,
+    SEED_MAX,
+    WORKERS_MAX,
+    check_parts,
+    check_possible,
+    check_roles,
+    check_vector,
+    of_kind,
+    whole,
+    worded,
+)
 from blindsum.fleet.results import FleetReport, RoundReport, Spread
 from blindsum.fleet.setup import Setup
 from blindsum.fleet.unmasked import unmasked
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.memo import sharing
-from blindsum.protocol.params import Derived, ThreatModel
+from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.view import TaskView, open_task
 from blindsum.testing.behaviours import Behaviour
 from blindsum.training import decode
@@ -43,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["Fleet", "plan_for"]
 
 TASK: Final = "simulation"
-DEVICES_MAX: Final = 100_000
 SIGMAS: Final = 4.0
 """How far above its mean the share of dropouts may come by chance before a round fails for it."""
 WORKERS_FROM: Final = 64
@@ -59,8 +71,13 @@ def plan_for(
 ) -> Plan:
     """A task for so many devices whose threat model allows for `dropout`; `buffer`: most uploads in a round (0: of all devices);
     `changes` are fields of `Plan`."""
-    share = (dropout or Dropout()).after_joining
-    most = buffer or devices
+    share = of_kind("dropout", dropout, Dropout).after_joining
+    whole("devices", devices, DEVICES_MIN, DEVICES_MAX)
+    most = whole("buffer", buffer, 0, devices) or devices
+    known = [each.name for each in fields(Plan)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise BlindsumError("simulation-impossible", f"a plan has no {', '.join(unknown)}; it has {', '.join(known)}")
     margin = SIGMAS * math.sqrt(max(share * (1 - share), 0.01) / most)
     lost = min(400, max(100, math.ceil(1000 * (share + margin))))
     plan = Plan(
@@ -121,23 +138,39 @@ class Fleet:
         real: float = 0.1,
         name: str = "fleet",
     ) -> None:
-        count = devices if devices is not None else len(data or ())
-        if not 3 <= count <= DEVICES_MAX:
-            raise BlindsumError("simulation-impossible", f"{count} devices are not in 3..{DEVICES_MAX}")
+        if isinstance(data, Dataset):
+            raise BlindsumError(
+                "simulation-impossible", "data is one Dataset, not one a device: see blindsum.fleet.partition"
+            )
+        data = None if data is None else list(data)
+        count = whole("devices", len(data or ()) if devices is None else devices, DEVICES_MIN, DEVICES_MAX)
+        seed = whole("seed", seed, 0, SEED_MAX)
+        worded("masks", masks, ("on", "off"))
+        worded("profile", profile, ("roster", "no-roster"))
         if data is None and update is None:
             raise BlindsumError("simulation-impossible", "neither data to train on nor a function that gives updates")
         if data is not None and len(data) != count:
             raise BlindsumError("simulation-impossible", f"{len(data)} parts of data for {count} devices")
-        if isinstance(model, np.ndarray) and update is None:
-            raise BlindsumError("simulation-impossible", "bare parameters train nothing: give an artifact or update")
+        if not isinstance(model, bytes):
+            model = check_vector("model", model)
+            if update is None:
+                raise BlindsumError(
+                    "simulation-impossible", "bare parameters train nothing: give an artifact or update"
+                )
+        if plan is not None and (profile, staleness, buffer) != ("roster", 0, 0):
+            raise BlindsumError(
+                "simulation-impossible", "profile, staleness and buffer are those of the plan that is given"
+            )
         self.name, self.seed, self.devices = name, seed, count
-        self.dropout, self.conditions = dropout or Dropout(), conditions or Conditions()
+        self.dropout = of_kind("dropout", dropout, Dropout)
+        self.conditions = of_kind("conditions", conditions, Conditions)
         self.plan = plan or plan_for(count, self.dropout, buffer=buffer, profile=profile, staleness=staleness)
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
         self.masks, self.transport, self._cluster = masks, transport, cluster
         self._byzantine = dict(byzantine or {})
+        check_roles(self._byzantine, count, self._parties())
         self._test = test
         self._artifact = model if isinstance(model, bytes) else b"no artifact: a function gives the updates"
         statistics = STATISTICS_LENGTH
@@ -148,11 +181,12 @@ class Fleet:
             self._metrics = decoded.manifest.metrics if self.plan.algorithm == "evaluate" else ()
             shared, self._built = split(decoded.manifest, decoded.parameters)
             self._manifest = decoded.manifest
-            parameters = shared if parameters is None else parameters
+            parameters = shared if parameters is None else check_vector("parameters", parameters)
             if parameters.size != shared.size:
                 told = f"{parameters.size} parameters to start from, the artifact shares {shared.size}"
                 raise BlindsumError("simulation-impossible", told)
             check_plan(decoded.manifest, self.plan)
+            check_parts(decoded.manifest, data if data is not None and update is None else (), test)
             statistics = statistics_length(decoded.manifest, self.plan)
         else:
             parameters = model
@@ -169,13 +203,21 @@ class Fleet:
         base = open_task(self._identities.trust, files.record)
         assert isinstance(base, TaskView), base
         self._base, self._model = base, files.model
-        self._refuse_the_impossible(self.derived)
+        self._population = Population(count, self.conditions, self.dropout, seed)
+        check_possible(self.plan, self.derived, self._population, self._byzantine)
+        if transport and self.plan.staleness:
+            raise BlindsumError(
+                "simulation-impossible", "devices over MQTT train in real time: no late updates in virtual time"
+            )
+        if cluster and masks == "off":
+            raise BlindsumError("simulation-impossible", "masks are left out in the processes of this machine only")
         self._real = self._choose_real(real) if transport else ()
         self._learner: Learner = (
             FunctionLearner(update) if update is not None else TrainingLearner(list(data or ()), seed)
         )
         default = 0 if count < WORKERS_FROM else min(8, os.cpu_count() or 1)
-        self._workers = max(default if workers is None else workers, 1 if cluster else 0)
+        chosen = default if workers is None else whole("workers", workers, 0, WORKERS_MAX)
+        self._workers = min(max(chosen, 1 if cluster else 0), count)
         self._session: TrainingSession | None = None
 
     def run(
@@ -194,8 +236,7 @@ class Fleet:
         bytes as a run that was not interrupted. Raises BlindsumError "simulation-impossible", and "simulation-unreadable" where
         the file is not there, damaged, or of a fleet with other settings.
         """
-        if not 1 <= rounds <= self.plan.rounds:
-            raise BlindsumError("simulation-impossible", f"{rounds} rounds are not in 1..{self.plan.rounds}")
+        whole("rounds", rounds, 1, self.plan.rounds)
         began = time.monotonic()
         tell = on_progress or (lambda _done, _text: None)
         setup = Setup(
@@ -203,7 +244,7 @@ class Fleet:
             self._base,
             self._artifact,
             self._model,
-            Population(self.devices, self.conditions, self.dropout, self.seed),
+            self._population,
             self._learner,
             self._byzantine,
             Pairs(self.devices),
@@ -277,42 +318,6 @@ class Fleet:
     def _parties(self) -> int:
         return 3 * self.plan.threat.malicious_parties + 1
 
-    def _refuse_the_impossible(self, derived: Derived) -> None:
-        """What can be known before the run to end in nothing but failed rounds, or to promise what cannot be kept."""
-        threat, lost = self.plan.threat, self.dropout.after_joining
-        if self.plan.profile == "roster" and 1000 * lost > threat.dropped_permille:
-            raise BlindsumError(
-                "simulation-impossible",
-                f"{1000 * lost:.0f} permille of a roster drop out, the threat model allows {threat.dropped_permille}: "
-                "rounds would fail with survivors-too-few",
-            )
-        joining = self.devices * (1 - self.dropout.before_join)
-        hours = self.conditions.availability
-        joining *= max(hours.day, hours.night)
-        if joining < derived.n_min:
-            raise BlindsumError(
-                "simulation-impossible",
-                f"{joining:.0f} devices join at best, a round takes {derived.n_min}: rounds would fail with cohort-too-small",
-            )
-        if self.transport and self.plan.staleness:
-            raise BlindsumError(
-                "simulation-impossible", "devices over MQTT train in real time: no late updates in virtual time"
-            )
-        if self._cluster and self.masks == "off":
-            raise BlindsumError("simulation-impossible", "masks are left out in the processes of this machine only")
-        parties = [name for name in self._byzantine if name.startswith("party/")]
-        if len(parties) > threat.malicious_parties:
-            raise BlindsumError(
-                "simulation-impossible",
-                f"{len(parties)} byzantine parties, the threat model allows {threat.malicious_parties}",
-            )
-        bad = len(self._byzantine) - len(parties)
-        if bad > threat.corrupt(self.devices):
-            raise BlindsumError(
-                "simulation-impossible",
-                f"{bad} byzantine devices, the threat model allows {threat.corrupt(self.devices)} of {self.devices}",
-            )
-
     @property
     def _run(self) -> bytes:
         """What tells this run from others: the task (with it model, artifact and plan), the world, the seed."""
@@ -322,9 +327,11 @@ class Fleet:
     def _choose_real(self, share: float) -> tuple[int, ...]:
         """Which devices are real clients: evenly spread, and honest ones."""
         honest = [number for number in range(self.devices) if f"device/{number}" not in self._byzantine]
-        count, most = round(share * self.devices), min(CLIENTS_MAX, len(honest))
+        most = min(CLIENTS_MAX, len(honest))
+        count = round(share * self.devices) if math.isfinite(share) else -1
         if not 1 <= count <= most:
-            raise BlindsumError("simulation-impossible", f"{count} devices over MQTT are not in 1..{most}")
+            told = f"a share of {share} over MQTT is {count} of {self.devices} devices, not in 1..{most}"
+            raise BlindsumError("simulation-impossible", told if count >= 0 else f"a share of {share} over MQTT")
         return tuple(honest[place] for place in np.linspace(0, len(honest) - 1, count).round().astype(int))
 
     def _settings(self) -> dict[str, object]:
@@ -355,9 +362,8 @@ class Fleet:
         elif examples:
             sums = zip(self._metrics, statistics[2:], strict=bool(self._metrics))
             measured = {name: total / 1e6 / examples for name, total in sums}
-        dropped = Counter(notes.fates)
-        if notes.late:
-            dropped["late"] += notes.late
+        dropped = notes.fates + notes.failed
+        dropped += Counter({"late": notes.late})
         return RoundReport(
             round=outcome.number,
             code=outcome.code,

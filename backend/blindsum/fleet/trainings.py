@@ -25,6 +25,7 @@ from blindsum.protocol.view import RoundView
 
 __all__ = ["Trainings"]
 
+RUNAWAY: Final = ("training-diverged", "update-not-finite")
 AHEAD_MAX: Final = 128
 """Uploads or updates made before their time: what an island may hold of them."""
 
@@ -75,9 +76,11 @@ class Trainings:
         if job.learnt:
             return self._finished(device, device.take_learnt(), now)
         self._ahead -= job.step is not None
+        self._ledger.failed[job.failed] += bool(job.failed)
         if job.step is None or _machine(device).phase(self._task) != "uploading":
             return Step()
         device.uploading()
+        self._ledger.sent.add(device.number)
         return job.step
 
     def contribute(self, device: DeviceRole, view: RoundView, late: LateUpdate, now: int) -> Step:
@@ -86,6 +89,7 @@ class Trainings:
         tau = 0 if fresh else late.staleness(view) or 0
         lanes = device.lanes_of(view, late, tau)
         self._ledger.made(device.number, lanes, tau)
+        self._ledger.sent.add(device.number)
         began = time.thread_time()
         step = _machine(device).upload(self._task, view.number, lanes, now, late if fresh else None)
         self._ledger.mask_ms[device.number] = 1000 * (time.thread_time() - began)
@@ -93,7 +97,7 @@ class Trainings:
 
     def close(self, devices: Iterable[DeviceRole], number: int) -> None:
         """Round `number` is over."""
-        for device in devices if self._inputs is not None else ():
+        for device in devices:
             if device.job is not None:
                 self._ledger.late += device.job.number == number
                 self._learn(device.job)
@@ -111,7 +115,7 @@ class Trainings:
         try:
             lanes = device.lanes(view)
         except BlindsumError as error:
-            self._ledger.failed[error.code] += 1
+            job.failed = _befallen(job, error)
             return
         self._ledger.made(device.number, lanes)
         began, spared = time.thread_time(), self._pairs.spared_s
@@ -130,7 +134,7 @@ class Trainings:
             job.device.learn(*self._inputs)
             job.learnt = True
         except BlindsumError as error:
-            self._ledger.failed[error.code] += 1
+            self._ledger.failed[_befallen(job, error)] += 1
             job.device.job = None
 
     def _finished(self, device: DeviceRole, late: LateUpdate, now: int) -> Step:
@@ -141,6 +145,13 @@ class Trainings:
         if view is not None and here and now < view.manifest.upload_until:
             return self.contribute(device, view, late, now)
         return machine.keep(self._task, late, now)
+
+
+def _befallen(job: Job, error: BlindsumError) -> str:
+    """Numbers that run away cost a device its round. All else is a mistake of whoever wrote the script, and raised."""
+    if error.code not in RUNAWAY:
+        raise BlindsumError(error.code, f"device {job.device.number} in round {job.number}: {error.detail}") from error
+    return error.code
 
 
 def _machine(device: DeviceRole) -> DeviceMachine:

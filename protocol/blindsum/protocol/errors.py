@@ -137,6 +137,10 @@ CATALOGUE: dict[str, Entry] = {
         "a file of a simulation is not whole, or not of the run that it is used for",
         "use a folder that a run of the same settings wrote; else start the run anew in another folder",
     ),
+    "simulation-update-failed": Entry(
+        "a script's update function raised, or gave what is no update",
+        "mend the function, as the message says: it returns one number for each parameter; devices that fail are for `Dropout`",
+    ),
     "simulation-worker-died": Entry(
         "a process that played devices ended in the middle of a round",
         "look at the memory that is left and at what the update function does; fewer workers take less memory",
@@ -342,6 +346,10 @@ class BlindsumError(Exception):
         self.cause = entry.cause
         self.remedy = entry.remedy
         super().__init__(f"{code}: {detail or entry.cause}; {entry.remedy}")
+
+    def __reduce__(self) -> tuple[type[BlindsumError], tuple[str, str]]:
+        """Errors go from process to process."""
+        return type(self), (self.code, self.detail)
 
 
 @dataclass(frozen=True, slots=True)

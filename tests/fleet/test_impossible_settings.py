@@ -1,0 +1,184 @@
+"""What a script or a file gets wrong is said before the run, with the numbers; what its update function does, at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blindsum.fleet import Availability, Conditions, Dataset, DeviceClass, Dropout, Fleet, Learned, Local, plan_for
+from blindsum.fleet.simfile import load_fleet
+from blindsum.protocol.errors import BlindsumError
+from blindsum.testing.behaviours import WrongSums
+from blindsum.training import build_artifact, models
+
+LENGTH, DEVICES = 9, 12
+ONES = np.ones(LENGTH, np.float32)
+
+
+def small(**settings: object) -> Fleet:
+    chosen: dict[str, object] = {"devices": DEVICES, "update": lambda local: ONES, "workers": 0, **settings}
+    return Fleet(chosen.pop("model", np.zeros(LENGTH, np.float32)), **chosen)  # type: ignore[arg-type]
+
+
+def refusal(act: object) -> BlindsumError:
+    with pytest.raises(BlindsumError) as caught:
+        act()  # type: ignore[operator]
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"devices": 6.0}, "devices is 6.0, not a whole number"),
+        ({"devices": float("nan")}, "devices is nan"),
+        ({"devices": 100_001}, "3..100000"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616"),
+        ({"seed": None}, "seed is None"),
+        ({"workers": 1000}, "workers is 1000, not in 0..64"),
+        ({"workers": 1.5}, "workers is 1.5"),
+        ({"buffer": -2}, "buffer is -2"),
+        ({"masks": "none"}, "known: on, off"),
+        ({"profile": "noroster"}, "known: roster, no-roster"),
+        ({"plan": plan_for(DEVICES), "buffer": 4}, "those of the plan"),
+        ({"model": "net.onnx"}, "of type str"),
+        ({"model": np.zeros(0, np.float32)}, "0 numbers"),
+        ({"model": [0.0, np.nan]}, "all finite"),
+        ({"byzantine": {"parties/1": WrongSums()}}, "known: party/1 to party/4, device/0 to device/11"),
+        ({"byzantine": {"device/12": WrongSums()}}, "device/12"),
+        ({"byzantine": {"party/1": WrongSums}}, "no Behaviour"),
+        ({"dropout": 0.1}, "0.1, not a Dropout"),
+        ({"transport": "mqtt", "real": float("nan")}, "a share of nan"),
+        ({"transport": "mqtt", "real": 2.0}, "24 of 12 devices"),
+        (
+            {"conditions": Conditions(classes=(DeviceClass(train_s=9999.0),))},
+            "1000 permille of the devices train longer",
+        ),
+    ],
+)
+def test_what_is_no_setting_is_refused_with_what_would_be_one(settings: dict[str, object], said: str) -> None:
+    told = refusal(lambda: small(**settings))
+    assert told.code == "simulation-impossible"
+    assert said in told.detail
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: plan_for(-6), "devices is -6"),
+        (lambda: plan_for(DEVICES, epoch=3), "no epoch; it has name, threat"),
+        (lambda: Dropout(slow="0.1"), "not shares"),
+        (lambda: Conditions(classes=DeviceClass()), "no tuple of DeviceClass"),
+        (
+            lambda: Conditions(classes=(DeviceClass(name="old", spread=1000.0),)),
+            "spread of class 'old' is 1000.0, not in 0..3",
+        ),
+        (lambda: Conditions(availability=Availability(zones=10**30)), "zones"),
+        (lambda: Conditions(pause_s=float("nan")), "pause_s is nan, not in 1..1e+07"),
+    ],
+)
+def test_parts_of_a_fleet_refuse_what_cannot_be(make: object, said: str) -> None:
+    told = refusal(make)
+    assert told.code == "simulation-impossible"
+    assert said in told.detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 1.5}, "epochs is 1.5, not a whole number from 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"rate": 1e-8}, "the least but 0 is 1e-06"),
+        ({"rate": 1e30}, "rate is 1e+30"),
+        ({"clip_norm": float("inf")}, "clip_norm is inf"),
+    ],
+)
+def test_plan_whose_numbers_would_travel_as_others_is_refused(changes: dict[str, object], said: str) -> None:
+    told = refusal(lambda: small(plan=plan_for(DEVICES, **changes)))
+    assert told.code == "parameters-unsafe"
+    assert said in told.detail
+
+
+@pytest.mark.parametrize(
+    ("features", "targets", "code", "said"),
+    [
+        (np.ones((0, 3)), np.ones(0, np.int64), "simulation-impossible", "device 2: no examples"),
+        (np.ones((4, 2)), np.ones(4, np.int64), "training-batch-invalid", "device 2: features of shape (4, 2)"),
+        (np.ones((4, 3)), np.full(4, 2), "training-batch-invalid", "device 2: targets from 2 to 2"),
+        (np.ones((4, 3)), np.ones(3, np.int64), "training-batch-invalid", "device 2: 4 features but 3 targets"),
+        (np.full((4, 3), np.nan), np.ones(4, np.int64), "training-batch-invalid", "device 2 holds NaN"),
+    ],
+)
+def test_data_that_no_device_can_train_on_are_refused_with_whose_they_are(
+    features: np.ndarray, targets: np.ndarray, code: str, said: str
+) -> None:
+    artifact = build_artifact(models.mlp((3, 2), seed=1), loss="cross-entropy")
+    good = Dataset("good", np.ones((1, 3), np.float32), np.ones(1, np.int64), 2)  # one example is enough
+    bad = Dataset("bad", features, targets, 2)
+    told = refusal(lambda: Fleet(artifact, data=[good, good, bad, good], workers=0))
+    assert told.code == code
+    assert said in told.detail
+    assert "test" in refusal(lambda: Fleet(artifact, data=[good] * 4, test=bad, workers=0)).detail
+    assert refusal(lambda: Fleet(artifact, data=good, workers=0)).code == "simulation-impossible"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (lambda: 1 / 0, "simulation-update-failed", "ZeroDivisionError: division by zero (" + __file__),
+        (lambda: None, "simulation-update-failed", "gave nothing"),
+        (lambda: np.ones(LENGTH + 1), "update-wrong-shape", "(10,) where (9,) belongs"),
+        (lambda: Learned(ONES, weight=1.5), "simulation-update-failed", "'float'"),
+        (lambda: Learned(ONES, weight=0), "weight-out-of-range", "0 is not in 1..64"),
+        (lambda: Learned(ONES, loss=float("nan")), "simulation-update-failed", "nan"),
+    ],
+)
+def test_mistake_of_an_update_function_ends_the_run_and_names_device_and_round(
+    given: object, code: str, said: str, workers: int
+) -> None:
+    def update(local: Local) -> object:
+        return given() if (local.device, local.round) == (3, 2) else ONES  # type: ignore[operator]
+
+    told = refusal(lambda: small(update=update, workers=workers).run(2))
+    assert told.code == code
+    assert told.detail.startswith("device 3 in round 2: ") and said in told.detail
+
+
+def test_update_may_be_any_array_of_the_right_length() -> None:
+    digests = {
+        small(update=update).run(1).digest
+        for update in (lambda local: ONES, lambda local: [1.0] * LENGTH, lambda local: np.ones((3, 3)))
+    }
+    assert len(digests) == 1
+
+
+def test_numbers_that_run_away_cost_one_device_its_round_and_are_counted() -> None:
+    def update(local: Local) -> np.ndarray:
+        return ONES * (np.nan if local.device == 3 else 1)
+
+    report = small(update=update, devices=30).run(1)
+    assert report.rounds[0].dropped == {"update-not-finite": 1}
+    assert (report.rounds[0].code, report.rounds[0].survivors, report.exact) == ("", 29, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed = -1", "seed is -1"),
+        ("[data]\nhidden = 0", "hidden is 0"),
+        ('[data]\nset = "none"\nlength = 0', "length is 0"),
+        ('[data]\nset = "none"\nlength = 10_000_000_000', "length is 10000000000"),
+        ("[task]\nbuffer = -2", "buffer is -2"),
+        ("[task]\nbuffer = 50", "buffer is 50, not in 0..12"),
+        ("rounds = 0", "rounds is 0"),
+    ],
+)
+def test_numbers_of_a_file_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(f"devices = {DEVICES}\n{text}\n")
+    told = refusal(lambda: load_fleet(file))
+    assert told.code == "simulation-impossible"
+    assert said in told.detail
