@@ -68,9 +68,8 @@ def test_kits_are_let_in_by_the_broker_that_init_configured(
 def test_access_list_that_lacks_a_worker_or_is_not_asked_is_found(
     tmp_path: Path, free_port: int, production_mosquitto: Callable[[Path], Any], postgres: Any
 ) -> None:
-    made = create_fleet(
-        tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=f"mqtts://localhost:{free_port}"
-    )
+    url = f"mqtts://localhost:{free_port}"
+    made = create_fleet(tmp_path / "fleet", fleet="clinics", malicious_parties=1, broker=url)
     config = made.broker / "mosquitto.conf"
     broker = production_mosquitto(config)
     (kit,), _ = enrol_workers(made, [2])
@@ -84,6 +83,9 @@ def test_access_list_that_lacks_a_worker_or_is_not_asked_is_found(
     config.write_text(re.sub("acl_file .*\n", "", config.read_text()))
     broker.restart()
     assert wrong(kit) == {"access list": "coordinator-2 may write under any name"}
+    (kit / "tls-key.pem").unlink()
+    names = ", ".join(str(kit / name) for name in ("tls-ca.pem", "tls-certificate.pem", "tls-key.pem"))
+    assert wrong(kit)["broker"].startswith(f"tls-files-unusable: {names}: ")
 
 
 def test_each_fault_of_a_kit_is_named(fleet: FleetFolder) -> None:

@@ -19,6 +19,7 @@ import pytest
 from blindsum.backend import cli, console
 from blindsum.backend.provision import create_fleet
 from blindsum.backend.service import Reporter
+from blindsum.backend.tasks import transcript_path
 from blindsum.backend.witness import Witness
 from blindsum.protocol.errors import CATALOGUE, BlindsumError
 from blindsum.runtime.audit import AuditLog
@@ -253,6 +254,11 @@ def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Ru
     assert answer("task", "pause", fleet, "life")["state"] == "paused"
     assert answer("task", "schedule", fleet, "life", "--pause-s", 90)["pause_s"] == 90.0
     assert answer("task", "resume", fleet, "life") == answer("task", "show", fleet, "life") | {"state": "running"}
+    ended = transcript_path(fleet / "coordinator", "life", 7, failed=True)
+    ended.parent.mkdir()
+    ended.touch()
+    assert answer("task", "show", fleet, "life")["state"] == "finished"
+    ended.unlink()
     assert answer("task", "stop", fleet, "life")["pause_s"] == 90.0
     assert refusal(run, "task", "resume", fleet, "life", "--json") == "task-stopped"
     assert refusal(run, "task", "pause", fleet, "nothing", "--json") == "task-not-here"

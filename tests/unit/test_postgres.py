@@ -28,6 +28,13 @@ def test_second_coordinator_is_refused_until_the_first_is_gone(postgres: Any) ->
     PostgresStore(url).close()
 
 
+@pytest.mark.parametrize("url", ["postgres//who:word@db/x", "mysql://who:word@db/x"])
+def test_what_is_no_url_of_a_database_is_an_error_of_the_settings_and_is_not_shown(url: str) -> None:
+    with pytest.raises(BlindsumError, match="config-invalid") as caught:
+        PostgresStore(url)
+    assert "word" not in str(caught.value)
+
+
 def test_coordinator_whose_lease_ran_out_cannot_write_once_another_has_it(postgres: Any) -> None:
     url = postgres.database()
     first = PostgresStore(url)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
+import psycopg.conninfo
 
 from blindsum.protocol.errors import BlindsumError
 
@@ -68,9 +69,13 @@ def connect(url: str, *, pause_s: int = PAUSE_S) -> Connection:
     libpq; the password best in a `.pgpass` file), whose tables are made or brought up to date where they are not. Its
     transactions may pause for `pause_s`.
 
-    Raises BlindsumError: "database-unreachable", "database-in-use" (a coordinator of an earlier version has it), "database-newer",
-    "database-unwritable" (also where the server does not flush to disk).
+    Raises BlindsumError: "config-invalid" (no such URL), "database-unreachable", "database-in-use" (a coordinator of an earlier
+    version has it), "database-newer", "database-unwritable" (also where the server does not flush to disk).
     """
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # whose words show all of it, and a password may be in it
+        raise BlindsumError("config-invalid", "database is not such as postgresql://user@host/name") from None
     with told():
         db: Connection = psycopg.connect(
             url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="blindsum"

@@ -12,8 +12,8 @@ import msgspec
 
 from blindsum.backend.coordinator import CoordinatorSettings, open_store
 from blindsum.backend.party import PartySettings
-from blindsum.protocol.errors import CATALOGUE, BlindsumError
-from blindsum.runtime.checkup import Finding, Patient, examine_file
+from blindsum.protocol.errors import BlindsumError
+from blindsum.runtime.checkup import Finding, Patient, examine_file, problem
 from blindsum.runtime.kit import BrokerSettings, read_file
 from blindsum.runtime.settings import load_settings
 from blindsum.runtime.topics import Principal
@@ -47,7 +47,7 @@ def _server(take: Callable[[], Any]) -> tuple[bool, Finding]:
     except BlindsumError as error:
         if error.code == "database-in-use":
             return True, Finding("database", True, "in use: the role is running")
-        return False, Finding("database", False, str(error), CATALOGUE[error.code].remedy)
+        return False, problem("database", error)
     return False, Finding("database", True, "PostgreSQL, sound")
 
 

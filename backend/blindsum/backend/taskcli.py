@@ -230,7 +230,7 @@ def _summary(found: Any) -> dict[str, Any]:
     task = found.view.task
     return {
         "task": found.view.name,
-        "state": found.control.state,
+        "state": "finished" if found.over else found.control.state,
         "pause_s": found.control.pause_s,
         "stage": found.control.stage,
         "last_round": found.last_round,

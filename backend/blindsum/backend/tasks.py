@@ -149,12 +149,13 @@ class TaskControl(Settings, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class FoundTask:
-    """A task in a coordinator's kit. `last_round` is the newest that has a transcript, 0 where none has."""
+    """A task in a coordinator's kit. `last_round` is the newest with a transcript, or 0; `over`: all rounds have ended."""
 
     view: TaskView
     derived: Derived
     control: TaskControl
     last_round: int
+    over: bool
 
 
 def create_task(
@@ -415,7 +416,8 @@ def read_task(kit: Path, name: str) -> FoundTask:
         width=width,
         roster=opened.has_roster,
     )
-    return FoundTask(opened, derived, load_control(place), max(transcripts(kit, name), default=0))
+    over = any(transcript_path(kit, name, opened.task.rounds_max, failed=failed).exists() for failed in (False, True))
+    return FoundTask(opened, derived, load_control(place), max(transcripts(kit, name), default=0), over)
 
 
 def load_control(place: Path) -> TaskControl:

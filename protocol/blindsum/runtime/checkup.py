@@ -41,7 +41,7 @@ from blindsum.runtime.system import now_ms, random_bytes
 from blindsum.runtime.topics import Principal, Topics
 from blindsum.runtime.vault import Vault
 
-__all__ = ["Finding", "Patient", "examine", "examine_file"]
+__all__ = ["Finding", "Patient", "examine", "examine_file", "problem"]
 
 DISK_FREE_MIN: Final = 1 << 30
 DAYS_LEFT_MIN: Final = 30
@@ -124,11 +124,16 @@ def examine_file(path: Path) -> tuple[bool, Finding]:
     return False, Finding("database", said == "ok", "sound" if said == "ok" else said, remedy)
 
 
+def problem(name: str, error: BlindsumError) -> Finding:
+    """What an error says to a question."""
+    return Finding(name, False, f"{error.code}: {error.detail or error.cause}", error.remedy)
+
+
 def _asked(name: str, question: Callable[[], str], remedy: str) -> Iterator[Finding]:
     try:
         yield Finding(name, True, question())
     except BlindsumError as error:
-        yield Finding(name, False, str(error), CATALOGUE[error.code].remedy)
+        yield problem(name, error)
     except Exception as error:  # whatever is wrong with it, it does not work
         yield Finding(name, False, f"{type(error).__name__}: {error}", remedy)
 
@@ -205,7 +210,7 @@ def _broker(patient: Patient, busy: bool) -> Iterator[Finding]:
         begun = time.monotonic()
         socket.create_connection((endpoint.host, endpoint.port), timeout=CONNECT_TIMEOUT_S).close()
     except BlindsumError as error:
-        yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
+        yield problem("broker", error)
         return
     except OSError as error:
         yield Finding("broker", False, f"{url}: {error}", CATALOGUE["broker-unreachable"].remedy)
@@ -242,7 +247,11 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
 
     presence = [pattern for pattern in topics.subscriptions if pattern.startswith(f"{topics.root}/st/")]
     announcements = [f"{topics.root}/bc/+/announcement"] if patient.principal.role in ("device", "party") else []
-    link = make_link(patient.kit, patient.broker, topics, patient.vault)
+    try:
+        link = make_link(patient.kit, patient.broker, topics, patient.vault)
+    except BlindsumError as error:
+        yield problem("broker", error)
+        return
     try:
         link.open([*presence, *announcements], on_message=arrived, on_state=changed)
         answered.wait(CONNECT_TIMEOUT_S)
@@ -268,7 +277,7 @@ def _logged_in(patient: Patient, took: float) -> Iterator[Finding]:
                 yield _others(wanted, dict(online))
         yield from _access(patient, link, topics)
     except BlindsumError as error:
-        yield Finding("broker", False, str(error), CATALOGUE[error.code].remedy)
+        yield problem("broker", error)
     finally:
         link.close()
 

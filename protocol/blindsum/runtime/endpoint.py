@@ -44,7 +44,8 @@ class Tls:
             if self.certificate is not None:
                 context.load_cert_chain(self.certificate, self.key, lambda: self.password)  # never asks
         except (OSError, ValueError) as error:
-            raise BlindsumError("tls-files-unusable", f"{self.ca}, {self.certificate}: {error}") from error
+            named = (str(path) for path in (self.ca, self.certificate, self.key) if path is not None)
+            raise BlindsumError("tls-files-unusable", f"{', '.join(named)}: {error}") from error
         return context
 
 

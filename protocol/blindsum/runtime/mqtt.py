@@ -414,7 +414,7 @@ class MqttLink:
             self._changed.notify_all()
         about = fields(client=self.client_id, url=self.url, mqtt=self.protocol, code=state.code, detail=state.detail)
         log.log(
-            logging.INFO if state.connected else logging.WARNING,
+            logging.INFO if state.connected or self._closing else logging.WARNING,
             "link up" if state.connected else "link down",
             extra=about,
         )
