@@ -20,12 +20,13 @@ from .shares import WORK_MIN, WORK_PER_WEIGHT_MIN, Run, Shares, require_finite, 
 from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
-PIECE_BYTES = 1 << 26  # of values that a step holds: beyond it, a batch in pieces is quicker than as a whole
+PIECE_BYTES = 3 << 24  # of values that a step holds: beyond it, a batch in pieces is quicker than as a whole
 PIECE_ROWS_MIN = 8  # in a piece that is not cut smaller for that
 SHARE_ROWS_MIN = 4  # in what a thread gets of it
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
 UPDATE_MIN = 1 << 20  # parameters whose update threads share
 SMALL_ROWS, SMALL_BYTES = 64, 1 << 23  # of a step whose memory is planned ahead
+SESSION_BYTES = 1 << 24  # of constants up to which each share has a session, and so a copy of them, of its own
 EVALUATE_BYTES = 1 << 28  # that take no more than this beside the weights
 
 
@@ -278,5 +279,6 @@ class _Halves:
             ]
         else:
             total = engine._banks[1]  # which nothing else writes
-        session = open_graph(graph, artifact.constants, threads)
-        self.shares = Shares(session, manifest, engine._banks, count, total)
+        own = sum(array.nbytes for array in artifact.constants.values()) <= SESSION_BYTES
+        sessions = [open_graph(graph, artifact.constants, threads) for _ in range(count if own else 1)]
+        self.shares = Shares(sessions if own else sessions * count, manifest, engine._banks, total)

@@ -38,10 +38,9 @@ def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
         trained = node.op_type == "Conv" and node.input[1] in parameters
         if trained and (window := _small_depthwise(graph, node)) is not None:
             _as_product(graph, node, window)
-        elif trained and (window := winograd.window_of(graph, node)) is not None:
-            winograd.as_products(graph, node, window)
         else:
             graph.nodes.append(node)
+    winograd.as_products(graph, output, parameters)
     sequence.as_products(graph, output, parameters)
     columns.as_columns(graph, output, parameters)
 

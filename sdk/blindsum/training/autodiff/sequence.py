@@ -22,14 +22,14 @@ from .graph import Graph, attribute
 from .layout import Walk
 from .registry import Backward
 from .window import Window, of_conv
-from .winograd import Writer
+from .winograd import Writer, matrices
 
 CHANNELS_MIN = 32  # on both sides, from which fewer products pay for what comes before and after them
 FROZEN_CHANNELS_MIN = 64  # where weights never change, as onnxruntime then has faster convolutions
 TILES_MAX = 4
 OUTPUTS = 4  # of a tile
 
-_POINTS = {3: (0.0, 1.0, -1.0, 2.0, -2.0), 5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}  # by size of the kernel
+_TAPS = (3, 5)
 
 
 def as_products(graph: Graph, output: str, parameters: Collection[str]) -> None:
@@ -118,7 +118,7 @@ def _window_of(graph: Graph, node: onnx.NodeProto, channels_min: int) -> Window 
     """The node's window where it is such a convolution of so many channels, all its sizes known but the batch."""
     image, weight, result = (graph.shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
     fixed = [size for size in (*image[1:], *result[1:], *weight) if isinstance(size, int)]
-    if len(weight) != 3 or weight[2] not in _POINTS or len(fixed) != 7 or min(fixed[0], fixed[2]) < channels_min:
+    if len(weight) != 3 or weight[2] not in _TAPS or len(fixed) != 7 or min(fixed[0], fixed[2]) < channels_min:
         return None
     window = of_conv(Backward(graph=graph, node=node, dys=(None,)))
     (inputs,), (outputs,), (dilation,) = window.inputs, window.outputs, window.dilations
@@ -138,18 +138,18 @@ class _Products(Writer):
         weight = node.input[1]
         filters, channels, taps = (int(size or 0) for size in graph.shape(weight))
         (inputs,), (outputs,), (dilation,) = window.inputs, window.outputs, window.dilations
-        inward, outward, spread = _matrices(taps)
+        inward, outward, spread = matrices(OUTPUTS, taps)
         points, tiles = len(inward), _tiles(outputs // dilation)
 
         kernel = self.reshaped(weight, filters * channels, taps)
         size = (points, filters * channels)
-        kernel = self.emit("Gemm", self._constant(spread.astype(np.float32)), kernel, transB=1, shape=size)
+        kernel = self.emit("Gemm", self.constant(spread), kernel, transB=1, shape=size)
         kernel = self.emit("Transpose", self.reshaped(kernel, points, filters, channels), perm=[0, 2, 1])
 
-        x = self.emit("MatMul", self._constant(_along(inward, window)), self.reshaped(x, inputs // dilation, 0))
+        x = self.emit("MatMul", self.constant(_along(inward, window)), self.reshaped(x, inputs // dilation, 0))
         y = self.emit("MatMul", self.reshaped(x, points, 0, channels), kernel)
         y = self.reshaped(y, points * tiles, 0)
-        y = self.emit("MatMul", self._constant(_back(outward, outputs // dilation)), y)
+        y = self.emit("MatMul", self.constant(_back(outward, outputs // dilation)), y)
         self.result = self.reshaped(y, outputs // dilation, 0, dilation * filters)
         if len(node.input) > 2 and node.input[2]:
             self.result = self.emit("Add", self.result, self._for_each(node.input[2], dilation, filters))
@@ -162,20 +162,6 @@ class _Products(Writer):
 
 def _tiles(outputs: int) -> int:
     return -(-outputs // OUTPUTS)
-
-
-def _matrices(taps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """B', A' and G of F(4, taps): y = A' [(G w) * (B' x)] for taps + 3 inputs."""
-    places = np.array(_POINTS[taps])
-    size = len(places) + 1
-
-    def powers(count: int) -> NDArray[np.float64]:
-        """Of each point; of infinity, the highest only."""
-        return np.vstack([np.vander(places, count, increasing=True), np.eye(1, count, count - 1)])
-
-    apart = np.array([*(np.prod([a - b for b in places if b != a]) for a in places), 1.0])
-    inward: NDArray[np.float64] = apart[:, None] * np.linalg.inv(powers(size)).T
-    return inward, powers(OUTPUTS).T, powers(taps) / apart[:, None]
 
 
 def _along(inward: NDArray[np.float64], window: Window) -> NDArray[np.float32]:
