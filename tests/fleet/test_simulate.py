@@ -119,6 +119,7 @@ def test_runs_stand_side_by_side(tmp_path: Path) -> None:
     ]
     page = compare(reports, tmp_path / "both.html").read_text("utf-8")
     assert "calm, round by round" in page and "rough, round by round" in page
+    assert page.count("<figure>") == 5 and "lied" in page, "a chart each, as wide as a phone"
     assert len(reports[0].frame()) == 1
 
 

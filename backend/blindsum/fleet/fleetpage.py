@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from blindsum.fleet.charts import DARK, LIGHT
-from blindsum.fleet.fleetcharts import draw
+from blindsum.fleet.fleetcharts import Panel, draw_all, draw_panel, panels_of
 from blindsum.fleet.report import STYLE
 from blindsum.fleet.results import FleetReport
 
@@ -18,7 +18,7 @@ __all__ = ["write_page"]
 def write_page(path: Path, reports: Sequence[FleetReport]) -> Path:
     """Write `path` (HTML) and a PNG of the same name. Several reports stand side by side. Raises "fleet-package-missing"."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".png").write_bytes(draw(reports, LIGHT, "png"))
+    path.with_suffix(".png").write_bytes(draw_all(reports))
     path.write_text(_page(reports), encoding="utf-8")
     return path
 
@@ -26,7 +26,7 @@ def write_page(path: Path, reports: Sequence[FleetReport]) -> Path:
 def _page(reports: Sequence[FleetReport]) -> str:
     first = reports[0]
     title = "blindsum simulation: " + ", ".join(report.name for report in reports)
-    light, dark = (base64.b64encode(draw(reports, theme, "svg")).decode() for theme in (LIGHT, DARK))
+    charts = "".join(_figure(panel, reports) for panel in panels_of(reports))
     sections = "".join(_rounds(report) for report in reports)
     return f"""<!doctype html>
 <html lang="en">
@@ -35,16 +35,14 @@ def _page(reports: Sequence[FleetReport]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
-<style>{STYLE}
-.wide img{{max-width:64rem}}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(_lead(first))}</p>
 <section class="tiles">{"".join(_tiles(report) for report in reports)}</section>
-<figure class="wide"><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{dark}">
-<img src="data:image/svg+xml;base64,{light}" alt="charts of the rounds"></picture></figure>
+<section class="charts">{charts}</section>
 <h2>Settings</h2>
 {_settings(reports)}
 {sections}
@@ -90,14 +88,31 @@ def _tiles(report: FleetReport) -> str:
     )
 
 
+def _figure(panel: Panel, reports: Sequence[FleetReport]) -> str:
+    light, dark = (
+        "data:image/svg+xml;base64," + base64.b64encode(draw_panel(panel, reports, theme)).decode()
+        for theme in (LIGHT, DARK)
+    )
+    return (
+        f'<figure><h2>{escape(panel.title)}</h2><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(panel.title)}"></picture></figure>'
+    )
+
+
 def _settings(reports: Sequence[FleetReport]) -> str:
     names = list(dict.fromkeys(name for report in reports for name in report.settings))
-    rows = [[name, *(str(report.settings.get(name, "")) for report in reports)] for name in names]
+    rows = [[name, *(_said(report.settings.get(name, "")) for report in reports)] for name in names]
     rows += [
         ["seed", *(str(report.seed) for report in reports)],
         ["model", *(report.digest[:16] for report in reports)],
     ]
     return _table(["", *(report.name for report in reports)], rows)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
 
 
 def _rounds(report: FleetReport) -> str:
@@ -112,6 +127,7 @@ def _rounds(report: FleetReport) -> str:
         "sent, kB",
         "masking, ms",
         "dropped",
+        "lied",
     ]
     rows = []
     for each in report.rounds:
@@ -128,15 +144,16 @@ def _rounds(report: FleetReport) -> str:
                 f"{each.bytes_up.median / 1000:.1f}",
                 f"{each.mask_ms.median:.2f}",
                 dropped,
+                ", ".join(f"{who} ({code})" for who, code in each.faults.items()) or "nobody",
             ]
         )
-    return f"<h2>{escape(report.name)}, round by round</h2>{_table(head, rows)}"
+    return f"<h2>{escape(report.name)}, round by round</h2>{_table(head, rows, 'rounds')}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "pairs") -> str:
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
