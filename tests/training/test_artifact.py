@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import cbor2
 import msgspec
@@ -100,6 +101,13 @@ def test_trailing_bytes_are_refused():
 
 def test_missing_bytes_under_a_right_hash_are_refused():
     assert _refusal(_sealed(GOOD[START:-1])).detail == "shorter than its header states"
+
+
+@pytest.mark.parametrize("what", ["net.bsa", Path("net.bsa"), None, bytearray(GOOD)])
+def test_what_is_not_bytes_is_refused(what):
+    refused = _refusal(what)
+    assert refused.code == "training-request-invalid"
+    assert "an artifact is bytes, not" in refused.detail
 
 
 def test_onnx_file_is_not_taken_for_an_artifact():

@@ -251,6 +251,9 @@ def _refusal(model, **arguments):
         ({"optimizer": "lamb"}, "optimizer 'lamb' is none of sgd, adam, adamw, adagrad, rmsprop, gradient"),
         ({"trainable": ["layer9.*"]}, "trainable 'layer9.*' matches none of layer1.weight, layer1.bias"),
         ({"trainable": []}, "trainable is empty"),
+        ({"loss": None}, "loss None is none of cross-entropy"),
+        ({"loss": CrossEntropy}, "loss <class 'blindsum.training.losses.CrossEntropy'> is none of cross-entropy"),
+        ({"optimizer": Adam}, "optimizer <class 'blindsum.training.optimisers.Adam'> is none of sgd, adam"),
     ],
 )
 def test_wrong_argument_is_refused_with_the_right_ones(arguments, said):
@@ -275,6 +278,20 @@ def test_weight_without_influence_is_refused_when_named(make_model):
 def test_bytes_that_are_no_model_are_refused():
     for data in (b"", b"no model", models.mlp([4, 3], seed=1).SerializeToString()[:40]):
         assert _refusal(data).startswith("training-model-invalid: not a valid ONNX model")
+
+
+@pytest.mark.parametrize(
+    ("value", "trainable", "said"),
+    [
+        (np.nan, None, "weight 'w' holds NaN"),
+        (np.nan, "v", "weight 'w' holds NaN"),
+        (np.inf, "w", "'w' holds NaN or infinity and cannot be trained"),
+    ],
+)
+def test_weight_that_is_no_number_is_refused_by_name(make_model, value, trainable, said):
+    weights = {"w": np.float32([1, value, 3]), "v": np.float32([1, 2, 3])}
+    model = make_model("(float[N,3] x) => (float[N,3] y) { m = Mul (x, w) y = Mul (m, v) }", weights)
+    assert _refusal(model, trainable=trainable).startswith(f"training-model-invalid: {said}")
 
 
 def test_missing_file_is_refused(tmp_path):

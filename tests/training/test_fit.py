@@ -144,6 +144,7 @@ def test_bad_batch_is_refused_after_the_good_ones(batch):
         {"accumulate": 0},
         {"batch_size": -1},
         {"patience": 1},
+        {"shuffle_seed": -1},
         {"patience": 0, "validation": (X, Y)},
         {"schedule": lambda _: -1.0},
         {"schedule": lambda _: math.nan},

@@ -220,6 +220,10 @@ def test_work_is_bounded_where_memory_is_not_asked_for_and_so_refused():
         TrainingSession(data, work_max=1 << 36)
 
 
+def test_weight_that_nothing_reads_is_refused_before_anything_is_loaded():
+    assert "that no graph reads, 'more' among them" in _refusal(_appended(more=np.zeros(1 << 20, np.float32))).detail
+
+
 def test_target_that_the_loss_ignores_is_no_way_round_the_range():
     loss = CrossEntropy(ignore_index=-5)
     session = TrainingSession(build_artifact(models.mlp([4, 3], seed=1), loss=loss))

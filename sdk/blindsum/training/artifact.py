@@ -81,9 +81,13 @@ def encode(artifact: Artifact) -> bytes:
 def decode(data: bytes) -> Artifact:
     """Parse and check an artifact.
 
-    Raises `BlindsumError`: "training-artifact-damaged", "training-artifact-malformed", "training-artifact-too-large",
-    "training-operator-forbidden" or "training-external-data".
+    Raises `BlindsumError`: "training-request-invalid", "training-artifact-damaged", "training-artifact-malformed",
+    "training-artifact-too-large", "training-operator-forbidden" or "training-external-data".
     """
+    if not isinstance(data, bytes):
+        raise BlindsumError(
+            "training-request-invalid", f"an artifact is bytes, not {type(data).__name__}; read the file"
+        )
     if len(data) > ARTIFACT_SIZE_MAX:
         raise BlindsumError("training-artifact-too-large", f"{len(data)} bytes, at most {ARTIFACT_SIZE_MAX}")
     start = len(MAGIC) + DIGEST_SIZE

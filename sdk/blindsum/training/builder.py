@@ -17,7 +17,7 @@ from .artifact import GRAPHS, Artifact, decode, encode
 from .autodiff import Graph, batchnorm, differentiate, kernels, update
 from .autodiff.adapters import DOWN, UP, adapted
 from .autodiff.batchnorm import Statistic
-from .autodiff.graph import Shape, attribute, every_node
+from .autodiff.graph import Shape, attribute, every_node, reads
 from .autodiff.loss import LossRule, rule_of
 from .autodiff.planar import as_images
 from .autodiff.prepare import prepare
@@ -247,9 +247,11 @@ def _update(prepared: Graph, optimiser: Optimiser, trained: Sequence[str], movin
 
 
 def _shared_constants(graphs: Iterable[Graph], parameters: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    """What the graphs read beside the parameters and their inputs."""
     constants: dict[str, NDArray[np.generic]] = {}
     for graph in graphs:
-        constants.update((name, array) for name, array in graph.constants.items() if name not in parameters)
+        read = {name for node in graph.nodes for name in reads(node)}.difference(parameters)
+        constants.update((name, array) for name, array in graph.constants.items() if name in read)
     return constants
 
 

@@ -162,7 +162,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 def as_loss(loss: str | Loss) -> Loss:
     """`loss` itself, or the one of that name with its default numbers."""
-    if not isinstance(loss, str):
+    if isinstance(loss, Loss):
         return loss
     if loss not in LOSSES:
         raise BlindsumError("training-request-invalid", f"loss {loss!r} is none of {', '.join(LOSSES)}")

@@ -133,7 +133,7 @@ OPTIMISERS: dict[str, type[SGD | Adam | AdamW | Adagrad | RMSprop | Gradient]] =
 
 def as_optimiser(optimiser: str | Optimiser | Gradient) -> Optimiser | Gradient:
     """`optimiser` itself, or the one of that name with its default numbers."""
-    if not isinstance(optimiser, str):
+    if isinstance(optimiser, Optimiser | Gradient):
         return optimiser
     if optimiser not in OPTIMISERS:
         raise BlindsumError("training-request-invalid", f"optimizer {optimiser!r} is none of {', '.join(OPTIMISERS)}")

@@ -185,6 +185,8 @@ class TrainingSession:
             raise BlindsumError("training-request-invalid", "fit: patience needs validation")
         if targets is None and shuffle_seed is not None:
             raise BlindsumError("training-request-invalid", "fit: shuffle_seed needs arrays, not batches")
+        if shuffle_seed is not None and not 0 <= shuffle_seed <= SEED_MAX:
+            raise BlindsumError("training-request-invalid", f"fit: shuffle_seed={shuffle_seed} is not in 0..{SEED_MAX}")
         plan = Plan(
             epochs=epochs,
             batch_size=batch_size or (0 if targets is None else BATCH_SIZE),

@@ -77,6 +77,9 @@ def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], constants: Con
         given = constants_of(manifest, label, constants)
         _check_nodes(label, model, set(given))
         extent_of(model, given, ROWS, label)
+    read = {name for model in models.values() for node in model.every_node() for name in node.inputs}
+    if unread := constants.keys() - read:
+        raise _malformed(f"{len(unread)} constants that no graph reads, {min(unread)!r} among them")
     if Counter(node.operator for node in models["train"].every_node()) != manifest.operators:
         raise _malformed("the operator histogram is not that of the train graph")
 

@@ -13,7 +13,7 @@ import onnx
 from blindsum.protocol.errors import BlindsumError
 
 from ..trainable import Adapters, Head, Trainable
-from .source import Source
+from .source import Source, invalid
 
 STATISTICS = {"BatchNormalization": (3, 4)}
 """Operands that are running statistics, not weights."""
@@ -51,7 +51,7 @@ class Selection:
 
 
 def select(source: Source, trainable: Trainable | Sequence[Trainable] | None) -> Selection:
-    """Raises `BlindsumError` "training-request-invalid" where a pattern matches nothing."""
+    """Raises `BlindsumError` "training-request-invalid" where a pattern matches nothing, "training-model-invalid"."""
     candidates = weights(source)
     if trainable is None:
         return Selection(names=tuple(defaults(source)), by_default=True)
@@ -70,7 +70,11 @@ def select(source: Source, trainable: Trainable | Sequence[Trainable] | None) ->
     adapters = tuple(item for item in wanted if isinstance(item, Adapters))
     if not chosen and not adapters:
         raise BlindsumError("training-request-invalid", "trainable is empty")
-    return Selection(names=tuple(name for name in candidates if name in chosen), adapters=adapters)
+    names = tuple(name for name in candidates if name in chosen)
+    for name in names:
+        if not np.isfinite(source.constants[name]).all():
+            raise invalid(f"{name!r} holds NaN or infinity and cannot be trained")
+    return Selection(names=names, adapters=adapters)
 
 
 def weights(source: Source) -> list[str]:

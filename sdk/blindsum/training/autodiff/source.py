@@ -97,6 +97,9 @@ def read_source(model: Model, output: str | None, fixed: Mapping[str, ArrayLike]
         raise invalid("a name that starts with @; rename it")
     if any(array.dtype.name not in DTYPES.values() for array in constants.values()):
         raise invalid(f"weights of another type than {', '.join(DTYPES.values())}")
+    for name in weights:
+        if constants[name].dtype.kind == "f" and constants[name].size > 1 and np.isnan(constants[name]).any():
+            raise invalid(f"weight {name!r} holds NaN")
     read = {name for node in nodes for name in reads(node)} | {output}
     return Source(
         nodes=tuple(nodes),
