@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, Adam, CrossEntropy, TrainingSession, build_artifact, engine, models, shares
+from blindsum.training import SGD, Adam, CrossEntropy, TrainingSession, build_artifact, decode, engine, models, shares
 
 GENERATOR = np.random.default_rng(4)
 X, Y = GENERATOR.normal(size=(50, 4)).astype(np.float32), GENERATOR.integers(0, 3, 50)
@@ -49,6 +49,25 @@ def test_shared_steps_are_those_of_one_thread(optimizer, workers):
     rows = [rows for _, rows in workers]
     assert (rows.count(50), rows.count(17), rows.count(16)) == (5, 10, 5)
     assert len({thread for thread, _ in workers}) > 1
+
+
+@pytest.mark.parametrize(("granted", "gradients"), [(1 << 24, 3), (0, 1)])
+def test_shares_have_sessions_of_their_own_unless_constants_are_large(granted, gradients, monkeypatch):
+    opened = []
+    open_graph = engine.open_graph
+
+    def noted(graph, constants, threads, **options):
+        opened.append(graph)
+        return open_graph(graph, constants, threads, **options)
+
+    monkeypatch.setattr(engine, "open_graph", noted)
+    monkeypatch.setattr(engine, "SESSION_BYTES", granted)
+    one, three = _sessions(Adam(lr=0.1))
+    for _ in range(3):
+        assert three.step(X, Y) == pytest.approx(one.step(X, Y), rel=1e-5)
+    np.testing.assert_allclose(three.parameters, one.parameters, rtol=1e-4, atol=2e-6)
+    slopes = decode(build_artifact(MODEL, loss="cross-entropy", optimizer=Adam(lr=0.1))).gradient
+    assert opened.count(slopes) == gradients
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
 PIECE_BYTES = 3 << 24  # of values that a step holds: beyond it, a batch in pieces is quicker than as a whole
+PIECE_BYTES_SHARED = 1 << 26  # the same where threads share a piece, as they meet after each
 PIECE_ROWS_MIN = 8  # in a piece that is not cut smaller for that
 SHARE_ROWS_MIN = 4  # in what a thread gets of it
 ALIVE_SHARE = 0.75  # of what onnxruntime's arena holds, at the least: gaps between buffers are the rest
@@ -195,11 +196,12 @@ class Engine:
         Nothing else than time and memory depends on it, where each row counts for itself.
         """
         least = max(PIECE_ROWS_MIN, SHARE_ROWS_MIN * self._threads)
-        if not self.manifest.separable or rows < 2 * least or self._weights_bytes > PIECE_BYTES // 4:
+        most = PIECE_BYTES if self._threads == 1 else PIECE_BYTES_SHARED
+        if not self.manifest.separable or rows < 2 * least or self._weights_bytes > most // 3:
             return rows
         size = self.budget.cost(self._slopes, rows).memory - self.budget.cost(self._slopes, ROWS).memory
         pieces_max = min(rows // least, self.budget.cost(self._slopes, rows).work // self._work_min)
-        return -(-rows // max(1, min(-(-size * self._thrift // PIECE_BYTES), pieces_max)))
+        return -(-rows // max(1, min(-(-size * self._thrift // most), pieces_max)))
 
     def _shares(self, rows: int) -> int:
         """In how many shares `rows` rows are worked out at the same time: in one, where they are not worth threads."""
