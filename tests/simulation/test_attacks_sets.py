@@ -299,7 +299,7 @@ def test_certificate_must_hold_the_proposal_of_this_round_and_roster() -> None:
     assert hand(world, "party/1", certificate(world, strange, votes)).refused.code == "roster-differs"
     other_round = Forged(world.forge("proposal", "coordinator", "parties", inner, number=9), good.chunks)
     votes = [vote(world, party, "set", other_round.digest) for party in (2, 3, 4)]
-    assert hand(world, "party/1", certificate(world, other_round, votes)).refused.code == "roster-differs"
+    assert hand(world, "party/1", certificate(world, other_round, votes)).refused.code == "message-misplaced"
     not_a_proposal = Certificate(proposal=votes[0], votes=votes)
     body = world.forge("certificate", "coordinator", "parties", not_a_proposal)
     assert world.give("party/1", body).refused is not None

@@ -172,7 +172,7 @@ class Meeting(Stage):
         """(culprit, code) of the evidence that a role keeps, each held against the trust bundle by a stranger."""
         found = set()
         for _, row in self.actors[role].store.scan("evidence/sum/"):
-            first, second, join = self.oracle("cbor").decode(row)
+            _, first, second, join = self.oracle("cbor").decode(row)
             report = verify_evidence(write_evidence(self.fleet.trust, first, second, join), trust=self.fleet.trust)
             found |= {(fault.principal, fault.code) for fault in report.faults}
         return found

@@ -188,7 +188,7 @@ class PartyClosing:
         if isinstance(inner, Refused):
             return inner
         if (inner.head.type, inner.head.task, inner.head.round) != ("proposal", view.name, view.number):
-            return Refused("roster-differs", "coordinator")
+            return Refused("message-misplaced", "coordinator")
         proposal = payload_of(inner, Proposal)
         if isinstance(proposal, Refused):
             return proposal
