@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from blindsum.protocol.algorithm import algorithm_of
 from blindsum.protocol.codec import decode_chunk
@@ -30,6 +31,21 @@ from blindsum.testing.store import DictStore
 
 LIMIT_MS = 600_000
 Lie = Callable[[str, str, bytes], bytes | None]
+
+
+def with_openssl(oracle: Callable[[str], Any]) -> None:
+    """Signatures and key agreements of the second implementation are OpenSSL's: its own are slow, and held to the vectors."""
+    for name in ("envelope", "views", "coordinator", "party", "judge", "masks", "kem"):
+        module = vars(oracle(name))
+        quick = {"ed25519_verify": verified, "ed25519_sign": signed_with, "x25519": agreed}
+        module.update({function: quick[function] for function in quick if function in module})
+
+
+def agreed(private: bytes, public: bytes) -> bytes:
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return bytes(32)  # what RFC 7748 makes of a point of small order
 
 
 def verified(public: bytes, signature: bytes, data: bytes) -> bool:
@@ -67,7 +83,7 @@ class Spoken:
 
 class Meeting(Stage):
     """`book` is the coordinator; `lie(target, kind, raw)` says what one receiver is shown in the place of `raw`, None for nothing.
-    `quick`: signatures are OpenSSL's instead of those in plain Python."""
+    `quick`: see `with_openssl`."""
 
     def __init__(
         self,
@@ -82,8 +98,7 @@ class Meeting(Stage):
         super().__init__(6, Faults())
         self.oracle, self.fault = oracle, oracle("fault").Fault
         if quick:
-            for name in ("envelope", "views", "coordinator", "judge"):
-                vars(oracle(name)).update(ed25519_verify=verified, ed25519_sign=signed_with)
+            with_openssl(oracle)
         committee = Committee.for_f(1)
         self.fleet = make_fleet(6, parties=committee.parties, devices=devices)
         self.devices = [identity.name for identity in self.fleet.devices]

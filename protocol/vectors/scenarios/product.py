@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol import codec, graph, keys, masks, params, prg, quantize, reference, ring, rotation, sharing
-from blindsum.protocol.arrivals import Arrival, Arrivals, admit, open_arrival, read_names
+from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import bits, bits_set
 from blindsum.protocol.eligibility import History, not_eligible, place_of, retry_window
 from blindsum.protocol.envelope import Head, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
-from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, Criterion, Header, chunks_of
+from blindsum.protocol.messages import CHUNK_MESSAGE_SIZE_MAX, MESSAGES, BlobRef, Criterion, chunks_of
 from blindsum.protocol.optimiser import advance
-from blindsum.protocol.roster import (
-    Joins,
-    RosterView,
-    open_join,
-    open_joins,
-    open_roster,
-    open_roster_announcement,
-    read_survivors,
-)
 from blindsum.protocol.staleness import discounted, staleness
-from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import Trust
-from blindsum.protocol.view import RoundView, TaskView, open_manifest, open_message, open_task, payload_of
+from blindsum.protocol.view import open_message, payload_of
+from scenarios.agreed import AGREED, Refusal, Values, refuse
 from scenarios.plan import codec_of, plain_view, segments_of
 
 __all__ = ["KINDS", "Refusal", "compute"]
-
-Values = dict[str, Any]
-
-
-class Refusal(Exception):
-    """The product refused, with this code."""
 
 
 def compute(kind: str, given: Values) -> Values:
@@ -49,10 +34,6 @@ def compute(kind: str, given: Values) -> Values:
         raise Refusal(error.code) from error
     except codec.DecodeError as error:
         raise Refusal("message-malformed") from error
-
-
-def _refuse(code: str) -> NoReturn:
-    raise Refusal(code)
 
 
 # -- encoding ---------------------------------------------------------------------------------------------------------
@@ -66,15 +47,15 @@ def _cbor(given: Values) -> Values:
 
 def _chunk(given: Values) -> Values:
     if len(given["bytes"]) > CHUNK_MESSAGE_SIZE_MAX:
-        _refuse("message-too-large")
+        refuse("message-too-large")
     blob, index, data = codec.decode_chunk(given["bytes"])
     assert codec.encode_chunk(blob, index, data) == given["bytes"]
     if "ref" in given:
         ref = codec.convert(given["ref"], BlobRef)
         if ref.id != blob:
-            _refuse("chunk-unexpected")
+            refuse("chunk-unexpected")
         if not ref.accepts(index, data):
-            _refuse("chunk-wrong")
+            refuse("chunk-wrong")
     return {"blob": blob, "index": index, "size": len(data), "sha256": hashlib.sha256(data).digest()}
 
 
@@ -83,7 +64,7 @@ def _broadcast(given: Values) -> Values:
     if "data" in given:
         return {"sealed": keys.chunk_seal(key, blob, index, given["data"])}
     data = keys.chunk_open(key, blob, index, given["sealed"])
-    return _refuse("chunk-wrong") if data is None else {"data": data}
+    return refuse("chunk-wrong") if data is None else {"data": data}
 
 
 def _blob(given: Values) -> Values:
@@ -117,7 +98,7 @@ def _head(head: Head) -> Values:
 def _envelope(given: Values) -> Values:
     signed = open_message(Trust.decode(given["trust"]), given["bytes"])
     if isinstance(signed, Refused):
-        _refuse(signed.code)
+        refuse(signed.code)
     return {"head": _head(signed.head), "digest": signed.digest}
 
 
@@ -129,10 +110,10 @@ def _message(given: Values) -> Values:
         raw = given["bytes"]
     signed = open_message(Trust.decode(given["trust"]), raw)
     if isinstance(signed, Refused):
-        _refuse(signed.code)
+        refuse(signed.code)
     body = payload_of(signed, MESSAGES[signed.head.type][0])
     if isinstance(body, Refused):
-        _refuse(body.code)
+        refuse(body.code)
     return {"bytes": raw, "digest": signed.digest}
 
 
@@ -150,20 +131,20 @@ def _derive(given: Values) -> Values:
 def _agree(given: Values) -> Values:
     shared = keys.agree(given["private"], given["public"])
     if shared is None:
-        _refuse("join-malformed")
+        refuse("join-malformed")
     return {"own": keys.edge_keypair(given["private"])[1], "shared": shared}
 
 
 def _box(given: Values) -> Values:
     plain = keys.box_open(given["private"], given["info"], given["box"])
     if plain is None:
-        _refuse("box-unreadable")
+        refuse("box-unreadable")
     return {"public": keys.box_keypair(given["private"])[1], "plain": plain}
 
 
 def _certificate(given: Values) -> Values:
     fault, name, key = keys.certificate_fault(given["certificate"], ca=given["ca"], now=given["now"])
-    return {"name": name, "key": key} if not fault else _refuse(fault)
+    return {"name": name, "key": key} if not fault else refuse(fault)
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -268,108 +249,6 @@ def _round(given: Values) -> Values:
     }
 
 
-def _survivors(given: Values) -> Values:
-    found = read_survivors(given["bytes"], given["devices"])
-    if isinstance(found, Refused):
-        _refuse(found.code)
-    return {"survivors": [[index, digest] for index, digest in found.items()]}
-
-
-def _transcript(given: Values) -> Values:
-    records = [(name, data) for name, data in given["records"]]
-    for name, place, data in given.get("replace", []):
-        records[[i for i, (other, _) in enumerate(records) if other == name][place]] = (name, data)
-    records += [(name, data) for name, data in given.get("add", [])]
-    report = verify(b"".join(write_records(records)), trust=Trust.decode(given["trust"]))
-    return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
-
-
-def _failed(given: Values) -> Values:
-    records = [(name, data) for name, data in (given["records"][place] for place in given["take"])]
-    records += [(name, data) for name, data in given.get("add", [])]
-    report = verify(b"".join(write_records(records)), trust=Trust.decode(given["trust"]))
-    return {"faults": [[fault.principal, fault.code] for fault in report.faults]}
-
-
-# -- agreements ---------------------------------------------------------------------------------------------------------
-
-
-def _take(value: Any) -> Any:
-    return _refuse(value.code) if isinstance(value, Refused) else value
-
-
-def _task(given: Values) -> Values:
-    base: TaskView = _take(open_task(Trust.decode(given["trust"]), given["bytes"]))
-    return {
-        "digest": base.digest,
-        "self_subsets": len(base.self_subsets),
-        "cap_subsets": len(base.cap_subsets),
-        "packed_size": ring.packed_size(base.segments),
-    }
-
-
-def _view(given: Values, raw: bytes) -> RoundView:
-    base: TaskView = _take(open_task(Trust.decode(given["trust"]), given["task"]))
-    view: RoundView = _take(open_manifest(base, raw))
-    return view
-
-
-def _manifest(given: Values) -> Values:
-    view = _view(given, given["bytes"])
-    return {"digest": view.digest, "round": view.number, "members": [member.party for member in view.members]}
-
-
-def _join(given: Values) -> Values:
-    device, identity, join, digest = _take(open_join(_view(given, given["manifest"]), given["bytes"]))
-    return {"device": device, "identity": identity, "key": join.key, "digest": digest}
-
-
-def _agreed(given: Values) -> tuple[RoundView, Joins, RosterView]:
-    view = _view(given, given["manifest"])
-    proposal, _, digest = _take(open_roster_announcement(view, given["proposal"], given["votes"]))
-    joins: Joins = _take(open_joins(view, given["joins"]))
-    if chunks_of(joins.entries, view.base.chunk_size)[0] != proposal.entries:
-        _refuse("roster-malformed")
-    return view, joins, _take(open_roster(view, joins.entries, digest))
-
-
-def _roster(given: Values) -> Values:
-    _, joins, roster = _agreed(given)
-    return {
-        "roster": roster.digest,
-        "entries": joins.entries,
-        "neighbours": [list(roster.neighbours(index)) for index in range(roster.size)],
-        "survivors_min": roster.survivors_min,
-    }
-
-
-def _header(given: Values) -> Values:
-    view, joins, roster = _agreed(given)
-    signed = _take(open_message(view.trust, given["bytes"]))
-    header = _take(payload_of(signed, Header))
-    if header.index >= roster.size or signed.head.sender != f"device/{roster.devices[header.index]}":
-        _refuse("header-foreign")
-    if not signed.valid(joins.identities[header.index]):
-        _refuse("signature-invalid")
-    fault = masks.header_fault(view, roster, header, ring.packed_size(view.base.segments))
-    return {"index": header.index, "digest": signed.digest} if not fault else _refuse(fault)
-
-
-def _arrival(given: Values) -> Values:
-    view = _view(given, given["manifest"])
-    signed = _take(open_message(view.trust, given["bytes"]))
-    found: Arrival = _take(open_arrival(view, signed))
-    roster = Arrivals.of(view)
-    fault = masks.header_fault(view, roster, admit(roster, found), ring.packed_size(view.base.segments))
-    return (
-        {"device": found.device, "identity": found.identity, "digest": signed.digest} if not fault else _refuse(fault)
-    )
-
-
-def _listed(given: Values) -> Values:
-    return {"survivors": [list(row) for row in _take(read_names(given["bytes"], given["devices_max"]))]}
-
-
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -454,16 +333,7 @@ KINDS: Final[dict[str, Callable[[Values], Values]]] = {
     "graph": _graph,
     "upload": _upload,
     "round": _round,
-    "survivors": _survivors,
-    "transcript": _transcript,
-    "failed": _failed,
-    "task": _task,
-    "manifest": _manifest,
-    "join": _join,
-    "roster": _roster,
-    "header": _header,
-    "arrival": _arrival,
-    "listed": _listed,
+    **AGREED,
     "committee": _committee,
     "degree": _degree,
     "bits": _bits,
