@@ -14,7 +14,17 @@ from blindsum.protocol.envelope import Signed, message_digest, open_envelope, pe
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.evidence import MAGIC, contradiction, verify_evidence, write_evidence
 from blindsum.protocol.machines.journal import EVIDENCE_MAX, EVIDENCE_SIZE_MAX
-from blindsum.protocol.messages import Header, Join, Offer, Opening, Result, RosterAnnouncement, Vote, chunk_key
+from blindsum.protocol.messages import (
+    Failure,
+    Header,
+    Join,
+    Offer,
+    Opening,
+    Result,
+    RosterAnnouncement,
+    Vote,
+    chunk_key,
+)
 from blindsum.protocol.transcript import verify, write_records
 from blindsum.protocol.trust import party_number
 from blindsum.protocol.view import open_message
@@ -202,6 +212,16 @@ def result_of_another_manifest(world: World) -> None:
     world.give("party/1", result_of(world, manifest=bytes(32)))
 
 
+def failure_and_result(world: World) -> None:
+    """One party is told that a round has failed which the others open."""
+    world.until("vote")
+    failure = Failure(manifest=world.view.digest, code="votes-too-few")
+    world.give("party/1", world.forge("failure", "coordinator", "all", failure))
+    world.finish()
+    world.settle()
+    assert world.happened("followed", "party/1")
+
+
 def result_of_another_set(world: World) -> None:
     world.network.tap = lambda source, target, body: None if target == "party/1" and world.phase == "done" else body
     world.finish()
@@ -227,6 +247,7 @@ def result_of_another_set(world: World) -> None:
         (two_results, "coordinator", "second-result", "party/1"),
         (result_of_another_manifest, "coordinator", "result-differs", "party/1"),
         (result_of_another_set, "coordinator", "result-differs", "party/1"),
+        (failure_and_result, "coordinator", "failure-differs", "party/1"),
     ],
 )
 def test_evidence_that_a_role_keeps_names_the_culprit_to_anybody(

@@ -36,6 +36,7 @@ _TWICE: Final = {
     "join": ("second-join", ()),
     "roster": ("second-roster", ()),
     "result": ("second-result", ()),
+    "failure": ("failure-differs", ()),
 }
 
 
@@ -43,8 +44,8 @@ def contradiction(first: Signed, second: Signed) -> str:
     """The code of what one principal does wrong by signing both messages, or "". Their signatures are the caller's to check.
 
     Nobody honest answers one question of a round twice, opens another set than it voted for, reveals another beacon than it
-    committed to, uploads under another manifest than it joined, names in a result another manifest or set than it proposed, or has
-    two results follow the same one.
+    committed to, uploads under another manifest than it joined, names in a result another manifest or set than it proposed, has two
+    results follow the same one, or lets a round fail twice or fail and have a result.
     """
     one, other = first.head, second.head
     if (one.sender, one.fleet, one.task) != (other.sender, other.fleet, other.task) or first.digest == second.digest:
@@ -61,6 +62,8 @@ def contradiction(first: Signed, second: Signed) -> str:
     if one.type == other.type:
         code, question = _TWICE.get(one.type, ("", ()))
         return code if all(first.payload[name] == second.payload[name] for name in question) else ""
+    if (one.type, other.type) == ("failure", "result"):
+        return "failure-differs"
     if (one.type, other.type) in (("manifest", "result"), ("proposal", "result")):
         return "result-differs" if second.payload[one.type] != first.digest else ""
     if (one.type, other.type) == ("vote", "opening") and first.payload["decides"] == "set":

@@ -161,7 +161,9 @@ REFUSALS: Final[dict[str, Entry]] = {
     "blob-altered": Entry("a blob in the transcript is not the one a signed message names", _BLAME),
     "sum-differs": Entry("the published sum is not what uploads and openings give", _BLAME),
     "result-differs": Entry("the result names other messages than those of the round", _BLAME),
-    "failure-differs": Entry("the record of a failed round does not show what its failure says", _BLAME),
+    "failure-differs": Entry(
+        "the record of a failed round does not show what its failure says, or the round has a result", _BLAME
+    ),
     "second-result": Entry("two results were published for one round", _BLAME),
     "superseded": Entry("a newer round of the task began", _STRAY),
     "deadline": Entry("the round did not get this far in time", "lengthen join_s, upload_s or decide_s"),

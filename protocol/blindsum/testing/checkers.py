@@ -227,6 +227,7 @@ class RoundsForgotten(Checker):
         "pending/",
         "followed/",
         "evidence/",
+        "failed/",
         "blob/",
         "memory/",
         "revoked",

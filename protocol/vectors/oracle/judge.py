@@ -58,6 +58,7 @@ _TWICE: dict[str, tuple[str, tuple[str, ...]]] = {
     "join": ("second-join", ()),
     "roster": ("second-roster", ()),
     "result": ("second-result", ()),
+    "failure": ("failure-differs", ()),
 }
 
 Faults: TypeAlias = list[list[str]]
@@ -342,6 +343,8 @@ def contradiction(first: Signed, second: Signed) -> str:
         return "opening-foreign" if second.body["proposal"] != first.body["digest"] else ""
     if (one, other) == ("join", "header"):
         return "header-foreign" if second.body["manifest"] != first.body["manifest"] else ""
+    if (one, other) == ("failure", "result"):
+        return "failure-differs"
     named = other == "result" and one in ("manifest", "proposal")
     return "result-differs" if named and second.body[one] != first.digest else ""
 

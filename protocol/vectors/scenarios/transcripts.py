@@ -13,6 +13,7 @@ from blindsum.protocol.messages import (
     Announcement,
     Certificate,
     Check,
+    Failure,
     Header,
     Offer,
     OpeningContent,
@@ -154,6 +155,10 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
     own = scene.openings[1][0].sender
     set_vote = signed("vote", own, "coordinator", votes[0])
     stated = scene.make_result(proposal=secret("another set"))
+    failure, other_failure = (
+        Failure(manifest=scene.proposal.digest, code=f"{what}-too-few") for what in ("votes", "checks")
+    )
+    failed = signed("failure", "coordinator", "all", failure)
     party, device = scene.openings[1][0].sender, header.sender
     offers = open_envelope(announced.manifest).payload["offers"]
     offer = convert(open_envelope(offers[1]).payload, Offer)
@@ -182,6 +187,8 @@ def _more(scene: Scene) -> list[tuple[str, list[tuple[str, bytes]]]]:
         ("a party opens another set than it voted for", [twice("opening", party, set_vote, other_opening)]),
         ("the coordinator proposes two sets", [twice("proposal", "coordinator", scene.proposal.raw, other_set)]),
         ("a result of a set that was not proposed", [twice("result", "coordinator", scene.proposal.raw, stated)]),
+        ("the coordinator has a round fail and finish", [twice("result", "coordinator", failed, stated)]),
+        ("the coordinator has a round fail twice", [twice("failure", "coordinator", failed, other_failure)]),
         ("evidence that is no pair", [("evidence", encode([one]))]),
         ("evidence that is no CBOR", [("evidence", b"vote")]),
     ]

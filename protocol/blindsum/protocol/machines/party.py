@@ -23,6 +23,7 @@ from blindsum.protocol.blobs import Fetch
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.envelope import Head, Signed, glance, peek
 from blindsum.protocol.errors import BlindsumError, Refused
+from blindsum.protocol.evidence import contradiction
 from blindsum.protocol.keys import BOX_PRIVATE_SIZE, box_keypair, public_of
 from blindsum.protocol.machines.allowance import Shares
 from blindsum.protocol.machines.memory import Memory
@@ -254,6 +255,7 @@ class PartyMachine:
         failure = payload_of(signed, Failure)
         if isinstance(failure, Refused):
             return failure
+        self._journal.put(f"failed/{signed.head.task}", signed.raw)
         self._erase(signed.head.task, failure.code)
         return None
 
@@ -265,7 +267,15 @@ class PartyMachine:
                 return differs
         fault = self._chain.offer(base, signed, now)
         self._settle(base.name)
+        self._compare(base.name, signed)
         return fault
+
+    def _compare(self, task: str, result: Signed) -> None:
+        """A round that failed has no result. It is followed all the same: who has not heard of the failure does, too."""
+        raw = self._journal.get(f"failed/{task}")
+        failure = None if raw is None else open_message(self._trust, raw)
+        if isinstance(failure, Signed) and (code := contradiction(failure, result)):
+            self._journal.accuse(task, result.head.round, code, result.head.sender, failure.raw, result.raw)
 
     def _settle(self, task: str) -> None:
         """Erase a round once its result is followed."""
