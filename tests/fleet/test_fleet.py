@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,3 +165,20 @@ def test_a_cohort_below_the_minimum_is_refused() -> None:
     with pytest.raises(BlindsumError) as caught:
         small(plan=plan_for(12, threat=ThreatModel(cohort_min=50)))
     assert caught.value.code == "parameters-unsafe"
+
+
+def test_a_worker_that_is_killed_is_told_and_what_was_finished_goes_on(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def progress(done: float, _: str) -> None:
+        if done >= 1 and not killed:
+            [worker] = multiprocessing.active_children()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    file = tmp_path / "checkpoint"
+    with pytest.raises(BlindsumError) as caught:
+        small(workers=1).run(2, checkpoint=file, on_progress=progress)
+    assert (caught.value.code, caught.value.detail) == ("simulation-worker-died", "exit status -9")
+    assert small(workers=0).run(2, checkpoint=file, resume=True).digest == small().run(2).digest

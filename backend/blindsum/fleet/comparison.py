@@ -248,11 +248,13 @@ def draw(comparison: Comparison, path: Path, *, source: str) -> None:
         fontsize=9,
         handletextpad=0.2,
     )
+    names = len(comparison.names)
+    some = f"; {len(shown)} of {names} owners shown, evenly spread" if len(shown) < names else ""
     sums = "every sum equal to the plain sum" if comparison.exact else "a sum differed from the plain sum"
     figure.text(
         0.03,
         0.14 / tall,
-        f"{source}\n{comparison.rounds} rounds under both mask layers, {sums}",
+        f"{source}\n{comparison.rounds} rounds under both mask layers, {sums}{some}",
         fontsize=7.5,
         color="#5b6675",
         va="bottom",

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -88,12 +89,14 @@ class Forked(Remote):
         theirs.close()
 
     def ask(self, *what: object) -> None:
-        self._pipe.send(what)
+        with suppress(OSError):  # whoever waits for the answer is told
+            self._pipe.send(what)
 
     def answer(self) -> Any:
         try:
             good, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # with data unread in the pipe, the system says that it was reset
+            self._process.join(STOP_S)
             raise BlindsumError("simulation-worker-died", f"exit status {self._process.exitcode}") from None
         if not good:
             raise value
@@ -131,12 +134,17 @@ def _work(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
             what, *arguments = pipe.recv()
         except (EOFError, OSError):
             return
+        answer: tuple[bool, object]
         try:
             if failed is not None:
                 raise failed
-            pipe.send((True, answer_of(island, what, arguments)))
+            answer = True, answer_of(island, what, arguments)
         except Exception as error:
-            pipe.send((False, error))
+            answer = False, error
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody is there any more
+            return
 
 
 def answer_of(island: Island, what: str, arguments: Sequence[Any]) -> object:
