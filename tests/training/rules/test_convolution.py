@@ -34,6 +34,7 @@ CASES = {
     "pointwise": _conv("", (4, 3, 5), (3, 4, 1, 1)),
     "pointwise_strided": _conv("strides=[2, 2]", (4, 5, 6), (3, 4, 1, 1)),
     "pointwise_in_groups": _conv("group=2", (4, 3, 5), (6, 2, 1, 1)),
+    "pointwise_in_groups_of_many_positions": _conv("group=2", (4, 5, 7), (6, 2, 1, 1)),
     "tiles": _conv("strides=[2, 3]", (3, 5, 6), (4, 3, 2, 3)),
     "tiles_1d": _conv("strides=[3]", (2, 9), (4, 2, 3)),
     "many_taps": _conv("pads=[4, 4]", (2, 80), (2, 2, 65)),

@@ -23,6 +23,8 @@ def gradient(b: Backward, window: Window, groups: int, image: str, dy: str, weig
     positions = math.prod(window.outputs)
     if window.pointwise and groups == 1 and (positions == 1 or positions >= PRODUCTS_MIN):
         summed = _of_pixels(b, image, dy, positions, filters, channels)
+    elif window.pointwise and positions >= PRODUCTS_MIN and channels > 1:
+        summed = _of_grouped_pixels(b, image, dy, positions, groups, filters // groups, channels)
     elif window.tiles and groups == 1:
         summed = _of_tiles(b, window, image, dy, filters, channels)
     elif math.prod(window.kernel) > TAPS_MAX:
@@ -51,6 +53,18 @@ def _of_pixels(b: Backward, image: str, dy: str, positions: int, filters: int, c
     products = b.op("MatMul", left, b.op("Transpose", right, perm=[0, 2, 1]))
     summed = b.op("ReduceSum", products, b.integers([0]), keepdims=0)
     return b.op("Transpose", summed, perm=[1, 0]) if filters < channels else summed
+
+
+def _of_grouped_pixels(
+    b: Backward, image: str, dy: str, positions: int, groups: int, filters: int, channels: int
+) -> str:
+    """As `_of_pixels`, a product for each image and group."""
+    left, right = (
+        b.op("Reshape", value, b.integers([0, groups, size, positions]))
+        for value, size in ((dy, filters), (image, channels))
+    )
+    products = b.op("MatMul", left, b.op("Transpose", right, perm=[0, 1, 3, 2]))
+    return b.op("ReduceSum", products, b.integers([0]), keepdims=0)
 
 
 def _of_taps(b: Backward, window: Window, groups: int, image: str, dy: str, filters: int, channels: int) -> str:
