@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -243,6 +244,19 @@ def test_query_is_asked_and_its_answers_are_told(answer: Callable[..., Any], run
     assert "may be malicious" in run("query", "ask", fleet, "how-many", "count", "--devices-max", 100)[1]
     assert refusal(run, "query", "ask", fleet, "no", "median", "--devices-max", 100, "--json") == "query-invalid"
     assert refusal(run, "query", "answers", fleet, "nothing", "--json") == "task-not-here"
+
+
+def test_task_is_made_and_listed_where_the_coordinator_is_elsewhere_and_controlled_only_there(
+    answer: Callable[..., Any], run: Run, tmp_path: Path, artifact: Path
+) -> None:
+    made = create_fleet(tmp_path / "fleet", fleet="away", malicious_parties=1, broker="mqtt://127.0.0.1:1883")
+    kit = made.coordinator.rename(tmp_path / "kit")
+    said = run("task", "create", made.root, "life", artifact, "--devices-max", 100)[1]
+    assert "copy it into tasks of the coordinator's kit" in said
+    (listed,) = answer("task", "list", made.root)["tasks"]
+    assert refusal(run, "task", "pause", made.root, "life", "--json") == "config-missing"
+    shutil.copytree(made.coordinator / "tasks", kit / "tasks")
+    assert answer("task", "pause", kit, "life") == listed | {"state": "paused"}
 
 
 def test_task_is_listed_shown_and_controlled(answer: Callable[..., Any], run: Run, fleet: Path, artifact: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict
@@ -165,6 +166,7 @@ def doctor(kit: Kit, as_json: Json = False) -> None:
 
     findings = []
     console = Console(highlight=False)
+    logging.getLogger("blindsum").addHandler(logging.NullHandler())  # the findings say it
     for finding in examine(patient(kit)):
         findings.append(finding)
         if not as_json:

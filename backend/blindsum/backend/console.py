@@ -28,6 +28,7 @@ __all__ = [
     "coordinator_of",
     "fail",
     "show",
+    "whereto",
 ]
 
 EXIT_INVALID = 1
@@ -51,6 +52,14 @@ DecideS = Annotated[float, typer.Option(help="Seconds for each decision of the p
 def coordinator_of(folder: Path) -> Path:
     """The coordinator's kit: in the folder that `init` made, or the folder itself."""
     return folder if (folder / "coordinator.toml").exists() else folder / "coordinator"
+
+
+def whereto(kit: Path) -> str:
+    """What is left to do with a task that was put into the coordinator's kit `kit`, or into a copy of nothing but its tasks."""
+    here = (kit / "coordinator.toml").exists()
+    return (
+        "a coordinator that is running takes it up by itself" if here else "copy it into tasks of the coordinator's kit"
+    )
 
 
 def show(figures: dict[str, Any], *, as_json: bool, title: str = "") -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "enrol_workers",
     "outfit_party",
     "revoke",
+    "trust_of",
 ]
 
 CA_DAYS = 3650
@@ -143,6 +144,13 @@ def create_fleet(
     if workers:
         enrol_workers(folder, list(range(1, workers + 1)))
     return folder
+
+
+def trust_of(kit: Path) -> Trust:
+    """The trust bundle of a kit; of the operator's kit beside it where there is only a copy of what the coordinator keeps. Raises
+    BlindsumError "kit-incomplete"."""
+    operator = FleetFolder(kit.parent).operator
+    return load_trust(operator if operator.is_dir() and not (kit / "trust.cbor").exists() else kit)
 
 
 def enrol(folder: FleetFolder, names: list[str]) -> list[Path]:

@@ -23,6 +23,7 @@ from blindsum.backend.console import (
     UploadS,
     coordinator_of,
     show,
+    whereto,
 )
 
 __all__ = ["query_app"]
@@ -84,7 +85,7 @@ def query_ask(
     else:
         print(f"{name}: {title(query)}")
         print(derived.describe())
-        print(f"a coordinator that is running asks by itself; see 'blindsum query answers {folder} {name}'")
+        print(f"{whereto(made.coordinator)}; see 'blindsum query answers {folder} {name}'")
 
 
 @query_app.command("answers", epilog="Example: blindsum query answers my-fleet heart-rate")

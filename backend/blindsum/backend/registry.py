@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from blindsum.backend.provision import trust_of
 from blindsum.backend.tasks import read_task, task_place, transcript_path, transcripts
 from blindsum.protocol.codec import DecodeError, convert
 from blindsum.protocol.envelope import Head, Signed, seal_envelope
@@ -20,7 +21,7 @@ from blindsum.protocol.transcript import read_records, verify
 from blindsum.protocol.trust import party_number
 from blindsum.protocol.update import exact_sums
 from blindsum.protocol.view import TaskView, open_message
-from blindsum.runtime.kit import load_key, load_trust, read_file, write_whole
+from blindsum.runtime.kit import load_key, read_file, write_whole
 
 __all__ = ["Version", "roll_back", "rollback_model", "rollback_of", "shared_parameters", "version", "versions"]
 
@@ -74,7 +75,7 @@ def version(kit: Path, name: str, number: int) -> tuple[Version, bytes]:
         raise BlindsumError("version-unknown", f"round {number} of {name}; here are {len(listed)}")
     path = transcript_path(kit, name, number)
     data = read_file(path)
-    report = verify(data, trust=load_trust(kit))
+    report = verify(data, trust=trust_of(kit))
     if not report.valid:
         fault = report.faults[0]
         raise BlindsumError(

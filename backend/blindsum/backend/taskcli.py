@@ -22,7 +22,9 @@ from blindsum.backend.console import (
     UploadS,
     coordinator_of,
     show,
+    whereto,
 )
+from blindsum.protocol.errors import BlindsumError
 
 __all__ = ["task_app"]
 
@@ -122,7 +124,7 @@ def task_create(
         show({"task": name, "folder": str(place), "bits": derived.bits, "degree": derived.degree}, as_json=True)
     else:
         print(derived.describe())
-        print(f"task {name} is in {place}; a coordinator that is running takes it up by itself")
+        print(f"task {name} is in {place}; {whereto(made.coordinator)}")
 
 
 @task_app.command("list", epilog="Example: blindsum task list my-fleet")
@@ -222,6 +224,8 @@ def _control(folder: Path, name: str, as_json: bool, **changes: Any) -> None:
     from blindsum.backend.tasks import change_control, read_task
 
     kit = coordinator_of(folder)
+    if not (kit / "coordinator.toml").exists():
+        raise BlindsumError("config-missing", f"{kit / 'coordinator.toml'}: do this where the coordinator's kit is")
     change_control(kit, name, **changes)
     show(_summary(read_task(kit, name)), as_json=as_json, title=name)
 

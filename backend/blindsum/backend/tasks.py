@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from blindsum.backend.provision import trust_of
 from blindsum.protocol.algorithm import STATE_VECTORS, algorithm_of
 from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.eligibility import KINDS
@@ -394,9 +395,8 @@ def save_task(files: TaskFiles, kit: Path) -> Path:
 
 def load_task(place: Path) -> TaskFiles:
     """A task that `save_task` wrote."""
-    return TaskFiles(
-        place.name, read_file(place / "task.cose"), read_file(place / "plan.bin"), read_file(place / "model.bin")
-    )
+    record, plan, model = (read_file(place / name) for name in ("task.cose", "plan.bin", "model.bin"))
+    return TaskFiles(place.name, record, plan, model)
 
 
 def read_task(kit: Path, name: str) -> FoundTask:
@@ -404,7 +404,7 @@ def read_task(kit: Path, name: str) -> FoundTask:
     place = task_place(kit, name)
     if not is_name(name) or not (place / "task.cose").exists():
         raise BlindsumError("task-not-here", f"{name!r}; known: {', '.join(task_names(kit)) or 'none'}")
-    opened = open_task(load_trust(kit), read_file(place / "task.cose"))
+    opened = open_task(trust_of(kit), read_file(place / "task.cose"))
     if isinstance(opened, Refused):
         raise BlindsumError("task-invalid", f"{place}: {opened.code} {opened.detail}")
     width = next((segment.width for segment in opened.task.segments if segment.codec == "quantised"), 24)
