@@ -202,9 +202,11 @@ def test_task_create_makes_rounds_buffers_of_late_updates_where_there_is_no_rost
     answer("task", "create", fleet, "late", artifact, *options, 10, "--profile", "no-roster")
     shown = answer("task", "show", fleet, "late")
     assert (shown["profile"], shown["staleness"]) == ("no-roster", 10)
-    for wrong in ((10,), (101, "--profile", "no-roster"), (-1, "--profile", "no-roster")):
+    for wrong in ((10,), (101, "--profile", "no-roster")):
         status, _, said = run("task", "create", fleet, "no", artifact, *options, *wrong)
         assert status != 0 and "task-invalid" in said and "up to 100 rounds" in said
+    status, _, said = run("task", "create", fleet, "no", artifact, *options, -1, "--profile", "no-roster")
+    assert status != 0 and "parameters-unsafe" in said and "staleness is -1" in said
 
 
 def test_task_create_takes_an_algorithm_that_the_artifact_can_do(

@@ -153,8 +153,8 @@ def test_unusable_name_is_refused(fleet: FleetFolder, name: str) -> None:
         ({"rate": -0.1}, "rate_micros"),
         ({"join_s": 0.0}, "join_ms"),
         ({"upload_s": 1e9}, "upload_ms"),
-        ({"rounds": -1}, "rounds_max"),
-        ({"weight_max": 0}, "weights up to 0"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"weight_max": 0}, "weight_max is 0"),
         ({"chunk_size": 1}, "chunks of 1"),
     ],
 )  # fmt: skip
