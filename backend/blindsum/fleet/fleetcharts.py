@@ -128,6 +128,10 @@ def _dropped(axes: Axes, reports: Sequence[FleetReport], theme: Theme) -> None:
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y")
+    axes.set_xlim(0.4, max((each.round for report in reports for each in report.rounds), default=1) + 0.6)
+    if not shown:
+        axes.set_ylim(0, 1)
+        axes.text(0.5, 0.5, "none in any round", transform=axes.transAxes, ha="center")
     if shown:
         axes.margins(y=0.35)
         axes.legend(ncols=3, loc="upper center")
