@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from blindsum.backend.tasks import Plan
-from blindsum.fleet import Conditions, DeviceClass, Dropout, Fleet, FleetReport, Local, plan_for
+from blindsum.fleet import Conditions, DeviceClass, Dropout, Fleet, FleetReport, Local, island, plan_for
 from blindsum.fleet.data import digits
 from blindsum.fleet.partition import dirichlet
+from blindsum.fleet.roles import DeviceRole
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
 from blindsum.training import build_artifact, models
@@ -129,3 +132,33 @@ def test_late_updates_beside_real_devices_and_with_a_roster_are_refused_before_t
     ):
         with pytest.raises(BlindsumError, match=code):
             Fleet(np.zeros(8, np.float32), devices=20, update=update, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("duplicate", [0.0, 0.1])
+@pytest.mark.parametrize("profile", ["roster", "no-roster"])
+def test_devices_of_a_large_fleet_rest_and_nobody_can_tell(
+    monkeypatch: pytest.MonkeyPatch, profile: Literal["roster", "no-roster"], duplicate: float
+) -> None:
+    """With machines put away, and made again from what is stored, everything is as with machines that stay: sums, bytes, refusals,
+    under loss and doubled messages, too."""
+    told, rests = [], []
+    rest = DeviceRole.rest
+    monkeypatch.setattr(DeviceRole, "rest", lambda *given: rests.append(rest(*given)))
+    for resting_from in (1_000_000, 1):
+        assert not rests
+        monkeypatch.setattr(island, "RESTING_FROM", resting_from)
+        fleet = Fleet(
+            np.zeros(20, np.float32),
+            devices=30,
+            update=lambda local: np.full(20, 0.001 * (local.device % 7), np.float32),
+            dropout=Dropout.spread(0.1),
+            conditions=Conditions(loss=duplicate / 5, duplicate=duplicate),
+            profile=profile,
+            workers=0,
+        )
+        report = fleet.run(2)
+        assert report.exact
+        told.append([replace(each, wall_s=0.0, mask_ms=each.seconds) for each in report.rounds])
+    assert told[0] == told[1]
+    # all rest after the upload, and while they train where nothing comes twice
+    assert len(rests) > (30 if duplicate else 60)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from blindsum.fleet import Conditions, Dataset, Dropout, Fleet, FleetReport, compare, plan_for
+from blindsum.fleet import (
+    Conditions,
+    Dataset,
+    Dropout,
+    Fleet,
+    FleetReport,
+    compare,
+    plan_for,
+    simcli,
+    simfile,
+    simulation,
+)
 from blindsum.fleet.partition import by_owner, quantity
 from blindsum.fleet.simcli import simulate
 from blindsum.fleet.simfile import load_fleet
@@ -71,6 +84,28 @@ def test_file_of_late_updates_is_played_and_a_tracker_is_told_of_each_round(tmp_
     (events,) = (runs / "fleet").iterdir()
     written = events.read_bytes()
     assert written.count(b"staleness") == written.count(b"survivors") == 3
+
+
+def test_what_is_read_and_what_is_played_are_said_before_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a script or data may take long, and so do the processes of a large fleet."""
+    order: list[str] = []
+
+    class Heard(Console):
+        def print(self, *objects: object, **named: object) -> None:
+            order.extend(f"said {each}" for each in objects)
+
+    def noting(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *given, **named: (order.append(name), function(*given, **named))[1]
+
+    file, out = tmp_path / "fleet.toml", tmp_path / "out"
+    file.write_text('devices = 8\nrounds = 1\n[data]\nset = "none"\nlength = 10\n', "utf-8")
+    monkeypatch.setattr(simcli, "Console", Heard)
+    monkeypatch.setattr(simfile, "load_fleet", noting("read", load_fleet))
+    monkeypatch.setattr(simulation, "Engine", noting("played", simulation.Engine))
+    assert run(str(file), "--workers", "0", "--out", str(out), "--json")[0] == 0
+    assert order[:4] == [f"said reading {file}", "read", f"said 8 devices, 1 rounds, to {out}", "played"]
 
 
 def test_script_that_leaves_a_fleet_is_run(tmp_path: Path) -> None:

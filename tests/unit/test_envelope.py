@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindsum.protocol.codec import DecodeError, encode
+from blindsum.protocol import envelope
+from blindsum.protocol.codec import DecodeError, decode, encode
 from blindsum.protocol.envelope import Head, Signed, glance, is_name, open_envelope, peek, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import public_of
@@ -118,6 +119,30 @@ def test_any_bytes_are_a_message_or_a_decode_error(data: bytes) -> None:
     for raw in (data, b"\xd2" + data, b"\xd2\x84" + data):
         with suppress(DecodeError):
             assert open_envelope(raw).raw == raw
+
+
+@given(
+    st.tuples(*[st.one_of(st.binary(max_size=300), st.sampled_from([bytes(255), bytes(256), bytes(65_536)]))] * 2),
+    st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=2),
+)
+def test_what_is_taken_apart_by_hand_is_what_the_decoder_takes(
+    parts: tuple[bytes, bytes], changes: list[tuple[int, int]]
+) -> None:
+    raw = bytearray(b"\xd2" + encode([parts[0], {}, parts[1], bytes(64)]))
+    for at, octet in changes:
+        raw[at % len(raw)] = octet
+    try:
+        whole = decode(bytes(raw[1:])) if raw[0] == 0xD2 else None
+    except DecodeError:
+        whole = None
+    kinds = [bytes, dict, bytes, bytes]
+    good = isinstance(whole, list) and [type(part) for part in whole] == kinds and not whole[1] and len(whole[3]) == 64
+    try:
+        assert (
+            envelope._parts(bytes(raw)) == (whole[0], whole[2], whole[3]) if good else not envelope._parts(bytes(raw))
+        )
+    except DecodeError:
+        assert not good
 
 
 @pytest.mark.parametrize("unprotected", [[], b"", "", 0, False, None, {4: b"kid"}])

@@ -13,20 +13,42 @@ from blindsum.fleet import pairs as fleet_pairs
 from blindsum.fleet.pairs import Pairs, paired
 from blindsum.fleet.table import Table
 from blindsum.protocol import masks
-from blindsum.protocol.keys import agree, box_keypair, box_seal, edge_keypair, edge_private, public_of
+from blindsum.protocol.keys import box_keypair, box_seal, edge_keypair, edge_private, public_of
+from blindsum.protocol.masks import edge_keys
 
 
-def test_both_ends_get_what_x25519_gives_and_the_second_is_charged_for_it() -> None:
+def a_round(publics: list[bytes], suite: str = "aes128-ctr") -> tuple[SimpleNamespace, SimpleNamespace]:
+    """What of a view and a roster the keys of edges follow from."""
+    view = SimpleNamespace(digest=os.urandom(32), task=SimpleNamespace(suite=suite))
+    return view, SimpleNamespace(digest=os.urandom(32), keys=publics)
+
+
+@pytest.mark.parametrize("suite", ["aes128-ctr", "chacha20"])
+def test_both_ends_get_the_keys_of_their_edge_and_the_second_is_charged_for_them(suite: str) -> None:
     pairs = Pairs(4)
     ends = [edge_keypair(os.urandom(32)) for _ in range(12)]
+    place = a_round([public for _, public in ends], suite)
     for mine, (private, _) in enumerate(ends):
-        for _, public in ends[mine + 1 :]:
-            assert pairs.agree(edge_private(private), public) == agree(private, public)
+        for other in range(mine + 1, 12):
+            assert pairs.edge_keys(*place, edge_private(private), mine, other) == edge_keys(
+                *place, private, mine, other
+            )
     assert pairs.spared_s == 0.0
     for mine, (private, _) in enumerate(ends):
-        for _, public in ends[:mine]:
-            assert pairs.agree(private, public) == agree(private, public)
+        for other in range(mine):
+            assert pairs.edge_keys(*place, private, mine, other) == edge_keys(*place, private, mine, other)
     assert pairs.spared_s > 0.0
+
+
+def test_no_edge_has_the_keys_of_another_round_roster_place_or_key() -> None:
+    pairs = Pairs(4)
+    (one, first), (other, second) = (edge_keypair(os.urandom(32)) for _ in range(2))
+    view, roster = a_round([first, second, second])
+    found = {pairs.edge_keys(view, roster, one, 0, 1), pairs.edge_keys(view, roster, one, 0, 2)}
+    for place in (a_round([first, second]), (view, a_round([first, second])[1]), (a_round([first, second])[0], roster)):
+        found.add(pairs.edge_keys(*place, one, 0, 1))
+    found.add(pairs.edge_keys(view, roster, other, 0, 1))
+    assert len(found) == 6
 
 
 def test_values_that_meet_in_one_place_are_told_apart() -> None:
@@ -78,27 +100,28 @@ def test_boxes_open_to_what_was_sealed_for_this_key_and_info_alone() -> None:
 
 def test_points_of_small_order_agree_on_nothing() -> None:
     pairs = Pairs(1)
-    private, _ = edge_keypair(os.urandom(32))
+    private, public = edge_keypair(os.urandom(32))
     for _ in range(2):
-        assert pairs.agree(private, bytes(32)) is None
+        assert pairs.edge_keys(*a_round([public, bytes(32)]), private, 0, 1) is None
 
 
 def test_tables_are_shared_with_processes_that_are_forked_meanwhile() -> None:
     pairs = Pairs(2)
     (one, first), (other, second) = (edge_keypair(os.urandom(32)) for _ in range(2))
+    place = a_round([first, second])
     if (child := os.fork()) == 0:
-        pairs.agree(one, second)
+        pairs.edge_keys(*place, one, 0, 1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     reckoned = pairs._reckoned
-    assert pairs.agree(other, first) == agree(other, first)
+    assert pairs.edge_keys(*place, other, 1, 0) == edge_keys(*place, other, 1, 0)
     assert pairs._reckoned == reckoned
 
 
 def test_only_what_runs_inside_agrees_by_the_table() -> None:
     with paired(Pairs(1)):
-        assert masks.agree is not agree
-    assert masks.agree is agree
+        assert masks.edge_keys is not edge_keys
+    assert masks.edge_keys is edge_keys
 
 
 def test_sums_of_the_same_seeds_are_reckoned_once_and_others_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

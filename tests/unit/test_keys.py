@@ -32,6 +32,7 @@ from blindsum.protocol.keys import (
     key_usable,
     public_of,
     sign_verify,
+    xor_deriver,
 )
 
 NOW = 1_760_000_000_000
@@ -60,6 +61,14 @@ def test_derived_key_depends_on_label_and_every_part_of_the_context() -> None:
     assert len(found) == len(variants)
     assert derive(secret, "self", 1) == keys._hkdf(secret, encode(["blindsum/1 self", 1]), 32)
     assert derive(secret, "self", 1, size=40)[:24] == derive(secret, "self", 1, size=24)
+
+
+@given(st.binary(min_size=32, max_size=32), st.lists(SECRETS, max_size=6), st.integers(0, 99_999))
+def test_xor_deriver_is_derivation_by_derivation(value: bytes, secrets: list[bytes], number: int) -> None:
+    expected = int.from_bytes(value)
+    for place, secret in enumerate(secrets):
+        expected ^= int.from_bytes(derive(secret, "cap", b"m" * 32, 7, number, place))
+    assert xor_deriver(secrets, "cap", b"m" * 32, 7)(value, number) == expected.to_bytes(32)
 
 
 def test_digest_is_of_the_encoded_list_of_label_and_parts() -> None:

@@ -28,6 +28,7 @@ RANGES: Final = {
     "down": (1.0, 1e15),
 }
 """What the numbers of a class of devices may be."""
+_WORDS: Final = tuple(struct.Struct(f"<{count}q") for count in range(9))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +165,6 @@ class Population:
 
 
 def chance(seed: int, *what: int) -> float:
-    """A number in [0, 1) that only the arguments determine: cheap, and the same wherever in the fleet's processes it is asked."""
-    data = struct.pack(f"<{len(what) + 1}q", seed, *what)
+    """A number in [0, 1) that only the arguments (up to eight) determine: cheap, and the same in all of the fleet's processes."""
+    data = _WORDS[len(what) + 1].pack(seed, *what)
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "little") / (1 << 48)

@@ -35,6 +35,9 @@ NEAR_MS: Final = 2
 """The least time of a message between coordinator and parties."""
 JITTER: Final = 0.5
 """A message takes up to so much longer than its link's latency."""
+RESTING_FROM: Final = 16_384
+"""From so many devices on their machines are put away while nothing is left for them to do: they are made again in less time than
+they take memory."""
 BROKER: Final = -1
 MESSAGE, _JOB, _WAKE = 0, 1, 2
 
@@ -85,6 +88,7 @@ class Island:
     ) -> None:
         self.roles = {role.id: role for role in roles}
         self._devices = [role for role in self.roles.values() if isinstance(role, DeviceRole)]
+        self._resting = len(self._devices) >= RESTING_FROM
         self.events: list[tuple[int, int, Event]] = []
         self.task = task
         self.now = 0
@@ -96,6 +100,7 @@ class Island:
         self._seed = identities.seed
         self._parties = range(1, identities.parties + 1)
         self._loss, self._duplicate = population.conditions.loss, population.conditions.duplicate
+        self._doubles = self._loss + self._duplicate > 0  # what is lost is asked for, and may come after all
         # quicker, one by one, than NumPy's
         self._up, self._down = array("d", population.up), array("d", population.down)
         self._latency_ms = array("d", population.latency_ms)
@@ -120,6 +125,7 @@ class Island:
         self._trainings.begin()
         fates = self._population.fates(number, now)
         self._ledger.begin(now, fates)
+        self._received = self._ledger.down
         for role in self.roles.values():
             role.begin(number)
             role.restart()
@@ -198,8 +204,12 @@ class Island:
                 self.apply(role, self._trainings.done(role, post.counter, self.now))
             elif post.kind == MESSAGE:
                 if isinstance(role, DeviceRole):
-                    self._ledger.down[role.number] += len(post.body)
+                    self._received[role.number] += len(post.body)
+                    if role.knows(post.body):
+                        continue
                 self.apply(role, role.machine.receive(post.body, self.now))
+                if self._resting and isinstance(role, DeviceRole):
+                    self._put_away(role, post.body)
             elif role.wake_at == post.at:
                 role.wake_at = None
                 self.apply(role, role.machine.wake(self.now))
@@ -238,6 +248,16 @@ class Island:
                 self._hear(role, event)
             else:
                 self.events.append((self.now, role.id, event))
+
+    def _put_away(self, device: DeviceRole, last: bytes) -> None:
+        """Have a device rest after message `last` where nothing is left for it to do but to train, or to hear of the sum."""
+        machine = device.machine
+        assert isinstance(machine, DeviceMachine)
+        phase = machine.phase(self.task)
+        if phase == "uploaded":
+            device.rest(last)
+        elif phase == "training" and device.job is not None and device.job.step is None and not self._doubles:
+            device.rest()  # where chunks come twice it would refuse the second, having begun anew
 
     def _wake_at(self, role: Role, at: int) -> None:
         role.wake_at = at

@@ -1,6 +1,6 @@
 """Cryptography of a simulated fleet: what two of its roles both reckon is reckoned once.
 
-X25519 gives both ends of an edge the same secret, a signature that a role has made is good, a box opens to what was sealed in it,
+Both ends of an edge have the same keys, a signature that a role has made is good, a box opens to what was sealed in it,
 and all parties that hold a subset's seeds sum the same masks; a fleet plays every side of each. Whichever comes first leaves what
 it has found in tables that the fleet's processes share, and the others take it from there. Anything that no role of this fleet has
 made just so, byte for byte and under the same key, is in no table and goes the whole way. No key of a simulated fleet is a secret:
@@ -20,7 +20,7 @@ from unittest.mock import patch
 from blindsum.fleet.table import Table
 from blindsum.protocol import envelope, masks, openings
 from blindsum.protocol.keys import (
-    agree,
+    SEED_SIZE,
     box_keypair,
     box_open,
     box_private,
@@ -31,7 +31,8 @@ from blindsum.protocol.keys import (
     sign_verify,
 )
 from blindsum.protocol.machines import partyround
-from blindsum.protocol.masks import self_sum
+from blindsum.protocol.masks import CHECK_SIZE, edge_keys, self_sum
+from blindsum.protocol.prg import SUITES
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView
 from blindsum.testing import behaviours
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pairs", "paired"]
 
-SECRET_SIZE: Final = 32
+KEYS_SIZE_MAX: Final = SEED_SIZE + max(SUITES.values()) + CHECK_SIZE
+"""Secret, stream key and check of an edge."""
 EDGES_A_DEVICE: Final = 64
 """Room among the secrets; where two pairs meet in one place the first is reckoned again by its other end."""
 EDGES_MAX: Final = 1 << 18
@@ -57,16 +59,16 @@ PUBLICS_MAX: Final = 64
 SUMS_MAX: Final = 8
 """Sums of self masks that are remembered: more than the parties of a round have to open."""
 TIMED_EVERY: Final = 16
-"""How many agreements there are to one whose time is taken."""
+"""How many edges are reckoned to one whose time is taken."""
 
 
 class Pairs:
     """Functions of `protocol.keys` and `protocol.masks` with the tables. `spared_s`: the processor time that this process would
-    have needed for agreements, had it reckoned all."""
+    have needed for edges, had it reckoned all."""
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
-        self._edges = Table(min(EDGES_MAX, 1 << (EDGES_A_DEVICE * devices - 1).bit_length()), SECRET_SIZE)
+        self._edges = Table(min(EDGES_MAX, 1 << (EDGES_A_DEVICE * devices - 1).bit_length()), KEYS_SIZE_MAX)
         self._signed = Table(SIGNED_MAX, 0)
         self._boxes = Table(BOXES_MAX, PLAIN_SIZE_MAX)
         self._own: tuple[X25519PrivateKey | None, bytes] = None, b""
@@ -79,17 +81,20 @@ class Pairs:
         """A process that is not forked begins with tables of its own."""
         return Pairs, (self._devices,)
 
-    def agree(self, private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
+    def edge_keys(
+        self, view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
+    ) -> tuple[bytes, bytes, bytes] | None:
         own = edge_private(private) if isinstance(private, bytes) else private
-        mine = self._public(own)
-        pair = hashlib.sha256(mine + public if mine < public else public + mine).digest()
-        secret = self._edges.get(pair)
-        if secret is not None:
+        ends = sorted(((mine, self._public(own)), (theirs, roster.keys[theirs])))
+        places = (index.to_bytes(4, "big") + public for index, public in ends)
+        edge = hashlib.sha256(b"".join((view.digest, roster.digest, *places))).digest()
+        kept = self._edges.get(edge)
+        if kept is not None:
             self.spared_s += self._timed_s / max(1, self._timed)
-            return secret
-        found = self._reckon(own, public)
+            return kept[:SEED_SIZE], kept[SEED_SIZE:-CHECK_SIZE], kept[-CHECK_SIZE:]
+        found = self._reckon(view, roster, own, mine, theirs)
         if found is not None:
-            self._edges.put(pair, found)
+            self._edges.put(edge, b"".join(found))
         return found
 
     def _public(self, own: X25519PrivateKey) -> bytes:
@@ -139,12 +144,14 @@ class Pairs:
                 self._sums.popitem(last=False)
         return found
 
-    def _reckon(self, own: X25519PrivateKey, public: bytes) -> bytes | None:
+    def _reckon(
+        self, view: RoundView, roster: RosterView, own: X25519PrivateKey, mine: int, theirs: int
+    ) -> tuple[bytes, bytes, bytes] | None:
         self._reckoned += 1
         if self._reckoned % TIMED_EVERY != 1:
-            return agree(own, public)
+            return edge_keys(view, roster, own, mine, theirs)
         began = time.thread_time()
-        found = agree(own, public)
+        found = edge_keys(view, roster, own, mine, theirs)
         self._timed_s += time.thread_time() - began
         self._timed += 1
         return found
@@ -155,7 +162,7 @@ def paired(pairs: Pairs) -> Iterator[None]:
     """In this process (and those it starts meanwhile) roles reckon by `pairs`."""
     with ExitStack() as stack:
         for module, name in (
-            (masks, "agree"),
+            (masks, "edge_keys"),
             (envelope, "sign"),
             (envelope, "sign_verify"),
             (behaviours, "box_seal"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from blindsum.fleet.identities import Identities, device_name
@@ -24,6 +25,8 @@ __all__ = ["DEVICE", "CoordinatorRole", "DeviceRole", "Job", "PartyRole", "Role"
 
 DEVICE: Final = 16
 """The id of device number 0: above the coordinator's 0 and every party's number."""
+ROUND_BODIES_MAX: Final = 8
+"""Messages to all that are kept for devices at rest: more than a round has."""
 LOSS_SCALE: Final = 1e6
 LEARNT: Final = "learnt"
 """The row of a device's store with a training that later rounds may take, before it is done in virtual time."""
@@ -172,7 +175,7 @@ class DeviceRole(Role):
     """Device `number`, from 0. `fate` is what happens to it in this round, `job` what it trains, `extra` by how many bytes its
     header is longer than one of a device with as many neighbours as the graph's degree."""
 
-    __slots__ = ("_identities", "_identity", "_learner", "_made", "extra", "fate", "job", "number", "task")
+    __slots__ = ("_identities", "_identity", "_known", "_learner", "_made", "extra", "fate", "job", "number", "task")
 
     def __init__(
         self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
@@ -185,12 +188,31 @@ class DeviceRole(Role):
         self.extra = 0
         self._identity: DeviceIdentity | None = None
         self._made: tuple[RoundView, int, list[Lane]] | None = None
+        self._known: list[bytes] = []
 
     def begin(self, number: int) -> None:
         super().begin(number)
         if self.job is not None and not self.job.learnt:
             self.job = None
         self._made = None
+
+    def restart(self) -> None:
+        super().restart()
+        self._known = []
+
+    def knows(self, body: bytes) -> bool:
+        """Whether nothing would come of `body`, because it is a copy of what the device has had."""
+        if self._machine is None:
+            return body in self._known
+        assert isinstance(self._machine, DeviceMachine)
+        return body in self._machine.known
+
+    def rest(self, last: bytes = b"") -> None:
+        """Put the machine away while all of it is stored and nothing is on its way to it but copies, such as those of `last`: it is
+        made again when something else comes."""
+        assert isinstance(self._machine, DeviceMachine)
+        self._known = [*map(_one, self._machine.known), *([last] if last else ())]
+        self._machine = None
 
     def lanes(self, view: RoundView) -> list[Lane]:
         """What the device means to add to the sum. Raises BlindsumError where its training fails."""
@@ -252,7 +274,7 @@ class DeviceRole(Role):
     def _make(self) -> DeviceMachine:
         if self._identity is None:
             self._identity = self._identities.device(self.number)
-        return DeviceMachine(
+        machine = DeviceMachine(
             identity=self._identity,
             trust=self._identities.trust,
             tasks=frozenset({self.task}),
@@ -262,6 +284,16 @@ class DeviceRole(Role):
             floor=Floor(roster=False),
             willing=self._willing,
         )
+        if self._known:  # it has rested: what it tells of itself when it begins anew was told before
+            machine.receive(self._known[0], 0)
+            self._known = []
+        return machine
+
+
+@lru_cache(maxsize=ROUND_BODIES_MAX)
+def _one(body: bytes) -> bytes:
+    """The first of equal bytes: a machine that is made again has read its own copy of what was said to all."""
+    return body
 
 
 def _statistics(view: RoundView, learned: Learned) -> list[int]:

@@ -38,6 +38,8 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object last on stdout.")] = False,
 ) -> None:
     """Simulate a fleet with the production protocol in virtual time. Example: blindsum simulate fleet.toml"""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"reading {file}", soft_wrap=True)
     from blindsum.fleet.simfile import load_fleet
 
     fleet, planned = load_fleet(
@@ -45,7 +47,7 @@ def simulate(
     )
     count = rounds or planned
     tracker = _tracker(track) if track else None
-    console = Console(stderr=True)
+    console.print(f"{fleet.devices} devices, {count} rounds, to {out}", soft_wrap=True)
     with Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from blindsum.fleet.ledger import Ledger
@@ -124,7 +123,7 @@ class Trainings:
         took = time.thread_time() - began + self._pairs.spared_s - spared
         self._ledger.mask_ms[device.number] = 1000 * took
         device.store.commit(step.writes)
-        job.step = replace(step, writes=())
+        job.step = step._replace(writes=())
 
     def _learn(self, job: Job) -> None:
         """Train; the upload is made when it is known for which round."""

@@ -4,7 +4,8 @@
 a coordinator cannot do without: key pair, agreement with every neighbour, keystreams at all ends, boxes sealed and opened; no
 signature, no message, no store, no clock. It is measured in the same run. Peers, where they are installed, have no masks and no
 dropouts: beside our round with masks stands Flower's simulation, which takes all cores where ours takes one; beside our round
-without masks pfl, which adds vectors and has no messages either.
+without masks pfl, which adds vectors and has no messages either. The last row is a whole run on all cores, from the start of its
+processes to its report.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ SELF_SEEDS = 4
 HOLDERS = 3
 """Parties that expand each self mask."""
 BARE_DEVICES = 50
+WHOLE = (1000, 3)
+"""(devices, rounds) of the whole run."""
 
 
 def rows() -> list[dict[str, object]]:
@@ -48,9 +51,9 @@ def rows() -> list[dict[str, object]]:
     for size in SIZES:
         masked, degree = round_ms(size, LENGTH, masks=True)
         plain, _ = round_ms(size, LENGTH, masks=False)
-        limit = bare_ms(degree, LENGTH)
+        limit, flower = bare_ms(degree, LENGTH), flowerfleet.round_ms(size, LENGTH)
         for name, ours, least, peer in (
-            (f"{size} devices; Flower without masks", masked, limit, flowerfleet.round_ms(size, LENGTH)),
+            (f"{size} devices; Flower without masks", masked, limit, flower),
             (f"{size} devices without masks; pfl", plain, None, pflfleet.round_ms(size, LENGTH)),
         ):
             table.append(
@@ -63,23 +66,47 @@ def rows() -> list[dict[str, object]]:
                     "ratio": None if least is None else round(ours / least, 2),
                 }
             )
-    return table
+    return [*table, whole()]
 
 
-def round_ms(size: int, length: int, *, masks: bool) -> tuple[float, int]:
-    """(ms a device, degree of the graph) of a round in one process, so that it compares with the limit on one core."""
+def whole() -> dict[str, object]:
+    """The row of the whole run. Its limit is that of one core, shared by all; Flower's rounds count without its start."""
+    size, rounds = WHOLE
+    fleet = a_fleet(size, LENGTH, masks=True, workers=None)
+    began = time.perf_counter()
+    report = fleet.run(rounds)
+    ours = time.perf_counter() - began
+    assert report.exact and len(report.rounds) == rounds
+    cores, flower = os.cpu_count() or 1, flowerfleet.round_ms(size, LENGTH)
+    limit = bare_ms(report.rounds[-1].degree, LENGTH) * size * rounds / 1000 / cores
+    return {
+        "name": f"{size} devices, {rounds} rounds, {cores} cores; Flower without masks",
+        "ours": round(ours, 2),
+        "limit": round(limit, 2),
+        "peer": None if flower is None else round(flower * size * rounds / 1000, 2),
+        "unit": "s",
+        "ratio": round(ours / limit, 2),
+    }
+
+
+def a_fleet(size: int, length: int, *, masks: bool, workers: int | None) -> Fleet:
+    """One of which a tenth drops out."""
     dropout = Dropout.spread(0.1)
     threat = ThreatModel(corrupt_permille=50, dropped_permille=200, cohort_min=max(2, size // 10))
-    fleet = Fleet(
+    return Fleet(
         np.zeros(length, np.float32),
         devices=size,
         update=_constant,
         dropout=dropout,
         plan=plan_for(size, dropout, threat=threat),
-        workers=0,
+        workers=workers,
         masks="on" if masks else "off",
     )
-    report = fleet.run(1)
+
+
+def round_ms(size: int, length: int, *, masks: bool) -> tuple[float, int]:
+    """(ms a device, degree of the graph) of a round in one process, so that it compares with the limit on one core."""
+    report = a_fleet(size, length, masks=masks, workers=0).run(1)
     only = report.rounds[0]
     assert not only.code and report.exact
     return 1000 * only.wall_s / size, only.degree

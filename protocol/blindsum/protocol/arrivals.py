@@ -41,7 +41,8 @@ ARRIVALS_SPARE: Final = 2
 """Uploads that a role looks at in a round, as a multiple of `devices_max`: some bodies never come."""
 LISTED_SIZE_MAX: Final = 104
 """Bytes that [device, digest] takes in a survivor list, and more."""
-_SHARED: Final = 131_072
+_SHARED: Final = 64
+"""Arrivals that are remembered: an upload reaches coordinator and parties within moments."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,11 @@ HEAD_SIZE_MAX: Final = 512
 """Bytes of a protected header, which five names of the greatest length do not fill."""
 HEADS_KEPT: Final = 1024
 """Protected headers that have been read lately: most messages of a sender in a round have the same few."""
+_FOUR: Final = COSE_SIGN1 + b"\x84"
+_SIGNED: Final = b"\x58\x40"
+_CONTEXT: Final = b"\x84\x6aSignature1"
+_WIDTHS: Final = {0x58: 1, 0x59: 2, 0x5A: 4}
+"""First byte of a longer byte string to how many bytes its length has."""
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
@@ -93,18 +98,15 @@ def seal_envelope(key: Ed25519PrivateKey, head: Head, payload: object) -> bytes:
     )
     body = encode(payload)
     signature = sign(key, _tbs(protected, body))
-    return COSE_SIGN1 + encode([protected, {}, body, signature])
+    return b"".join(
+        (COSE_SIGN1, b"\x84", _string(protected), protected, b"\xa0", _string(body), body, _SIGNED, signature)
+    )
 
 
 def open_envelope(raw: bytes) -> Signed:
     """Parse strictly; the signature is left to `Signed.valid`. Raises `DecodeError`; `DecodeError("version")` where only the
     protocol version is foreign."""
-    parts = decode(raw[1:]) if peek(raw) else None
-    if not isinstance(parts, list) or [type(part) for part in parts] != [bytes, dict, bytes, bytes]:
-        raise DecodeError("not a COSE_Sign1 message")
-    protected, unprotected, body, signature = parts
-    if unprotected or len(signature) != SIGNATURE_SIZE:
-        raise DecodeError("not a COSE_Sign1 message with an empty unprotected header and an Ed25519 signature")
+    protected, body, signature = _parts(raw)
     head = _head(protected)
     tbs = _tbs(protected, body)
     return Signed(head, decode(body), hashlib.sha256(tbs).digest(), raw, tbs, signature)
@@ -125,7 +127,7 @@ def glance(raw: bytes) -> Head | None:
 
 def message_digest(raw: bytes) -> bytes:
     """`Signed.digest` of a message that one has made or checked oneself."""
-    protected, _, body, _ = decode(raw[1:])
+    protected, body, _ = _parts(raw)
     return hashlib.sha256(_tbs(protected, body)).digest()
 
 
@@ -136,7 +138,41 @@ def peek(raw: bytes) -> bool:
 
 def _tbs(protected: bytes, body: bytes) -> bytes:
     """Sig_structure of RFC 9052 section 4.4, with empty external data."""
-    return encode(["Signature1", protected, b"", body])
+    return b"".join((_CONTEXT, _string(protected), protected, b"\x40", _string(body), body))
+
+
+def _string(data: bytes) -> bytes:
+    """What deterministic CBOR begins a byte string like `data` with."""
+    size = len(data)
+    if size < 24:
+        return bytes((0x40 | size,))
+    width = 1 if size < 1 << 8 else 2 if size < 1 << 16 else 4
+    return (b"\x58", b"\x59", b"\x5a")[width >> 1] + size.to_bytes(width)
+
+
+def _parts(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """(protected header, body, signature) of exactly what `seal_envelope` makes of them. Taken apart by hand: the general decoder
+    reads and writes the whole to see that it is deterministic."""
+    protected, at = _taken(raw, 2) if raw[:2] == _FOUR else (b"", -1)
+    if at < 0 or raw[at : at + 1] != b"\xa0":
+        raise DecodeError("not a COSE_Sign1 message with an empty unprotected header")
+    body, at = _taken(raw, at + 1)
+    signature = raw[at + 2 :]
+    if raw[at : at + 2] != _SIGNED or len(signature) != SIGNATURE_SIZE:
+        raise DecodeError("not a COSE_Sign1 message with an Ed25519 signature")
+    return protected, body, signature
+
+
+def _taken(raw: bytes, at: int) -> tuple[bytes, int]:
+    """(the deterministic byte string at `at`, where it ends). Raises `DecodeError`."""
+    first = raw[at] if at < len(raw) else 0
+    wide = _WIDTHS.get(first)
+    size = int.from_bytes(raw[at + 1 : at + 1 + wide]) if wide else first - 0x40
+    start = at + 1 + (wide or 0)
+    data = raw[start : start + max(size, 0)]
+    if not 0 <= size == len(data) or (wide is None and size >= 24) or raw[at:start] != _string(data):
+        raise DecodeError("not a COSE_Sign1 message")
+    return data, start + size
 
 
 @lru_cache(HEADS_KEPT)

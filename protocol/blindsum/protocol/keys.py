@@ -57,6 +57,7 @@ __all__ = [
     "public_of",
     "sign",
     "sign_verify",
+    "xor_deriver",
 ]
 
 HASH_SIZE: Final = 32
@@ -109,6 +110,22 @@ def expander(label: str, *context: object, more: int, size: int = 32) -> Callabl
 
     def made(secret: bytes, *rest: int) -> bytes:
         return _hkdf(secret, start + b"".join(map(_atom, rest)), size)
+
+    return made
+
+
+def xor_deriver(secrets: Sequence[bytes], label: str, *context: object) -> Callable[[bytes, int], bytes]:
+    """value XOR derive(secrets[0], label, *context, number, 0) XOR derive(secrets[1], label, *context, number, 1) and so on, as a
+    function of `value` (32 bytes) and `number`."""
+    info, number_of = _info(label, context, 2), int.from_bytes
+    blocks = [_hmac_blocks(_hkdf_extract(secret)) for secret in secrets]
+    rows = [(outer, inner + info, _atom(place) + b"\x01") for place, (inner, outer) in enumerate(blocks)]
+
+    def made(value: bytes, number: int) -> bytes:
+        total, atom = number_of(value, "big"), _atom(number)
+        for outer, start, end in rows:
+            total ^= number_of(_sha256(outer + _sha256(start + atom + end).digest()).digest(), "big")
+        return total.to_bytes(HASH_SIZE, "big")
 
     return made
 

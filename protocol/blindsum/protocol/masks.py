@@ -11,30 +11,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from msgspec import UNSET, UnsetType
 
 from blindsum.protocol.codec import encode
-from blindsum.protocol.keys import HASH_SIZE, SEED_SIZE, agree, derive, deriver, digest, edge_private, equal, expander
+from blindsum.protocol.keys import (
+    HASH_SIZE,
+    SEED_SIZE,
+    agree,
+    derive,
+    deriver,
+    digest,
+    edge_private,
+    equal,
+    expander,
+    xor_deriver,
+)
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
 from blindsum.protocol.prg import SUITES, Stream, apply
 from blindsum.protocol.ring import pack, reduce, zeros
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.secret import Secret
-from blindsum.protocol.sharing import combine, deal
+from blindsum.protocol.sharing import deal
 from blindsum.protocol.view import RoundView
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 __all__ = [
+    "CHECK_SIZE",
     "Lanes",
     "Seeds",
     "Upload",
     "dropped_edges",
     "edge_check",
+    "edge_keys",
     "edge_secret",
     "edge_stream",
     "edge_streams",
@@ -47,6 +60,7 @@ __all__ = [
     "unmask_edges",
 ]
 
+CHECK_SIZE: Final = 16
 Lanes = list[np.ndarray]
 Random = Callable[[int], bytes]
 Seal = Callable[[bytes, bytes, bytes], bytes]
@@ -92,7 +106,15 @@ def edge_stream(view: RoundView, secret: bytes) -> bytes:
 
 def edge_check(view: RoundView, secret: bytes) -> bytes:
     """Lets whoever puts an edge together see that the shares were right. 16 bytes."""
-    return digest("edge-check", view.digest, secret)[:16]
+    return digest("edge-check", view.digest, secret)[:CHECK_SIZE]
+
+
+def edge_keys(
+    view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
+) -> tuple[bytes, bytes, bytes] | None:
+    """(s_uv, its `edge_stream`, its `edge_check`), the same for both ends; None as `edge_secret`."""
+    secret = edge_secret(view, roster, private, mine, theirs)
+    return None if secret is None else (secret, edge_stream(view, secret), edge_check(view, secret))
 
 
 def pad(view: RoundView, roster: RosterView, mine: int, theirs: int, subset: int, seed: bytes) -> bytes:
@@ -145,17 +167,17 @@ def mask_upload(
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
-    pads = [padder(view, roster, index, seed) for seed in cap_seeds]
+    cap = xor_deriver(cap_seeds, "cap", view.digest, roster.digest, index)  # s_uv under the `pad` of every cap seed
     edges: list[bytes] = []
     neighbours = roster.neighbours(index)
     own = edge_private(private) if isinstance(private, bytes) and neighbours else private
     for other in neighbours:
-        secret = edge_secret(view, roster, own, index, other)
-        if secret is None:
+        keys = edge_keys(view, roster, own, index, other)
+        if keys is None:
             raise ValueError(f"device {other} of the roster has an unusable key")
-        streams.append((edge_stream(view, secret), 1 if index < other else -1))
-        cap = combine(secret, [pad(other, subset) for subset, pad in enumerate(pads)])
-        edges.append(cap + edge_check(view, secret))
+        secret, stream, check = keys
+        streams.append((stream, 1 if index < other else -1))
+        edges.append(cap(secret, other) + check)
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)
     ref, chunks = chunks_of(pack(base.segments, lanes), view.base.chunk_size)

@@ -84,9 +84,15 @@ class DeviceMachine:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
-        if any(body and body in (each.state.announcement, each.state.roster) for each in self._rounds.values()):
-            return self._journal.take()  # byte for byte what brought a round as far as it is: coordinators repeat both
+        if body in self.known:
+            return self._journal.take()
         return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
+
+    @property
+    def known(self) -> list[bytes]:
+        """What brought its rounds as far as they are: coordinators repeat it, and nothing comes of copies."""
+        bodies = [body for each in self._rounds.values() for body in (each.state.announcement, each.state.roster)]
+        return [body for body in bodies if body]
 
     def wake(self, now: int) -> Step:
         for task, round_ in list(self._rounds.items()):
@@ -201,8 +207,8 @@ class DeviceMachine:
             "receipt": self._on_receipt,
             "roster": self._on_roster,
             "ask": self._on_ask,
-            "result": self._on_result,
-            "failure": self._on_failure,
+            "result": self._on_end,
+            "failure": self._on_end,
         }.get(head.type)
         if handler is None:
             return Refused("message-misplaced", detail=head.type)
@@ -220,9 +226,8 @@ class DeviceMachine:
             return view
         fault = announcement_fault(view, self._floor, now)
         if fault is not None:
-            if (
-                late := now - open_until(view)
-            ) >= CLOCK_SKEW_MAX_MS:  # an old one that the broker kept, or a clock ahead
+            late = now - open_until(view)
+            if late >= CLOCK_SKEW_MAX_MS:  # an old one that the broker kept, or a clock ahead
                 self._journal.event("late", task=task, round=number, ms=late)
             return fault
         if current is not None and view.base.staleness_max:  # it is over, and its training may go into this one
@@ -310,22 +315,16 @@ class DeviceMachine:
         round_.sent_at = now
         return None
 
-    def _on_result(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
-        result = payload_of(signed, Result)
-        if isinstance(result, Refused):
-            return result
-        if result.manifest != round_.view.digest:
+    def _on_end(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
+        end: Result | Failure | Refused = payload_of(signed, Result if signed.head.type == "result" else Failure)
+        if isinstance(end, Refused):
+            return end
+        if end.manifest != round_.view.digest:
             return Refused("manifest-differs", signed.head.sender)
-        self._leave(signed.head.task, "round-finished", count=result.count, model=result.model.id.hex())
-        return None
-
-    def _on_failure(self, round_: DeviceRound, signed: Signed, now: int) -> Refused | None:
-        failure = payload_of(signed, Failure)
-        if isinstance(failure, Refused):
-            return failure
-        if failure.manifest != round_.view.digest:
-            return Refused("manifest-differs", signed.head.sender)
-        self._leave(signed.head.task, "round-abandoned", code=failure.code)
+        if isinstance(end, Result):
+            self._leave(signed.head.task, "round-finished", count=end.count, model=end.model.id.hex())
+        else:
+            self._leave(signed.head.task, "round-abandoned", code=end.code)
         return None
 
     def _chunk(self, raw: bytes, now: int) -> Refused | None:
