@@ -18,6 +18,7 @@ const TWICE: Record<string, [string, string[]]> = {
   offer: ["second-offer", []], vote: ["second-vote", ["decides"]], manifest: ["second-manifest", []],
   "roster-proposal": ["second-roster", []], header: ["second-header", []], proposal: ["second-set", []],
   opening: ["second-opening", ["part"]], join: ["second-join", []], roster: ["second-roster", []], result: ["second-result", []],
+  failure: ["failure-differs", []],
 };
 
 type Story = { secret: Bytes; liars: Set<number> };
@@ -367,6 +368,7 @@ function contradiction(first: Signed, second: Signed): string {
   }
   if (one === "vote" && other === "opening" && a.decides === "set") return equal(b.proposal, a.digest) ? "" : "opening-foreign";
   if (one === "join" && other === "header") return equal(b.manifest, a.manifest) ? "" : "header-foreign";
+  if (one === "failure" && other === "result") return "failure-differs";
   const named = other === "result" && (one === "manifest" || one === "proposal");
   return named && !equal(b[one], first.digest) ? "result-differs" : "";
 }

@@ -162,7 +162,7 @@ def build_artifact(
         Artifact(
             manifest=manifest,
             parameters=np.concatenate([initial[name].ravel() for name in parameters]).astype(np.float32),
-            constants=_shared_constants(graphs.values(), parameters),
+            constants=_shared_constants((graphs[name] for name in interfaces), parameters),
             **{name: _serialise(graphs[name], *interfaces[name]) if name in interfaces else b"" for name in GRAPHS},
         )
     )
