@@ -143,7 +143,12 @@ def test_devices_of_a_large_fleet_rest_and_nobody_can_tell(
     under loss and doubled messages, too."""
     told, rests = [], []
     rest = DeviceRole.rest
-    monkeypatch.setattr(DeviceRole, "rest", lambda *given: rests.append(rest(*given)))
+
+    def noted(device: DeviceRole, *last: bytes) -> None:
+        rests.append(device.machine.known[0])
+        rest(device, *last)
+
+    monkeypatch.setattr(DeviceRole, "rest", noted)
     for resting_from in (1_000_000, 1):
         assert not rests
         monkeypatch.setattr(island, "RESTING_FROM", resting_from)
@@ -162,3 +167,5 @@ def test_devices_of_a_large_fleet_rest_and_nobody_can_tell(
     assert told[0] == told[1]
     # all rest after the upload, and while they train where nothing comes twice
     assert len(rests) > (30 if duplicate else 60)
+    # of either round's announcement there is one copy as it came, and one as it was stored
+    assert len({id(announcement) for announcement in rests}) <= 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from blindsum.fleet.identities import Identities, device_name
@@ -25,8 +24,6 @@ __all__ = ["DEVICE", "CoordinatorRole", "DeviceRole", "Job", "PartyRole", "Role"
 
 DEVICE: Final = 16
 """The id of device number 0: above the coordinator's 0 and every party's number."""
-ROUND_BODIES_MAX: Final = 8
-"""Messages to all that are kept for devices at rest: more than a round has."""
 LOSS_SCALE: Final = 1e6
 LEARNT: Final = "learnt"
 """The row of a device's store with a training that later rounds may take, before it is done in virtual time."""
@@ -35,17 +32,25 @@ LEARNT: Final = "learnt"
 class RoundEntropy:
     """A role's randomness, begun afresh with every round: what happened before a round has no part in its bytes."""
 
+    __slots__ = ("_drawn", "_name", "_number", "_seed", "_stream")
+
     def __init__(self, seed: int, name: str) -> None:
         self._seed, self._name = seed, name
         self._stream: Entropy | None = None
-        self._number = 0
+        self._number = self._drawn = 0
 
     def begin(self, number: int) -> None:
-        self._number, self._stream = number, None
+        self._number, self._stream, self._drawn = number, None, 0
+
+    def rest(self) -> None:
+        """Put the stream away, to go on where it stands when it is needed again."""
+        self._stream = None
 
     def __call__(self, size: int) -> bytes:
         if self._stream is None:
             self._stream = Entropy(self._seed, f"{self._name}/{self._number}")
+            self._stream(self._drawn)
+        self._drawn += size
         return self._stream(size)
 
 
@@ -211,8 +216,9 @@ class DeviceRole(Role):
         """Put the machine away while all of it is stored and nothing is on its way to it but copies, such as those of `last`: it is
         made again when something else comes."""
         assert isinstance(self._machine, DeviceMachine)
-        self._known = [*map(_one, self._machine.known), *([last] if last else ())]
+        self._known = [*self._machine.known, *([last] if last else ())]
         self._machine = None
+        self.entropy.rest()
 
     def lanes(self, view: RoundView) -> list[Lane]:
         """What the device means to add to the sum. Raises BlindsumError where its training fails."""
@@ -288,12 +294,6 @@ class DeviceRole(Role):
             machine.receive(self._known[0], 0)
             self._known = []
         return machine
-
-
-@lru_cache(maxsize=ROUND_BODIES_MAX)
-def _one(body: bytes) -> bytes:
-    """The first of equal bytes: a machine that is made again has read its own copy of what was said to all."""
-    return body
 
 
 def _statistics(view: RoundView, learned: Learned) -> list[int]:

@@ -114,6 +114,8 @@ class Shelf:
 class ShelfStore:
     """A role's `Store` on a shelf. Rows lie by folder, so that no reading walks over those of others."""
 
+    __slots__ = ("_blobs", "_folders", "_shelf")
+
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._folders: dict[str, dict[str, Kept]] = {}

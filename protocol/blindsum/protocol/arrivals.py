@@ -84,10 +84,16 @@ class Arrivals(RosterView):
         """The number of a device that is new here."""
         number = self.numbers[device] = len(self.devices)
         self.devices.append(device)
-        self.places.append(digest("alone", self.manifest, device))
+        self.places.append(_place(self.manifest, device))
         self.identities.append(identity)
         self.serials.append(serial)
         return number
+
+
+@shared(_SHARED, lambda manifest, device: (manifest, device))
+def _place(manifest: bytes, device: str) -> bytes:
+    """What stands for a device in what is derived for it."""
+    return digest("alone", manifest, device)
 
 
 class Arrival(NamedTuple):
