@@ -359,7 +359,7 @@ class Driver:
     def _tell_state(self, state: LinkState) -> None:
         if state.connected:
             self._tell(Event("connected"))
-        else:
+        elif not self._stopping:  # what is closed by its owner is no news
             self._tell(Event("disconnected", {"code": state.code, "detail": state.detail}))
 
     def _count(self, refused: Refused) -> None:
