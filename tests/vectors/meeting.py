@@ -16,7 +16,8 @@ from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.evidence import verify_evidence, write_evidence
 from blindsum.protocol.machines.device import DeviceMachine
-from blindsum.protocol.machines.step import Event, Step
+from blindsum.protocol.machines.step import ChunkOut, Event, Message, Outgoing, Step, Write
+from blindsum.protocol.messages import chunk_key
 from blindsum.protocol.params import Committee
 from blindsum.protocol.ring import add_packed, pack, reduce, zeros
 from blindsum.protocol.transcript import verify, write_records
@@ -239,3 +240,16 @@ class Meeting(Stage):
 
 def body_of(raw: bytes) -> Any:
     return open_envelope(raw).payload
+
+
+def step_of(outs: list[tuple[str, bytes]]) -> Step:
+    """What a role of the second implementation says to the coordinator, as a step of the product's worlds."""
+    writes, messages = [], list[Outgoing]()
+    for kind, raw in outs:
+        if kind == "chunk":
+            blob, index, data = decode_chunk(raw)
+            writes.append(Write(chunk_key(blob, index), data))
+            messages.append(ChunkOut("coordinator", blob, index))
+        else:
+            messages.append(Message(kind, "coordinator", raw))
+    return Step(tuple(writes), tuple(messages))

@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from blindsum.protocol.codec import decode_chunk
 from blindsum.protocol.errors import Refused
-from blindsum.protocol.machines.step import ChunkOut, Message, Outgoing, Step, Write
-from blindsum.protocol.messages import chunk_key
+from blindsum.protocol.machines.step import Step
 from blindsum.protocol.ring import add_packed, pack, reduce, zeros
 from blindsum.protocol.transcript import verify
 from blindsum.testing.checkers import CHECKERS, ExactSums, OnlySums
 from blindsum.testing.entropy import Entropy
 from blindsum.testing.world import World
-from tests.vectors.meeting import with_openssl
+from tests.vectors.meeting import step_of, with_openssl
 
 NAME = "d-0002"
 LIAR = f"device/{NAME}"
@@ -54,15 +52,7 @@ class Spoken:
             outs = self.device.receive(body, now)
         except self._fault as fault:
             return Step(refused=Refused(fault.code))
-        writes, messages = [], list[Outgoing]()
-        for kind, raw in outs:
-            if kind == "chunk":
-                blob, index, data = decode_chunk(raw)
-                writes.append(Write(chunk_key(blob, index), data))
-                messages.append(ChunkOut("coordinator", blob, index))
-            else:
-                messages.append(Message(kind, "coordinator", raw))
-        return Step(tuple(writes), tuple(messages))
+        return step_of(outs)
 
     def wake(self, now: int) -> Step:
         return Step()

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from blindsum.protocol.codec import decode_chunk
 from blindsum.protocol.errors import Refused
-from blindsum.protocol.machines.step import ChunkOut, Message, Outgoing, Step, Write
-from blindsum.protocol.messages import chunk_key
+from blindsum.protocol.machines.step import Step
 from blindsum.protocol.transcript import verify
 from blindsum.testing.behaviours import Behaviour, GarbageBox, Silent, WithheldSums
 from blindsum.testing.checkers import CHECKERS, OnlySums
 from blindsum.testing.entropy import Entropy
 from blindsum.testing.world import World
+from tests.vectors.meeting import step_of
 
 
 class Spoken:
@@ -38,16 +37,8 @@ class Spoken:
             outs = self.party.receive(body, now)
         except self._fault as fault:
             return Step(refused=Refused(fault.code))
-        writes, messages = [], list[Outgoing]()
-        for kind, raw in outs:
-            self.said[kind] += 1
-            if kind == "chunk":
-                blob, index, data = decode_chunk(raw)
-                writes.append(Write(chunk_key(blob, index), data))
-                messages.append(ChunkOut("coordinator", blob, index))
-            else:
-                messages.append(Message(kind, "coordinator", raw))
-        return Step(tuple(writes), tuple(messages))
+        self.said.update(kind for kind, _ in outs)
+        return step_of(outs)
 
     def wake(self, now: int) -> Step:
         return Step()
