@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +45,13 @@ BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "round": _round,
     "fleet": _fleet,
 }
+PEERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "masks": {"flwr": ("flwr",)},
+    "training": {"torch": ("torch",)},
+    "round": {"flwr": ("flwr",)},
+    "fleet": {"flwr[simulation]": ("flwr", "ray"), "pfl": ("pfl",)},
+}
+"""What pip installs for the peers of each bench, and the modules that are then there."""
 
 
 def bench(
@@ -53,10 +61,17 @@ def bench(
     """Measure one part beside the physical limit and the peer. Example: blindsum bench masks"""
     if name not in BENCHES:
         raise typer.BadParameter(f"{name!r} is not one of: {', '.join(BENCHES)}", param_hint="NAME")
+    missing = [package for package, modules in PEERS[name].items() if not all(map(find_spec, modules))]
+    console = Console(stderr=True, highlight=False)
+    console.print(f"measuring {name}: seconds, with peers minutes")
+    if missing:
+        wanted = " ".join(f"'{package}'" for package in missing)
+        told = f"without the figures of {' and '.join(missing)}; for those: pip install {wanted}"
+        console.print(told, markup=False, soft_wrap=True)
     load = os.getloadavg()[0]
     found = BENCHES[name]()
     if as_json:
-        print(json.dumps({"name": name, "rows": found}))
+        print(json.dumps({"name": name, "rows": found, "missing": missing}))
         return
     table = Table(title=name)
     columns = list(found[0])

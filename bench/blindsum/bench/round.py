@@ -1,16 +1,13 @@
-"""One whole round: all roles' work for it on one core, beside the bare cryptography and additions, and Flower's SecAgg+.
+"""One whole round: all roles' work for it on one core, beside the bare cryptography and Flower's SecAgg+.
 
 Ours are the production machines and messages of a simulated fleet in one process, a tenth of the devices dropped, four parties. The
-limit is `fleet.bare_ms` for every device, and adding the uploads up; both take the degree that our threat model asks for, and so
-does the peer: Flower's own mod and workflow in one process, where it is installed. Nobody trains.
+limit is `fleet.bare_ms` for every device; both take the degree that `plan_for` derives, and so does the peer: Flower's own mod and
+workflow in one process, where it is installed. Nobody trains.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Final
-
-import numpy as np
 
 from blindsum.bench import secaggplus
 from blindsum.bench.fleet import bare_ms, round_ms
@@ -28,7 +25,7 @@ def rows() -> list[dict[str, object]]:
     peer = secaggplus.peer_name()
     for devices, length in SIZES:
         each_ms, degree = round_ms(devices, length, masks=True)
-        ours, limit = each_ms * devices / 1000, devices * (bare_ms(degree, length) / 1000 + _add_s(length))
+        ours, limit = each_ms * devices / 1000, bare_ms(degree, length) * devices / 1000
         theirs = secaggplus.round_s(devices, length, degree, DROPPED) if peer else None
         table.append(
             {
@@ -41,14 +38,3 @@ def rows() -> list[dict[str, object]]:
             }
         )
     return table
-
-
-def _add_s(length: int) -> float:
-    """Seconds to add one vector to a running sum, the best of a few."""
-    total, one = np.zeros(length, np.uint32), np.ones(length, np.uint32)
-    times = []
-    for _ in range(9):
-        began = time.perf_counter()
-        np.add(total, one, out=total)
-        times.append(time.perf_counter() - began)
-    return min(times)
