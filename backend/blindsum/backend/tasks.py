@@ -304,23 +304,23 @@ def check_plan(manifest: Manifest, plan: Plan) -> None:
 def _algorithm(plan: Plan) -> Algorithm:
     name = plan.algorithm
     if name not in STATE_VECTORS:
-        raise BlindsumError("task-invalid", f"algorithm {name!r}; known: {', '.join(STATE_VECTORS)}")
+        others = "FedProx is proximal beside one of them, FedBuff profile no-roster with a staleness"
+        raise BlindsumError("task-invalid", f"algorithm {name!r}; known: {', '.join(STATE_VECTORS)}; {others}")
     rate = plan.server_rate if plan.server_rate is not None else ADAPTIVE_RATE if name in ADAPTIVE else 1.0
-    fixed: dict[str, int] = {}
     given = {"rate_micros": ("server_rate", rate)} if name != "evaluate" else {}
     if name in ("fedavgm", *ADAPTIVE):
         given["beta1_micros"] = "momentum", plan.momentum
     if name in ADAPTIVE:
         given |= {"beta2_micros": ("beta2", plan.beta2), "tau_micros": ("tau", plan.tau)}
-    if name == "scaffold":
-        if plan.population < 1:
-            raise BlindsumError("task-invalid", "SCAFFOLD needs the population: the weight of all devices together")
-        fixed["population"] = plan.population
+    if name == "scaffold" and plan.population < 1:
+        raise BlindsumError("task-invalid", "SCAFFOLD needs the population: the weight of all devices together")
     try:
         numbers = {field: scaled(what, value, 1e6) for field, (what, value) in given.items()}
-        return algorithm_of(name, **numbers, **fixed)
-    except DecodeError as error:
-        raise BlindsumError("task-invalid", str(error)) from None
+        return algorithm_of(name, **numbers, population=plan.population if name == "scaffold" else 0)
+    except DecodeError:
+        told = ", ".join(f"{what} {value}" for what, value in given.values())
+        told = f"{name} with {told}; momentum and beta2 are in [0, 1), the others at least 0"
+        raise BlindsumError("task-invalid", told) from None
 
 
 def _control_scale(plan: Plan) -> int:
@@ -445,6 +445,5 @@ def change_control(kit: Path, name: str, **changes: Any) -> TaskControl:
 
 def _put(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
+    (partial := path.with_suffix(".partial")).write_bytes(data)
     partial.replace(path)

@@ -23,6 +23,7 @@ __all__ = [
     "DEVICES_MIN",
     "SEED_MAX",
     "WORKERS_MAX",
+    "check_function",
     "check_parts",
     "check_possible",
     "check_roles",
@@ -94,6 +95,16 @@ def check_parts(manifest: Manifest, data: Sequence[Dataset], test: Dataset | Non
         for array in feeds.values():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise BlindsumError("training-batch-invalid", f"{whose} holds NaN or infinity")
+
+
+def check_function(plan: Plan, *, artifact: bool) -> None:
+    """Raises BlindsumError "simulation-impossible" where a plan asks for what a function that gives updates cannot do."""
+    if plan.algorithm == "scaffold":
+        raise _impossible("scaffold's control variates come from training: give an artifact and data, not a function")
+    if plan.algorithm == "evaluate" and not artifact:
+        raise _impossible("evaluate sums an artifact's metrics, and leaves parameters as they are: bare ones have none")
+    if plan.proximal:
+        raise _impossible("proximal pulls at the steps of a training: give an artifact and data, not a function")
 
 
 def check_vector(name: str, vector: object) -> NDArray[np.float32]:

@@ -15,10 +15,11 @@ from blindsum.fleet.learner import Local
 from blindsum.fleet.partition import dirichlet, iid, quantity
 from blindsum.fleet.possible import SEED_MAX, whole
 from blindsum.fleet.simulation import Fleet, plan_for
+from blindsum.protocol.algorithm import STATE_VECTORS
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
 from blindsum.runtime.settings import Settings, load_settings
-from blindsum.training import build_artifact, models
+from blindsum.training import SGD, build_artifact, models
 
 __all__ = ["load_fleet"]
 
@@ -26,6 +27,14 @@ ROUNDS = 5
 ROUNDS_MAX = 1_000_000
 HIDDEN_MAX = 100_000
 LENGTH_MAX = 1 << 26
+ADAPTIVE = ("fedadam", "fedyogi")
+SERVER = {
+    "server_rate": ("fedavg", "fedavgm", *ADAPTIVE, "scaffold"),
+    "momentum": ("fedavgm", *ADAPTIVE),
+    "beta2": ADAPTIVE,
+    "tau": ADAPTIVE,
+}
+"""Which algorithms have which numbers."""
 
 
 class ThreatSettings(Settings, frozen=True):
@@ -38,14 +47,25 @@ class ThreatSettings(Settings, frozen=True):
 
 
 class TaskSettings(Settings, frozen=True):
-    """How devices train, and what a round is; see `Plan`, and `Fleet` for the last three."""
+    """How devices train, what is made of their sum, and what a round is; see `Plan`, and `Fleet` for the last three. None: as
+    `Plan` has it. `personal`: names or patterns of weights that stay on their devices; `start`: a model.npy to start from, beside
+    the file."""
 
+    algorithm: str = "fedavg"
+    server_rate: float | None = None
+    momentum: float | None = None
+    beta2: float | None = None
+    tau: float | None = None
+    proximal: float = 0.0
     epochs: int = 1
     batch_size: int = 32
     rate: float = 0.1
     clip_norm: float = 8.0
     weight_max: int = 64
     width: Literal[16, 24, 32, 64] = 24
+    rotate: bool = False
+    personal: list[str] = []
+    start: str = ""
     profile: Literal["roster", "no-roster"] = "roster"
     staleness: int = 0
     buffer: int = 0
@@ -117,7 +137,7 @@ def load_fleet(
     """The fleet that a file describes, and for how many rounds. A script (".py") leaves it as `fleet`, with `rounds` where that
     is not `ROUNDS`. Raises BlindsumError: "config-missing", "config-invalid", or what `Fleet` raises."""
     if path.suffix != ".py":
-        return _from_settings(load_settings(path, SimulationSettings), workers, masks, cluster)
+        return _from_settings(load_settings(path, SimulationSettings), path.parent, workers, masks, cluster)
     if not path.exists():
         raise BlindsumError("config-missing", str(path))
     made = runpy.run_path(str(path), run_name="blindsum-simulation")
@@ -130,7 +150,7 @@ def load_fleet(
 
 
 def _from_settings(
-    settings: SimulationSettings, workers: int | None, masks: Literal["on", "off"], cluster: str
+    settings: SimulationSettings, folder: Path, workers: int | None, masks: Literal["on", "off"], cluster: str
 ) -> tuple[Fleet, int]:
     said, task, air = settings.dropout, settings.task, settings.conditions
     dropout = Dropout(
@@ -160,17 +180,22 @@ def _from_settings(
         pause_s=air.pause_s,
     )
     threat = settings.threat
-    chosen = {} if threat is None else {"threat": ThreatModel(**{name: getattr(threat, name) for name in THREAT})}
+    chosen: dict[str, object] = _server(task)
+    if threat is not None:
+        chosen["threat"] = ThreatModel(**{name: getattr(threat, name) for name in THREAT})
     plan = plan_for(
         settings.devices,
         dropout,
         rounds=whole("rounds", settings.rounds, 1, ROUNDS_MAX),
+        algorithm=task.algorithm,
+        proximal=task.proximal,
         epochs=task.epochs,
         batch_size=task.batch_size,
         rate=task.rate,
         clip_norm=task.clip_norm,
         weight_max=task.weight_max,
         width=task.width,
+        rotate=task.rotate,
         profile=task.profile,
         staleness=task.staleness,
         buffer=task.buffer,
@@ -184,16 +209,47 @@ def _from_settings(
         "real": settings.real,
         "cluster": cluster,
     }
+    start = _vector(folder / task.start) if task.start else None
     if settings.data.set == "none":
+        if task.personal:
+            raise BlindsumError(
+                "simulation-impossible", 'personal layers are those of a model: [data] set = "none" has none'
+            )
         zeros = np.zeros(whole("length", settings.data.length, 1, LENGTH_MAX), np.float32)
-        fleet = Fleet(zeros, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]
+        bare = zeros if start is None else start
+        fleet = Fleet(bare, devices=settings.devices, update=_constant, **common)  # type: ignore[arg-type]
     else:
         train, test = digits()
         hidden = whole("hidden", settings.data.hidden, 1, HIDDEN_MAX)
         seed = whole("seed", settings.seed, 0, SEED_MAX)
-        artifact = build_artifact(models.mlp((64, hidden, 10), seed=seed), loss="cross-entropy")
-        fleet = Fleet(artifact, data=_parts(settings, train), test=test, **common)  # type: ignore[arg-type]
+        optimiser = SGD(
+            lr=0.01, proximal=max(task.proximal, 0.0), control=task.algorithm == "scaffold"
+        )  # the plan has the rate
+        net = models.mlp((64, hidden, 10), seed=seed)
+        artifact = build_artifact(net, loss="cross-entropy", optimizer=optimiser, personal=task.personal)
+        parts = _parts(settings, train)
+        fleet = Fleet(artifact, data=parts, test=test, parameters=start, **common)  # type: ignore[arg-type]
     return fleet, settings.rounds
+
+
+def _server(task: TaskSettings) -> dict[str, object]:
+    """The numbers of the server's step that the file gives. Raises BlindsumError "simulation-impossible" where its algorithm has no
+    place for one."""
+    given = {name: value for name in SERVER if (value := getattr(task, name)) is not None}
+    for name in given:
+        if task.algorithm not in SERVER[name] and task.algorithm in STATE_VECTORS:
+            told = f"{name} belongs to {', '.join(SERVER[name])}; the algorithm is {task.algorithm}"
+            raise BlindsumError("simulation-impossible", told)
+    return given
+
+
+def _vector(path: Path) -> NDArray[np.float32]:
+    """What `FleetReport.save` wrote. Raises BlindsumError "simulation-unreadable"."""
+    try:
+        found: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BlindsumError("simulation-unreadable", f"{path}: {error}") from None
+    return found
 
 
 THREAT = ("malicious_parties", "corrupt_permille", "dropped_permille", "cohort_min")

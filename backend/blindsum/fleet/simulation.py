@@ -31,6 +31,7 @@ from blindsum.fleet.possible import (
     DEVICES_MIN,
     SEED_MAX,
     WORKERS_MAX,
+    check_function,
     check_parts,
     check_possible,
     check_roles,
@@ -165,6 +166,8 @@ class Fleet:
         self.dropout = of_kind("dropout", dropout, Dropout)
         self.conditions = of_kind("conditions", conditions, Conditions)
         self.plan = plan or plan_for(count, self.dropout, buffer=buffer, profile=profile, staleness=staleness)
+        if update is not None:
+            check_function(self.plan, artifact=isinstance(model, bytes))
         if self.plan.algorithm == "scaffold" and not self.plan.population and data is not None:
             weight = sum(min(len(part), self.plan.weight_max) for part in data)
             self.plan = replace(self.plan, population=weight)
