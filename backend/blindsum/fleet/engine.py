@@ -278,8 +278,8 @@ class Engine:
             assert roster is not None and bodies is not None
             survivors = tuple(device_number(roster.devices[index]) for index in roster.in_order(list(bodies.complete)))
         for remote in self._remotes:
-            remote.ask("close", survivors)
-        notes = self._local.close(survivors)
+            remote.ask("close", survivors, self._now)
+        notes = self._local.close(survivors, self._now)
         for remote in self._remotes:
             notes.add(remote.answer())
         if self._bridge is not None:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from blindsum.fleet.checkpoint import IslandState, Retained
 from blindsum.fleet.conditions import FATES, Population, chance
+from blindsum.fleet.copies import Copies, Flight
 from blindsum.fleet.identities import Identities, device_number
 from blindsum.fleet.learner import Learner
 from blindsum.fleet.ledger import Ledger, Notes
@@ -104,11 +105,19 @@ class Island:
         # quicker, one by one, than NumPy's
         self._up, self._down = array("d", population.up), array("d", population.down)
         self._latency_ms = array("d", population.latency_ms)
+        self._copies = Copies(
+            population.size,
+            [device.number for device in self._devices],
+            arrives=self._arrives,
+            longest=self._longest_ms,
+        )
+        self._slowest = float(population.latency_ms.max()), float(population.down.min())
         self._world = _World(identities, self)
         self._heap: list[Post] = []
         self._trainings = Trainings(task, ledger, pairs)
         self._retained: dict[bytes, dict[int, bytes]] = {}
         self._out: list[Post] = []
+        self._post = Post(0, 0, MESSAGE, 0, 0, b"")  # what happens
 
     # -- time -------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +135,7 @@ class Island:
         fates = self._population.fates(number, now)
         self._ledger.begin(now, fates)
         self._received = self._ledger.down
+        self._copies.begin(self._received)
         for role in self.roles.values():
             role.begin(number)
             role.restart()
@@ -139,8 +149,9 @@ class Island:
             if not isinstance(role, DeviceRole) or role.store.unfinished:
                 self._wake_at(role, now)
 
-    def close(self, survivors: Sequence[int]) -> Notes:
-        """What this island noted of the round that is over."""
+    def close(self, survivors: Sequence[int], now: int) -> Notes:
+        """What this island noted of the round that is over: everything before `now` has been played."""
+        self._copies.close(now)
         self._trainings.close(self._devices, self._number)
         return self._ledger.close(survivors)
 
@@ -191,7 +202,7 @@ class Island:
     def advance(self, until: int) -> list[Post]:
         """Play everything before `until`. Returns what goes to other islands."""
         while self._heap and self._heap[0].at < until:
-            post = heapq.heappop(self._heap)
+            post = self._post = heapq.heappop(self._heap)
             self.now = max(self.now, post.at)
             if post.target == BROKER:
                 self._spread(post)
@@ -204,12 +215,9 @@ class Island:
                 self.apply(role, self._trainings.done(role, post.counter, self.now))
             elif post.kind == MESSAGE:
                 if isinstance(role, DeviceRole):
-                    self._received[role.number] += len(post.body)
-                    if role.knows(post.body):
-                        continue
-                self.apply(role, role.machine.receive(post.body, self.now))
-                if self._resting and isinstance(role, DeviceRole):
-                    self._put_away(role, post.body)
+                    self._hear_of(role, post.body)
+                else:
+                    self.apply(role, role.machine.receive(post.body, self.now))
             elif role.wake_at == post.at:
                 role.wake_at = None
                 self.apply(role, role.machine.wake(self.now))
@@ -229,6 +237,19 @@ class Island:
         return self._trainings.work()
 
     # -- what happens -----------------------------------------------------------------------------------------------------
+
+    def _hear_of(self, device: DeviceRole, body: bytes) -> None:
+        """A message reaches a device."""
+        self._received[device.number] += len(body)
+        if not device.knows(body):
+            step = device.machine.receive(body, self.now)
+            self.apply(device, step)
+            if self._resting:
+                self._put_away(device, body)
+            if device.away_until and step.refused is None:
+                self._copies.heard(device.number, body, away_until=device.away_until)
+        if device.alive and device.knows(body):
+            self._copies.heard(device.number, body)
 
     def _give_out(self, role: Role, step: Step) -> None:
         for out in step.messages:
@@ -267,6 +288,9 @@ class Island:
         if event.name == "uploaded":
             self._ledger.uploaded(device.number, self.now)
             device.uploaded()
+        elif event.name in ("round-finished", "round-abandoned"):
+            for post in self._recalled(device):
+                heapq.heappush(self._heap, post)
         elif event.name == "train":
             machine = device.machine
             assert isinstance(machine, DeviceMachine)
@@ -274,7 +298,7 @@ class Island:
             if view is None or view.number != self._number:
                 return  # it died in an earlier round, and has only now come back
             if device.fate == "after roster":
-                device.stop()
+                self._stop(device)
                 return
             late = machine.late.fit(view)
             if late is not None:
@@ -285,6 +309,20 @@ class Island:
                 self._ledger.late += device.fate != "slow"
                 return
             self._wait_for(self._trainings.add(device, view, at))
+
+    def _stop(self, device: DeviceRole) -> None:
+        device.stop()
+        self._recalled(device)
+
+    def _recalled(self, device: DeviceRole) -> list[Post]:
+        """The copies that are on their way to a device which knows nothing of them any more."""
+        posts = []
+        for at, flight in self._copies.recall(device.number):
+            post = Post(at, device.id, MESSAGE, flight.source, flight.counter, flight.body)
+            if post > self._post:
+                self._copies.uncount(device.number, flight)
+                posts.append(post)
+        return posts
 
     def _wait_for(self, job: Job) -> None:
         heapq.heappush(self._heap, Post(max(job.at, self.now), job.device.id, _JOB, 0, job.number, b""))
@@ -297,7 +335,7 @@ class Island:
             kind, body = "chunk", b"" if data is None else encode_chunk(out.blob, out.index, data)
             if isinstance(role, DeviceRole):
                 if role.fate == "mid upload":
-                    role.stop()
+                    self._stop(role)
                     return
                 if role.fate == "corrupted":
                     body = body[:-1] + bytes([body[-1] ^ 1])
@@ -342,7 +380,7 @@ class Island:
         at = self.now + int(took)
         if role.id >= DEVICE:  # one connection: what is sent later does not overtake
             at = role.last_at = max(at, role.last_at)
-        for copy in range(1 if device < 0 else self._copies(role.id, role.counter, target)):
+        for copy in range(1 if device < 0 else self._copied(role.id, role.counter, target)):
             post = Post(at + 7 * copy, target, MESSAGE, role.id, role.counter, body)
             if target in self.roles:
                 heapq.heappush(self._heap, post)
@@ -353,7 +391,7 @@ class Island:
         rate = self._up[device] if up else self._down[device]
         return HOP_MS + self._latency_ms[device] * (1 + JITTER * luck) + size / rate
 
-    def _copies(self, *what: int) -> int:
+    def _copied(self, *what: int) -> int:
         if not (self._loss or self._duplicate):
             return 1
         fortune = chance(self._seed, self._number, *what)
@@ -366,9 +404,16 @@ class Island:
             return
         if post.blob:
             self._retained.setdefault(post.blob, {})[post.place] = post.body
-        for role in self.roles.values():
+        listening = self.roles.values() if post.blob or self._doubles else self._unaware(post)
+        for role in listening:
             if role.alive and role.id != post.source and (not post.blob or post.blob in role.listening):
                 self._hand(role, post.body, post.source, post.counter)
+
+    def _unaware(self, post: Post) -> Iterable[Role]:
+        """The roles for whom a broadcast is no copy, or which see for themselves."""
+        numbers = self._copies.leave(Flight(self.now, post.source, post.counter, post.body))
+        yield from (role for role in self.roles.values() if not isinstance(role, DeviceRole))
+        yield from (self.roles[DEVICE + number] for number in numbers)
 
     def _listen(self, role: Role, out: Listen) -> None:
         if not out.on:
@@ -381,12 +426,22 @@ class Island:
 
     def _hand(self, role: Role, body: bytes, source: int, counter: int) -> None:
         """From the broker to a role."""
-        luck = chance(self._seed, self._number, role.id, source + 1, counter)
+        copies = 1
         if isinstance(role, DeviceRole):
-            took = self._way_ms(role.number, len(body), luck, up=False) - HOP_MS
-            copies = self._copies(role.id, source + 1, counter, 1)
+            at = self._arrives(role.number, Flight(self.now, source, counter, body))
+            copies = self._copied(role.id, source + 1, counter, 1)
         else:
-            took, copies = NEAR_MS + 8 * luck, 1
+            luck = chance(self._seed, self._number, role.id, source + 1, counter)
+            at = self.now + 1 + int(NEAR_MS + 8 * luck)
         for copy in range(copies):
-            at = self.now + 1 + int(took) + 7 * copy
-            heapq.heappush(self._heap, Post(at, role.id, MESSAGE, source, counter, body))
+            heapq.heappush(self._heap, Post(at + 7 * copy, role.id, MESSAGE, source, counter, body))
+
+    def _arrives(self, device: int, flight: Flight) -> int:
+        """When a broadcast reaches a device."""
+        luck = chance(self._seed, self._number, DEVICE + device, flight.source + 1, flight.counter)
+        return flight.left + 1 + int(self._way_ms(device, len(flight.body), luck, up=False) - HOP_MS)
+
+    def _longest_ms(self, size: int) -> int:
+        """The longest way of a broadcast of `size` bytes, and more."""
+        latency_ms, rate = self._slowest
+        return 2 + int(latency_ms * (1 + JITTER) + size / rate)

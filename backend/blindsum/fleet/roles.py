@@ -11,6 +11,7 @@ from blindsum.fleet.shelf import Shelf, ShelfStore
 from blindsum.protocol.codec import convert, decode, encode
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.device import DeviceIdentity, DeviceMachine, Floor
+from blindsum.protocol.machines.deviceround import open_until
 from blindsum.protocol.machines.late import LateUpdate
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
 from blindsum.protocol.machines.step import Machine, Step, Write
@@ -178,9 +179,22 @@ class Job:
 
 class DeviceRole(Role):
     """Device `number`, from 0. `fate` is what happens to it in this round, `job` what it trains, `extra` by how many bytes its
-    header is longer than one of a device with as many neighbours as the graph's degree."""
+    header is longer than one of a device with as many neighbours as the graph's degree. Where it is away it declines a round as
+    often as it hears of it, until `away_until` (ms)."""
 
-    __slots__ = ("_identities", "_identity", "_known", "_learner", "_made", "extra", "fate", "job", "number", "task")
+    __slots__ = (
+        "_identities",
+        "_identity",
+        "_known",
+        "_learner",
+        "_made",
+        "away_until",
+        "extra",
+        "fate",
+        "job",
+        "number",
+        "task",
+    )
 
     def __init__(
         self, number: int, identities: Identities, *, shelf: Shelf, behaviour: Behaviour, learner: Learner, task: str
@@ -190,7 +204,7 @@ class DeviceRole(Role):
         self._identities, self._learner = identities, learner
         self.number, self.task, self.fate = number, task, ""
         self.job: Job | None = None
-        self.extra = 0
+        self.extra = self.away_until = 0
         self._identity: DeviceIdentity | None = None
         self._made: tuple[RoundView, int, list[Lane]] | None = None
         self._known: list[bytes] = []
@@ -200,6 +214,7 @@ class DeviceRole(Role):
         if self.job is not None and not self.job.learnt:
             self.job = None
         self._made = None
+        self.away_until = 0
 
     def restart(self) -> None:
         super().restart()
@@ -270,6 +285,7 @@ class DeviceRole(Role):
 
     def _willing(self, view: RoundView) -> str:
         if self.fate == "before join":
+            self.away_until = open_until(view)
             return "away"
         if self.job is not None and self.job.learnt:
             if view.number - self.job.number <= view.base.staleness_max:

@@ -23,11 +23,13 @@ WINDOW: Final = 4
 RESEND_MS: Final = 1_500
 """How long anybody waits for an answer before asking again; doubled at each repetition up to `RESEND_MAX_MS`."""
 RESEND_MAX_MS: Final = 12_000
+NEVER: Final = 1 << 62
+"""When a fetch that is all there is asked for again, in ms."""
 
 
 @dataclass(slots=True)
 class Fetch:
-    """One blob on its way. `owner` is the principal to ask."""
+    """One blob on its way. `owner` is the principal to ask, `overdue_at` when an answer that has not come is asked for again."""
 
     ref: BlobRef
     id: bytes
@@ -37,9 +39,11 @@ class Fetch:
     asked_at: int = 0
     wait_ms: int = RESEND_MS
     count: int = field(init=False)
+    overdue_at: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.count = self.ref.count
+        self._wait(self.wait_ms)
 
     @property
     def complete(self) -> bool:
@@ -49,8 +53,18 @@ class Fetch:
         """The question to send now; counts as asked."""
         self.outstanding = min(WINDOW, self.ref.count - len(self.have))
         self.asked_at = now
-        self.wait_ms = min(2 * self.wait_ms, RESEND_MAX_MS)
+        self._wait(min(2 * self.wait_ms, RESEND_MAX_MS))
         return Ask(blob=self.id, have=bits(self.have, self.ref.count), window=WINDOW)
+
+    def came(self, chunks: set[int]) -> None:
+        """Chunks that were not here are."""
+        self.have |= chunks
+        self.outstanding = max(0, self.outstanding - len(chunks))
+        self._wait(RESEND_MS)
+
+    def _wait(self, wait_ms: int) -> None:
+        self.wait_ms = wait_ms
+        self.overdue_at = NEVER if self.complete else self.asked_at + wait_ms
 
 
 class Fetches:
@@ -99,9 +113,7 @@ class Fetches:
             data = chunk_open(self._broadcast_key, blob, index, data) or b""
         if not fetch.ref.accepts(index, data):
             return Refused("chunk-wrong", detail=f"chunk {index}")
-        fetch.have.add(index)
-        fetch.outstanding = max(0, fetch.outstanding - 1)
-        fetch.wait_ms = RESEND_MS
+        fetch.came({index})
         return fetch, Write(chunk_key(blob, index), data)
 
     def look(self, fetch: Fetch) -> bool:
@@ -109,24 +121,22 @@ class Fetches:
         prefix = f"blob/{fetch.id.hex()}/"
         new = {int(key[len(prefix) :]) for key in self._store.keys(prefix)} - fetch.have
         if new:
-            fetch.have |= new
-            fetch.outstanding = max(0, fetch.outstanding - len(new))
-            fetch.wait_ms = RESEND_MS
+            fetch.came(new)
         return bool(new)
 
     def due(self, now: int, *, whole: bool = False) -> Iterator[Fetch]:
         """Fetches to ask for now: their window is used up, or the answer is overdue; and with `whole` those that are all there."""
         for fetch in self._fetches.values():
-            if fetch.complete:
+            if fetch.overdue_at == NEVER:
                 if whole:
                     yield fetch
-            elif fetch.outstanding == 0 or now - fetch.asked_at >= fetch.wait_ms:
+            elif fetch.outstanding == 0 or fetch.overdue_at <= now:
                 yield fetch
 
     @property
     def deadline(self) -> int | None:
-        times = [fetch.asked_at + fetch.wait_ms for fetch in self._fetches.values() if not fetch.complete]
-        return min(times, default=None)
+        soonest = min([fetch.overdue_at for fetch in self._fetches.values()], default=NEVER)
+        return None if soonest == NEVER else soonest
 
 
 def write_blob(ref: BlobRef, chunks: list[bytes]) -> tuple[Write, ...]:
