@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from blindsum.protocol.errors import BlindsumError
-from blindsum.training import SGD, Adam, CrossEntropy, TrainingSession, build_artifact, decode, engine, models, shares
+from blindsum.training import (
+    SGD,
+    Adam,
+    CrossEntropy,
+    TrainingSession,
+    build_artifact,
+    decode,
+    engine,
+    models,
+    opened,
+    shares,
+)
 
 GENERATOR = np.random.default_rng(4)
 X, Y = GENERATOR.normal(size=(50, 4)).astype(np.float32), GENERATOR.integers(0, 3, 50)
@@ -91,6 +102,12 @@ def test_operators_get_threads_where_their_work_is_worth_them(worth, loss, insid
     monkeypatch.setattr(engine, "WORK_MIN", worth)
     TrainingSession(build_artifact(MODEL, loss=loss), threads=3)
     assert opened == [inside]
+
+
+def test_threads_of_operators_stay_awake_for_the_next_step_and_no_longer():
+    wanted = {"spin_duration_us": "500"} if opened._LINGERS else {"allow_spinning": "1"}
+    options = TrainingSession(build_artifact(MODEL, loss="cross-entropy"))._engine._train.get_session_options()
+    assert {key: options.get_session_config_entry(f"session.intra_op.{key}") for key in wanted} == wanted
 
 
 def test_gradient_of_shares_is_handed_out_whole():

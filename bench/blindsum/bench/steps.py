@@ -54,7 +54,7 @@ def _product(threads: int) -> Callable[[], object]:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "500")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name in "ab"}
     return lambda: session.run(None, feeds)

@@ -16,6 +16,9 @@ from .protobuf import with_initialisers
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+LINGER_US = 500  # that idle threads of a graph stay awake: longer than the Python between two steps
+_LINGERS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 26)  # older runtimes stay awake for none or for long
+
 
 def open_graph(graph: bytes, constants: Arrays, threads: int, *, small: bool = False) -> ort.InferenceSession:
     """Weights go in as constants, so that onnxruntime folds and prepacks them. `small`: a run takes little memory."""
@@ -25,9 +28,13 @@ def open_graph(graph: bytes, constants: Arrays, threads: int, *, small: bool = F
     options.log_severity_level = 4  # errors come back as exceptions
     # planning memory ahead leaves the first step's unused beside it, twice the peak, and takes 3 % off the smallest steps
     options.enable_mem_pattern = small
-    # threads wait for each other awake while a graph runs, and sleep from its end on: battery
+    # threads wait for each other awake while a graph runs, and after it until the next step is due; then they sleep: battery
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if _LINGERS:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(LINGER_US))
+        options.add_session_config_entry("session.intra_op.spin_backoff_max", "8")
+    else:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     # int8 weights meet float32 activations, as the graph says; onnxruntime would round those to int8 as well
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     with failures():
