@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from blindsum.fleet import Availability, Conditions, Dataset, DeviceClass, Dropout, Fleet, Learned, Local, plan_for
+from blindsum.fleet.partition import dirichlet, iid
 from blindsum.fleet.simfile import load_fleet
 from blindsum.protocol.errors import BlindsumError
 from blindsum.testing.behaviours import WrongSums
@@ -20,6 +21,11 @@ ONES = np.ones(LENGTH, np.float32)
 def small(**settings: object) -> Fleet:
     chosen: dict[str, object] = {"devices": DEVICES, "update": lambda local: ONES, "workers": 0, **settings}
     return Fleet(chosen.pop("model", np.zeros(LENGTH, np.float32)), **chosen)  # type: ignore[arg-type]
+
+
+def links(**changes: float) -> Conditions:
+    """Twelve devices of one kind, all alike."""
+    return Conditions(classes=(DeviceClass(spread=0.0, **changes),))
 
 
 def refusal(act: object) -> BlindsumError:
@@ -57,8 +63,30 @@ def refusal(act: object) -> BlindsumError:
         ({"transport": "mqtt", "real": 2.0}, "24 of 12 devices"),
         (
             {"conditions": Conditions(classes=(DeviceClass(train_s=9999.0),))},
-            "1000 permille of the devices train longer",
+            "1000 permille of the devices cannot train and upload in time",
         ),
+        ({"name": None}, "not a text"),
+        ({"name": "x" * 101}, "up to 100 characters"),
+        ({"plan": 5}, "plan is 5, not a Plan"),
+        ({"buffer": 2}, "buffer is 2, not in 3..12"),
+        ({"conditions": links(up=1.0)}, "1000 permille of the links cannot carry a join in 8 s"),
+        ({"conditions": links(down=1.0)}, "0 devices join at best, a round takes 3"),
+        ({"conditions": links(latency_ms=4000.0)}, "1000 permille of the links cannot carry a join in 8 s"),
+        ({"conditions": links(up=100.0)}, "50.6 s to upload 5051 bytes; a round has 8 s + 40.12 s"),
+        (
+            {"conditions": links(down=2e4), "model": np.zeros(250_000, np.float32)},
+            "50 s to fetch 1000041 bytes, 4 s to train",
+        ),
+        (
+            {"conditions": links(train_s=60.0), "profile": "no-roster"},
+            "0 of 12 devices upload in a round at best, which takes 3",
+        ),
+        (
+            {"conditions": links(train_s=1e6), "profile": "no-roster", "staleness": 5, "buffer": 4},
+            "1e+06 s to train",
+        ),
+        ({"dropout": Dropout(slow=0.9), "profile": "no-roster"}, "1 of 12 devices upload in a round at best"),
+        ({"conditions": Conditions(availability=Availability(day=0.0, night=0.0))}, "0 devices join at best"),
     ],
 )
 def test_what_is_no_setting_is_refused_with_what_would_be_one(settings: dict[str, object], said: str) -> None:
@@ -79,6 +107,7 @@ def test_what_is_no_setting_is_refused_with_what_would_be_one(settings: dict[str
             "spread of class 'old' is 1000.0, not in 0..3",
         ),
         (lambda: Conditions(availability=Availability(zones=10**30)), "zones"),
+        (lambda: Conditions(availability=Availability(zones=1.5)), "zones is 1.5, not a whole number"),
         (lambda: Conditions(pause_s=float("nan")), "pause_s is nan, not in 1..1e+07"),
     ],
 )
@@ -93,8 +122,18 @@ def test_parts_of_a_fleet_refuse_what_cannot_be(make: object, said: str) -> None
     [
         ({"epochs": 1.5}, "epochs is 1.5, not a whole number from 1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"rate": 1e-8}, "the least but 0 is 1e-06"),
+        ({"rate": 1e-8}, "rate is 1e-08, not a number from 1e-06"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"rate": "fast"}, "rate is 'fast', not a number"),
         ({"rate": 1e30}, "rate is 1e+30"),
+        ({"proximal": -1.0}, "proximal is -1.0, not a number from 0"),
+        ({"epochs": 1001}, "epochs is 1001, not a whole number from 1 to 1000"),
+        ({"batch_size": 65_537}, "batch_size is 65537"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0, not a number from 1e-06"),
+        ({"join_s": 0.0}, "join_s is 0.0, not a number from 0.1 to 604800"),
+        ({"decide_s": 1e9}, "decide_s is 1000000000.0"),
+        ({"server_rate": 0.0}, "server_rate is 0.0"),
+        ({"chunk_size": 1 << 20}, "chunk_size is 1048576, not a whole number from 0 to 262144"),
         ({"clip_norm": float("inf")}, "clip_norm is inf"),
     ],
 )
@@ -125,6 +164,40 @@ def test_data_that_no_device_can_train_on_are_refused_with_whose_they_are(
     assert said in told.detail
     assert "test" in refusal(lambda: Fleet(artifact, data=[good] * 4, test=bad, workers=0)).detail
     assert refusal(lambda: Fleet(artifact, data=good, workers=0)).code == "simulation-impossible"
+
+
+def test_training_in_steps_larger_than_the_model_is_refused() -> None:
+    artifact = build_artifact(models.mlp((3, 2), seed=1), loss="cross-entropy")
+    part = Dataset("any", np.ones((8, 3), np.float32), np.ones(8, np.int64), 2)
+    told = refusal(lambda: Fleet(artifact, data=[part] * 4, plan=plan_for(4, clip_norm=1e6), workers=0))
+    assert told.code == "simulation-impossible"
+    assert "clip_norm is 1e+06: in 16 bits a value an update changes a parameter by 30.5 or not at all" in told.detail
+    Fleet(artifact, data=[part] * 4, plan=plan_for(4, clip_norm=1e4), workers=0)
+
+
+def test_parts_that_are_no_arrays_and_partitions_of_no_whole_numbers_are_refused() -> None:
+    artifact = build_artifact(models.mlp((3, 2), seed=1), loss="cross-entropy")
+    lists = Dataset("lists", [[1.0, 2.0, 3.0]], [1], 2)  # type: ignore[arg-type]
+    assert "not list" in refusal(lambda: Fleet(artifact, data=[lists] * 4, workers=0)).detail
+    labels = np.zeros(100, np.int64)
+    assert "owners is 1.5" in refusal(lambda: iid(labels, 1.5, seed=1)).detail  # type: ignore[arg-type]
+    assert "seed is -1" in refusal(lambda: dirichlet(labels, 4, 0.5, seed=-1)).detail
+
+
+def test_run_that_could_not_keep_or_tell_what_it_finds_is_refused_before_it_begins(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    fleet = small()
+    assert "cannot be written" in refusal(lambda: fleet.run(1, checkpoint=file / "checkpoint")).detail
+    assert "cannot be written: it is a folder" in refusal(lambda: fleet.run(1, checkpoint=tmp_path)).detail
+    assert "tracker is 3" in refusal(lambda: fleet.run(1, tracker=3)).detail  # type: ignore[arg-type]
+
+
+def test_rounds_wait_for_the_hours_in_which_devices_come() -> None:
+    hours = Availability(day=1.0, night=0.0)
+    fleet = small(conditions=Conditions(availability=hours, pause_s=8 * 3600.0))
+    report = fleet.run(4)
+    assert [(each.code, each.joined) for each in report.rounds] == [("", DEVICES)] * 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -175,7 +248,7 @@ def test_numbers_that_run_away_cost_one_device_its_round_and_are_counted() -> No
         ('[data]\nset = "none"\nlength = 0', "length is 0"),
         ('[data]\nset = "none"\nlength = 10_000_000_000', "length is 10000000000"),
         ("[task]\nbuffer = -2", "buffer is -2"),
-        ("[task]\nbuffer = 50", "buffer is 50, not in 0..12"),
+        ("[task]\nbuffer = 50", "buffer is 50, not in 3..12"),
         ("rounds = 0", "rounds is 0"),
     ],
 )

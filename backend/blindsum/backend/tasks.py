@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from blindsum.backend.plan import Plan, algorithm_for, check_numbers, check_plan, control_scale, scaled
 from blindsum.backend.provision import trust_of
-from blindsum.protocol.algorithm import STATE_VECTORS, algorithm_of
-from blindsum.protocol.codec import DecodeError
 from blindsum.protocol.eligibility import KINDS
 from blindsum.protocol.envelope import Head, is_name, seal_envelope
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.messages import (
-    Algorithm,
     CodecSpec,
     Criterion,
     NoRoster,
@@ -48,14 +46,12 @@ __all__ = [
     "TaskControl",
     "TaskFiles",
     "change_control",
-    "check_plan",
     "create_task",
     "criterion",
     "load_control",
     "load_task",
     "read_task",
     "save_task",
-    "scaled",
     "sign_task",
     "statistics_length",
     "task_names",
@@ -64,64 +60,8 @@ __all__ = [
     "transcripts",
 ]
 
-ADAPTIVE: Final = ("fedadam", "fedyogi")
-ADAPTIVE_RATE: Final = 0.01
-STALENESS_MAX: Final = 100
 STATISTICS_LENGTH: Final = 3
 """Weight, examples, summed loss in 10^-6: what every device adds exactly."""
-
-WHOLE: Final = dict.fromkeys(("devices_min", "devices_max", "rounds", "epochs", "batch_size", "weight_max"), 1) | {
-    "population": 0,
-    "chunk_size": 0,
-    "staleness": 0,
-}
-"""A plan's whole numbers, and the least of each."""
-SCALED_MAX: Final = 1 << 53
-"""Above it, two numbers may travel as one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What an operator decides about a task. Times in seconds; `clip_norm` is the largest L2 norm of an update; `weight_max` the
-    largest weight (in examples) of one device. `chunk_size` 0: 120 KiB, which every broker takes, or 256 KiB where 1024 chunks of
-    120 KiB do not hold what a round needs.
-
-    `algorithm`: "fedavg", "fedavgm", "fedadam", "fedyogi", "scaffold" (the artifact's optimiser is SGD with `control`), or
-    "evaluate", which leaves the model as it is and sums metrics. `server_rate`: None takes 0.01 for fedadam and fedyogi, 1 for
-    the others. `momentum` is that of fedavgm and beta 1 of the adaptive two, `beta2` and `tau` are theirs; `population`: the
-    weight of all devices together, in a round or not (scaffold). `profile` "no-roster": one upload a device, when it is ready,
-    under the first mask layer alone (docs/THREAT-MODEL.md); `join_s` then adds to `upload_s`, and a round closes as soon as
-    `devices_max` uploads are in. There, `staleness` makes rounds the buffers of FedBuff: a device whose training outlasts its round
-    adds it, discounted, to one of so many rounds later. `proximal`: FedProx's mu, beside
-    any algorithm (the artifact's optimiser has one).
-    """
-
-    name: str
-    threat: ThreatModel
-    devices_min: int
-    devices_max: int
-    rounds: int
-    epochs: int = 1
-    batch_size: int = 32
-    rate: float = 0.1
-    clip_norm: float = 1.0
-    weight_max: int = 64
-    width: Literal[16, 24, 32, 64] = 24
-    rotate: bool = False
-    algorithm: str = "fedavg"
-    server_rate: float | None = None
-    momentum: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-    population: int = 0
-    proximal: float = 0.0
-    join_s: float = 30.0
-    upload_s: float = 300.0
-    decide_s: float = 30.0
-    chunk_size: int = 0
-    profile: Literal["roster", "no-roster"] = "roster"
-    staleness: int = 0
-    eligibility: tuple[Criterion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +104,6 @@ def create_task(
 ) -> tuple[TaskFiles, Derived]:
     """Sign a task with the operator's kit. `parameters`: the model that round 1 starts from, instead of the artifact's own. Raises
     BlindsumError "parameters-unsafe" (with the numbers), "name-unusable", or what is wrong with the artifact."""
-    if not is_name(plan.name):
-        raise BlindsumError("name-unusable", repr(plan.name))
-    if plan.profile not in ("roster", "no-roster"):
-        raise BlindsumError("task-invalid", f"profile {plan.profile!r}; known: roster, no-roster")
     trust, key = load_trust(operator), load_key(operator / "operator.pem")
     parsed = decode(artifact)
     check_plan(parsed.manifest, plan)
@@ -190,14 +126,8 @@ def sign_task(
 ) -> tuple[TaskFiles, Derived]:
     """Sign a task with the operator's key: what devices run (`artifact`, to the protocol just bytes) and the flat little-endian
     float32 parameters that round 1 starts from. `statistics`: length of the exact segment. Raises BlindsumError
-    "parameters-unsafe" (with the numbers) or "task-invalid"."""
-    for name, least in WHOLE.items():
-        value = getattr(plan, name)
-        if type(value) is not int or value < least:
-            raise BlindsumError("parameters-unsafe", f"{name} is {value!r}, not a whole number from {least}")
-    if not 0 <= plan.staleness <= (STALENESS_MAX if plan.profile == "no-roster" else 0):
-        told = f"staleness {plan.staleness}; profile no-roster takes up to {STALENESS_MAX} rounds, roster none"
-        raise BlindsumError("task-invalid", told)
+    "parameters-unsafe" (with the numbers), "name-unusable" or "task-invalid"."""
+    check_numbers(plan)
     if plan.chunk_size == 0:
         try:
             small = replace(plan, chunk_size=SMALL_CHUNK_SIZE)
@@ -260,9 +190,9 @@ def sign_task(
             batch_size=plan.batch_size,
             rate_micros=scaled("rate", plan.rate, 1e6),
             proximal_micros=scaled("proximal", plan.proximal, 1e6),
-            control_micros=_control_scale(plan) if controls else 0,
+            control_micros=control_scale(plan) if controls else 0,
         ),
-        algorithm=_algorithm(plan),
+        algorithm=algorithm_for(plan),
         join_ms=scaled("join_s", plan.join_s, 1e3),
         upload_ms=scaled("upload_s", plan.upload_s, 1e3),
         decide_ms=scaled("decide_s", plan.decide_s, 1e3),
@@ -284,50 +214,6 @@ def statistics_length(manifest: Manifest, plan: Plan) -> int:
     return 2 + (len(manifest.metrics) if plan.algorithm == "evaluate" else 1)
 
 
-def check_plan(manifest: Manifest, plan: Plan) -> None:
-    """Raises BlindsumError "task-invalid" where the artifact's step cannot do what the plan asks of it."""
-    if plan.algorithm != "evaluate" and manifest.optimiser == "gradient":
-        raise BlindsumError("task-invalid", "the artifact's step hands out gradients and trains nothing")
-    if plan.proximal and "proximal" not in manifest.hyperparameters:
-        raise BlindsumError("task-invalid", "FedProx needs an artifact whose optimiser has a proximal term")
-    if plan.algorithm == "scaffold" and not (
-        manifest.control
-        and manifest.optimiser == "sgd"
-        and "momentum" not in manifest.hyperparameters
-        and not manifest.personal
-    ):
-        raise BlindsumError(
-            "task-invalid", "SCAFFOLD needs an artifact with plain SGD, a control variate and no personal layers"
-        )
-
-
-def _algorithm(plan: Plan) -> Algorithm:
-    name = plan.algorithm
-    if name not in STATE_VECTORS:
-        others = "FedProx is proximal beside one of them, FedBuff profile no-roster with a staleness"
-        raise BlindsumError("task-invalid", f"algorithm {name!r}; known: {', '.join(STATE_VECTORS)}; {others}")
-    rate = plan.server_rate if plan.server_rate is not None else ADAPTIVE_RATE if name in ADAPTIVE else 1.0
-    given = {"rate_micros": ("server_rate", rate)} if name != "evaluate" else {}
-    if name in ("fedavgm", *ADAPTIVE):
-        given["beta1_micros"] = "momentum", plan.momentum
-    if name in ADAPTIVE:
-        given |= {"beta2_micros": ("beta2", plan.beta2), "tau_micros": ("tau", plan.tau)}
-    if name == "scaffold" and plan.population < 1:
-        raise BlindsumError("task-invalid", "SCAFFOLD needs the population: the weight of all devices together")
-    try:
-        numbers = {field: scaled(what, value, 1e6) for field, (what, value) in given.items()}
-        return algorithm_of(name, **numbers, population=plan.population if name == "scaffold" else 0)
-    except DecodeError:
-        told = ", ".join(f"{what} {value}" for what, value in given.values())
-        told = f"{name} with {told}; momentum and beta2 are in [0, 1), the others at least 0"
-        raise BlindsumError("task-invalid", told) from None
-
-
-def _control_scale(plan: Plan) -> int:
-    """So that controls are as large as updates: learning rate times the steps of a device with `weight_max` examples."""
-    return scaled("rate", plan.rate * plan.epochs * -(-plan.weight_max // plan.batch_size), 1e6)
-
-
 def criterion(text: str) -> Criterion:
     """`kind=value,value` as a criterion of the newest version that is known. Raises BlindsumError "task-invalid"."""
     kind, _, said = text.partition("=")
@@ -338,16 +224,6 @@ def criterion(text: str) -> Criterion:
         known = ", ".join(f"{kind} ({count} values)" for (kind, _), (count, _) in KINDS.items())
         raise BlindsumError("task-invalid", f"eligibility {text!r}; known: {known}, all whole numbers")
     return Criterion(kind=kind, version=version, values=[int(value) for value in values])
-
-
-def scaled(name: str, value: float, factor: float) -> int:
-    """A setting as the integer that travels. Raises BlindsumError "parameters-unsafe" where it is no finite number, or would travel
-    as another one."""
-    if not math.isfinite(value * factor) or abs(value * factor) > SCALED_MAX:
-        raise BlindsumError("parameters-unsafe", f"{name} is {value}, not a number up to {SCALED_MAX / factor:g}")
-    if value and not round(value * factor):
-        raise BlindsumError("parameters-unsafe", f"{name} is {value}, and the least but 0 is {1 / factor:g}")
-    return round(value * factor)
 
 
 def threat_of(operator: Path, *, corrupt: float, dropped: float, cohort_min: int) -> ThreatModel:

@@ -17,6 +17,8 @@ __all__ = ["FATES", "Availability", "Conditions", "DeviceClass", "Dropout", "Pop
 FATES: Final = ("", "away", "before join", "after roster", "mid upload", "corrupted", "slow")
 """What may happen to a device in a round, by number: nothing, its hour is not come, or one of the dropouts."""
 DAY_S: Final = 86_400.0
+LOOK_MS: Final = 600_000
+"""Whether the hour has come for a round is looked at so often."""
 SECONDS_MAX: Final = 1e7
 ZONES_MAX: Final = 1440
 RANGES: Final = {
@@ -124,6 +126,8 @@ class Conditions:
             ("zones", hours.zones, 1, ZONES_MAX),
         ):
             _require(name, value, low, high)
+        if not isinstance(hours.zones, int):
+            raise BlindsumError("simulation-impossible", f"conditions: zones is {hours.zones!r}, not a whole number")
         for kind in self.classes:
             for name, (low, high) in RANGES.items():
                 _require(f"{name} of class {kind.name!r}", getattr(kind, name), low, high)
@@ -152,6 +156,19 @@ class Population:
         self.up, self.down = of("up") / 1000, of("down") / 1000
         self.conditions, self.dropout, self._seed = conditions, dropout, seed
         self._places = np.arange(devices)
+        self._in_zone = np.bincount(
+            self._places % conditions.availability.zones, minlength=conditions.availability.zones
+        )
+
+    def expected(self, now: int) -> float:
+        """How many devices answer an announcement at virtual time `now`, on average."""
+        hours = self.conditions.availability
+        return float(hours.at(now, np.arange(hours.zones)) @ self._in_zone) * (1 - self.dropout.before_join)
+
+    def opening(self, now: int, least: float) -> int:
+        """When, from `now` on, `least` devices can be expected; `now` where they never can."""
+        hours = range(now, now + int(1000 * DAY_S), LOOK_MS)
+        return next((at for at in hours if self.expected(at) >= least), now)
 
     def fates(self, number: int, now: int) -> NDArray[np.uint8]:
         """What happens to every device in round `number`, which begins at virtual time `now`: indices into `FATES`."""

@@ -22,6 +22,7 @@ from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
 from blindsum.protocol.machines.coordinatorround import CoordinatorRound
 from blindsum.protocol.messages import Result
+from blindsum.protocol.params import arrivals_min
 from blindsum.protocol.ring import pack, unpack
 from blindsum.protocol.update import exact_sums
 
@@ -73,6 +74,13 @@ class Engine:
         size = setup.population.size
         self._setup = setup
         self._on_event = on_event
+        base = setup.base
+        self._least = (
+            base.task.devices_min
+            if base.has_roster
+            else arrivals_min(base.task.devices_min, base.task.devices_max, base.threat)
+        )
+        self._now = self._played = setup.population.opening(START, self._least)
         real, parts = frozenset(setup.real), max(workers, 1)
         shares = [[device for device in range(each, size, parts) if device not in real] for each in range(parts)]
         self._remotes: list[Remote] = []
@@ -83,7 +91,6 @@ class Engine:
         self._bridge = self._make_bridge() if real else None  # after the workers: it has threads
         self._own = [] if workers else shares[0]
         self._local = setup.island(self._own, backends=True, threads=2 if workers else 1)
-        self._now = self._played = START
         self._number = 0
         self._device_ms = HOP_MS + int(setup.population.latency_ms.min())
         self._local.apply(
@@ -108,7 +115,7 @@ class Engine:
         return self._coordinator.model(self._setup.base.name)
 
     def run_round(self) -> Outcome:
-        """Play the next round to its end, and then the pause after it."""
+        """Play the next round to its end, and then the pause after it, which lasts until enough devices can be expected."""
         name, began = self._setup.base.name, self._now
         self._number = number = self._number + 1
         self._local.begin(number, began)
@@ -127,7 +134,9 @@ class Engine:
         ended = phases["done" if "done" in phases else "failed"]
         # to the next full ten seconds: how long an opening takes depends on the graph (see Island), what comes after must not
         whole = 10_000 if self._setup.base.has_roster else 1
-        self._now = ended - (ended - began) % -whole + int(1000 * self._setup.population.conditions.pause_s)
+        population = self._setup.population
+        self._now = ended - (ended - began) % -whole + int(1000 * population.conditions.pause_s)
+        self._now = population.opening(self._now, self._least)
         self._play(self._now - 2 * HOP_MS, phases, faults)
         self._local.apply(self._local.roles[0], self._coordinator.clear(name))
         self._play(self._now, phases, faults)
@@ -225,7 +234,7 @@ class Engine:
                 learner=setup.learner,
                 segments=setup.base.segments,
                 task=setup.base.name,
-                now=START,
+                now=self._now,
             )
         except BaseException:
             self._stop_islands()

@@ -27,7 +27,7 @@ def dirichlet(
     with random ones of whoever then has most. Method: Yurochkin et al., arXiv 1905.12022; Li et al., arXiv 2102.02079,
     who draw again until all have enough, which may never end. Raises "partition-impossible".
     """
-    _check(len(targets), owners, minimum)
+    _check(len(targets), owners, minimum, seed)
     if not 0.0 < alpha < np.inf:
         raise BlindsumError("partition-impossible", f"alpha is {alpha}, not a positive number")
     generator = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def dirichlet(
 def iid(targets: NDArray[np.int64], owners: int, seed: int, minimum: int = MINIMUM) -> list[Indices]:
     """Split at random into parts whose sizes differ by one at most. Every index is in exactly one part; parts are sorted.
     Raises "partition-impossible"."""
-    _check(len(targets), owners, minimum)
+    _check(len(targets), owners, minimum, seed)
     order = np.random.default_rng(seed).permutation(len(targets))
     return [np.sort(part) for part in np.array_split(order, owners)]
 
@@ -53,7 +53,7 @@ def quantity(targets: NDArray[np.int64], owners: int, alpha: float, seed: int, m
     """Split at random into parts of unequal sizes, in shares drawn from Dirichlet(alpha): quantity skew (Li et al., arXiv
     2102.02079). Every index is in exactly one part; parts are sorted and filled up as `dirichlet` does. Raises
     "partition-impossible"."""
-    _check(len(targets), owners, minimum)
+    _check(len(targets), owners, minimum, seed)
     if not 0.0 < alpha < np.inf:
         raise BlindsumError("partition-impossible", f"alpha is {alpha}, not a positive number")
     generator = np.random.default_rng(seed)
@@ -79,7 +79,10 @@ def _filled(parts: list[Indices], minimum: int, generator: np.random.Generator) 
     return [np.sort(part) for part in parts]
 
 
-def _check(examples: int, owners: int, minimum: int) -> None:
+def _check(examples: int, owners: int, minimum: int, seed: int) -> None:
+    for name, value in (("owners", owners), ("minimum", minimum), ("seed", seed)):
+        if not isinstance(value, int | np.integer) or value < 0:
+            raise BlindsumError("partition-impossible", f"{name} is {value!r}, not a whole number from 0")
     if owners < 1 or minimum < 1 or examples < owners * minimum:
         raise BlindsumError(
             "partition-impossible", f"{examples} examples for {owners} owners of at least {minimum} each"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import operator
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blindsum.backend.tasks import Plan
-from blindsum.fleet.conditions import Population
+from blindsum.backend.plan import Plan
+from blindsum.fleet.conditions import DAY_S, LOOK_MS, Population
 from blindsum.fleet.data import Dataset
+from blindsum.fleet.island import HOP_MS
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import Derived
+from blindsum.protocol.ring import packed_size
+from blindsum.protocol.view import TaskView
 from blindsum.testing.behaviours import Behaviour
 from blindsum.training.batch import feeds_of
 from blindsum.training.manifest import Manifest
@@ -24,9 +29,13 @@ __all__ = [
     "SEED_MAX",
     "WORKERS_MAX",
     "check_function",
+    "check_name",
     "check_parts",
+    "check_place",
     "check_possible",
     "check_roles",
+    "check_run",
+    "check_step",
     "check_vector",
     "of_kind",
     "whole",
@@ -37,6 +46,11 @@ DEVICES_MAX: Final = 100_000
 DEVICES_MIN: Final = 3
 WORKERS_MAX: Final = 64
 SEED_MAX: Final = (1 << 63) - 1
+ANNOUNCEMENT_SIZE: Final = 8000
+JOIN_SIZE: Final = 500
+HEADER_SIZE: Final = 5000
+"""Bytes of the least that these messages have."""
+NAME_LENGTH_MAX: Final = 100
 
 T = TypeVar("T")
 
@@ -86,6 +100,8 @@ def check_parts(manifest: Manifest, data: Sequence[Dataset], test: Dataset | Non
     for whose, part in named if test is None else [*named, ("test", test)]:
         if not isinstance(part, Dataset):
             raise _impossible(f"{whose} is of type {type(part).__name__}, not a Dataset")
+        if not isinstance(part.features, np.ndarray) or not isinstance(part.targets, np.ndarray):
+            raise _impossible(f"{whose}: features and targets are NumPy arrays, not {type(part.features).__name__}")
         if not len(part):
             raise _impossible(f"{whose}: no examples (parts of `blindsum.fleet.partition` have at least `minimum`)")
         try:
@@ -107,6 +123,49 @@ def check_function(plan: Plan, *, artifact: bool) -> None:
         raise _impossible("proximal pulls at the steps of a training: give an artifact and data, not a function")
 
 
+def check_name(name: object) -> str:
+    """Raises BlindsumError "simulation-impossible"."""
+    if not isinstance(name, str) or len(name) > NAME_LENGTH_MAX:
+        raise _impossible(f"name is {str(name)[:NAME_LENGTH_MAX]!r}, not a text of up to {NAME_LENGTH_MAX} characters")
+    return name
+
+
+def check_step(base: TaskView, parameters: NDArray[np.float32]) -> None:
+    """Raises BlindsumError "simulation-impossible" where a model would be trained in steps larger than itself."""
+    codec = base.task.codec
+    step, largest = codec.range_micros / 1e6 / ((1 << (codec.bits - 1)) - 1), float(np.abs(parameters).max())
+    if step > max(largest, 1.0):
+        raise _impossible(
+            f"clip_norm is {codec.clip_micros / 1e6:g}: in {codec.bits} bits a value an update changes a parameter by {step:.3g} "
+            f"or not at all, and the model's largest is {largest:.3g}: take a clip_norm near an update's norm, or a wider ring"
+        )
+
+
+def check_run(file: Path | None, *, resume: bool, real: bool, tracker: object) -> None:
+    """Raises BlindsumError "simulation-impossible" where a run could not keep its checkpoint in `file` or tell its tracker,
+    "simulation-unreadable" where there is nothing to resume."""
+    if tracker is not None and not callable(getattr(tracker, "round", None)):
+        raise _impossible(f"tracker is {tracker!r}, not one of blindsum.backend.tracking")
+    if file is not None and real:
+        raise _impossible("devices over MQTT keep their own state: no checkpoint holds it")
+    if resume and file is None:
+        raise BlindsumError("simulation-unreadable", "resume needs the checkpoint to go on from")
+    if file is not None:
+        check_place(file)
+
+
+def check_place(file: Path) -> None:
+    """Raises BlindsumError "simulation-impossible" where `file` cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise _impossible(f"{file} cannot be written: {error}") from None
+
+
 def check_vector(name: str, vector: object) -> NDArray[np.float32]:
     """One number or more as flat float32. Raises BlindsumError "simulation-impossible"."""
     try:
@@ -123,29 +182,39 @@ def check_vector(name: str, vector: object) -> NDArray[np.float32]:
 def check_possible(
     plan: Plan,
     derived: Derived,
+    base: TaskView,
     population: Population,
     byzantine: Mapping[str, Any],
 ) -> None:
     """Raises BlindsumError "simulation-impossible" where nothing but failed rounds can come of it, or what is promised cannot be
     kept."""
     threat, size, dropout = plan.threat, population.size, population.dropout
-    slow = 0.0 if plan.staleness else float((population.train_ms >= 1000 * plan.upload_s).mean())
-    lost = dropout.after_joining + (1 - dropout.after_joining) * slow
+    joins, ends, slowest = _reach(plan, base, population)
+    lost = dropout.after_joining + (1 - dropout.after_joining) * (1 - ends)
+    late = (
+        f"; {1000 * (1 - ends):.0f} permille of the devices cannot train and upload in time, {slowest}"
+        if ends < 1
+        else ""
+    )
     if plan.profile == "roster" and round(1000 * lost, 6) > threat.dropped_permille:
-        late = (
-            f", {1000 * slow:.0f} permille of the devices train longer than the {plan.upload_s:g} s of a round"
-            if slow
+        raise _impossible(
+            f"{1000 * lost:.0f} permille of a roster drop out; the threat model allows {threat.dropped_permille}: "
+            f"rounds would fail with survivors-too-few{late}"
+        )
+    joining = joins * max(map(population.expected, range(0, int(1000 * DAY_S), LOOK_MS)))
+    if joining < derived.n_min:
+        far = (
+            f"; {1000 * (1 - joins):.0f} permille of the links cannot carry a join in {plan.join_s:g} s"
+            if joins < 1
             else ""
         )
         raise _impossible(
-            f"{1000 * lost:.0f} permille of a roster drop out{late}; the threat model allows {threat.dropped_permille}: "
-            "rounds would fail with survivors-too-few"
+            f"{joining:.0f} devices join at best, a round takes {derived.n_min}: rounds would fail with cohort-too-small{far}"
         )
-    hours = population.conditions.availability
-    joining = size * (1 - dropout.before_join) * max(hours.day, hours.night)
-    if joining < derived.n_min:
+    if plan.profile == "no-roster" and joining * (1 - lost) < derived.survivors_min:
         raise _impossible(
-            f"{joining:.0f} devices join at best, a round takes {derived.n_min}: rounds would fail with cohort-too-small"
+            f"{joining * (1 - lost):.0f} of {size} devices upload in a round at best, which takes {derived.survivors_min}: "
+            f"rounds would fail with survivors-too-few{late}"
         )
     parties = sum(name.startswith("party/") for name in byzantine)
     if parties > threat.malicious_parties:
@@ -153,6 +222,29 @@ def check_possible(
     bad, most = len(byzantine) - parties, threat.corrupt(size)
     if bad > most:
         raise _impossible(f"{bad} byzantine devices, the threat model allows {most} of {size}")
+
+
+def _reach(plan: Plan, base: TaskView, population: Population) -> tuple[float, float, str]:
+    """(share of the devices whose links can carry a join in time, share of these that can have uploaded in time, what the slowest
+    takes), at best: no message is late, nothing is sent twice."""
+    down, up, way = population.down, population.up, HOP_MS + population.latency_ms
+    told = way + ANNOUNCEMENT_SIZE / down
+    inputs, sent = base.task.plan.size + base.task.model.size, HEADER_SIZE + packed_size(base.segments)
+    fetch, upload = inputs / down, way + sent / up
+    took = told + fetch + population.train_ms + upload
+    if plan.profile == "roster":
+        joins = told + way + JOIN_SIZE / up < 1000 * plan.join_s
+        ends = (took < 1000 * (plan.join_s + plan.upload_s)) & (population.train_ms < 1000 * plan.upload_s)
+    else:
+        joins = np.ones(population.size, bool)
+        rounds, pause_s = plan.staleness + 1, population.conditions.pause_s
+        ends = took < 1000 * (rounds * (plan.join_s + plan.upload_s) + plan.staleness * pause_s)
+    worst = int(np.argmax(np.where(joins, took, -1)))
+    told_of = (
+        f"the slowest takes {fetch[worst] / 1000:.3g} s to fetch {inputs} bytes, {population.train_ms[worst] / 1000:.3g} s to "
+        f"train, {upload[worst] / 1000:.3g} s to upload {sent} bytes; a round has {plan.join_s:g} s + {plan.upload_s:g} s"
+    )
+    return float(joins.mean()), float(ends[joins].mean()) if joins.any() else 1.0, told_of
 
 
 def _impossible(detail: str) -> BlindsumError:

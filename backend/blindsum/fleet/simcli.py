@@ -40,11 +40,13 @@ def simulate(
     """Simulate a fleet with the production protocol in virtual time. Example: blindsum simulate fleet.toml"""
     console = Console(stderr=True, highlight=False)
     console.print(f"reading {file}", soft_wrap=True)
+    from blindsum.fleet.possible import check_place
     from blindsum.fleet.simfile import load_fleet
 
     fleet, planned = load_fleet(
         file, workers=None if workers < 0 else workers, masks="off" if no_masks else "on", cluster=cluster
     )
+    check_place(out / "report.json")
     count = rounds or planned
     tracker = _tracker(track) if track else None
     console.print(f"{fleet.devices} devices, {count} rounds, to {out}", soft_wrap=True)

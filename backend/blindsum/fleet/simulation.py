@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from blindsum.backend.tasks import STATISTICS_LENGTH, Plan, check_plan, sign_task, statistics_length
+from blindsum.backend.plan import Plan, check_numbers, check_plan
+from blindsum.backend.tasks import STATISTICS_LENGTH, sign_task, statistics_length
 from blindsum.backend.tracking import Tracker
 from blindsum.fleet.bridge import CLIENTS_MAX
 from blindsum.fleet.checkpoint import load_checkpoint, save_checkpoint
@@ -32,9 +33,12 @@ from blindsum.fleet.possible import (
     SEED_MAX,
     WORKERS_MAX,
     check_function,
+    check_name,
     check_parts,
     check_possible,
     check_roles,
+    check_run,
+    check_step,
     check_vector,
     of_kind,
     whole,
@@ -74,7 +78,7 @@ def plan_for(
     `changes` are fields of `Plan`."""
     share = of_kind("dropout", dropout, Dropout).after_joining
     whole("devices", devices, DEVICES_MIN, DEVICES_MAX)
-    most = whole("buffer", buffer, 0, devices) or devices
+    most = whole("buffer", buffer, DEVICES_MIN, devices) if buffer else devices
     known = [each.name for each in fields(Plan)]
     unknown = sorted(set(changes) - set(known))
     if unknown:
@@ -162,7 +166,9 @@ class Fleet:
             raise BlindsumError(
                 "simulation-impossible", "profile, staleness and buffer are those of the plan that is given"
             )
-        self.name, self.seed, self.devices = name, seed, count
+        if plan is not None:
+            check_numbers(of_kind("plan", plan, Plan))
+        self.name, self.seed, self.devices = check_name(name), seed, count
         self.dropout = of_kind("dropout", dropout, Dropout)
         self.conditions = of_kind("conditions", conditions, Conditions)
         self.plan = plan or plan_for(count, self.dropout, buffer=buffer, profile=profile, staleness=staleness)
@@ -207,7 +213,9 @@ class Fleet:
         assert isinstance(base, TaskView), base
         self._base, self._model = base, files.model
         self._population = Population(count, self.conditions, self.dropout, seed)
-        check_possible(self.plan, self.derived, self._population, self._byzantine)
+        if update is None and self.plan.algorithm != "evaluate":
+            check_step(base, parameters)
+        check_possible(self.plan, self.derived, base, self._population, self._byzantine)
         if transport and self.plan.staleness:
             raise BlindsumError(
                 "simulation-impossible", "devices over MQTT train in real time: no late updates in virtual time"
@@ -255,12 +263,7 @@ class Fleet:
             self._real,
         )
         file = None if checkpoint is None else Path(checkpoint)
-        if file is not None and self._real:
-            raise BlindsumError(
-                "simulation-impossible", "devices over MQTT keep their own state: no checkpoint holds it"
-            )
-        if resume and file is None:
-            raise BlindsumError("simulation-unreadable", "resume needs the checkpoint to go on from")
+        check_run(file, resume=resume, real=bool(self._real), tracker=tracker)
         kept = load_checkpoint(file, run=self._run) if resume and file is not None else None
         found: list[RoundReport] = [] if kept is None else kept.rounds
         model, before = (self._model, 0.0) if kept is None else (kept.model, kept.wall_s)
