@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from blindsum.fleet.shelf import LARGE_SIZE, WRITTEN_MAX, Place, Shelf, ShelfStore
 from blindsum.protocol.machines.step import Write
 
@@ -41,3 +44,23 @@ def test_values_are_known_again_for_a_while_only() -> None:
     assert shelf.keep(values[0]) is not places[0]
     assert len(shelf._written) == WRITTEN_MAX
     assert [shelf.read(place) for place in places] == values
+
+
+KEYS = [f"{folder}/{name}" for folder in ("state", "round/t/header", "blob/aa", "blob/bb") for name in "012"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from(KEYS), st.booleans()), max_size=40))
+def test_stores_on_one_shelf_hold_what_dictionaries_would(writes: list[tuple[int, str, bool]]) -> None:
+    shelf = Shelf()
+    stores, expected = [ShelfStore(shelf), ShelfStore(shelf)], [dict[str, bytes](), dict[str, bytes]()]
+    for which, key, kept in writes:
+        value = key.encode() * 300 if kept else None
+        stores[which].commit([Write(key, value)])
+        expected[which].pop(key, None)
+        if value is not None:
+            expected[which][key] = value
+    for store, rows in zip(stores, expected, strict=True):
+        assert dict(store.scan("")) == rows
+        for prefix in ("state/", "blob/aa/", "blob/", "round/"):
+            assert list(store.keys(prefix)) == sorted(key for key in rows if key.startswith(prefix))
+        assert {key: store.get(key) for key in KEYS} == {key: rows.get(key) for key in KEYS}

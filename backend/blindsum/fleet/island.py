@@ -244,7 +244,7 @@ class Island:
         if not device.knows(body):
             step = device.machine.receive(body, self.now)
             self.apply(device, step)
-            if self._resting:
+            if self._resting and device.alive:
                 self._put_away(device, body)
             if device.away_until and step.refused is None:
                 self._copies.heard(device.number, body, away_until=device.away_until)
@@ -259,6 +259,8 @@ class Island:
                 self._listen(role, out)
             else:
                 self._send(role, out)
+        if not role.alive:
+            return
         deadline = role.machine.deadline
         if deadline is None:
             role.wake_at = None
@@ -277,7 +279,7 @@ class Island:
         phase = machine.phase(self.task)
         if phase == "uploaded":
             device.rest(last)
-        elif phase == "training" and device.job is not None and device.job.step is None and not self._doubles:
+        elif phase == "training" and (device.job is None or device.job.step is None) and not self._doubles:
             device.rest()  # where chunks come twice it would refuse the second, having begun anew
 
     def _wake_at(self, role: Role, at: int) -> None:
@@ -417,9 +419,9 @@ class Island:
 
     def _listen(self, role: Role, out: Listen) -> None:
         if not out.on:
-            role.listening.discard(out.blob)
+            role.listening = tuple(blob for blob in role.listening if blob != out.blob)
         elif out.blob not in role.listening:
-            role.listening.add(out.blob)
+            role.listening = (*role.listening, out.blob)
             for index, body in sorted(self._retained.get(out.blob, {}).items()):
                 role.counter += 1
                 self._hand(role, body, BROKER, role.counter + index)

@@ -90,7 +90,7 @@ class Role:
         self.counter = 0
         self.last_at = 0
         self.wake_at: int | None = None
-        self.listening: set[bytes] = set()
+        self.listening: tuple[bytes, ...] = ()
         self._machine: Machine | None = None
 
     @property
@@ -114,7 +114,7 @@ class Role:
         """Begin a new life from what is stored."""
         self.alive = True
         self._machine = None
-        self.listening.clear()
+        self.listening = ()
 
     def _make(self) -> Machine:
         raise NotImplementedError
@@ -215,6 +215,11 @@ class DeviceRole(Role):
             self.job = None
         self._made = None
         self.away_until = 0
+
+    def stop(self) -> None:
+        super().stop()
+        self._machine = None
+        self.entropy.rest()
 
     def restart(self) -> None:
         super().restart()

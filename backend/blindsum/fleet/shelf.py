@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ Kept = bytes | Place
 class _Chunk:
     """A blob's chunk and how many stores hold it. A blob's name commits to its content, so one copy serves all."""
 
+    key: str
     held: int
     value: Kept
 
@@ -82,13 +84,13 @@ class Shelf:
             if not value.held:
                 self._free.setdefault(value.size, []).append(value.offset)
 
-    def hold(self, key: str, value: bytes) -> None:
-        """One more store holds this chunk."""
+    def hold(self, key: str, value: bytes) -> str:
+        """One more store holds this chunk. Returns its key, one object for all of them."""
         chunk = self._chunks.get(key)
         if chunk is None:
-            self._chunks[key] = _Chunk(1, self.keep(value))
-        else:
-            chunk.held += 1
+            chunk = self._chunks[key] = _Chunk(key, 0, self.keep(value))
+        chunk.held += 1
+        return chunk.key
 
     def chunk(self, key: str) -> bytes:
         value = self._recent.get(key)
@@ -119,7 +121,7 @@ class ShelfStore:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._folders: dict[str, dict[str, Kept]] = {}
-        self._blobs: dict[str, set[str]] = {}
+        self._blobs: dict[str, tuple[str, ...] | set[str]] = {}  # one chunk, or more
 
     def get(self, key: str) -> bytes | None:
         folder, _, _ = key.rpartition("/")
@@ -144,7 +146,9 @@ class ShelfStore:
             if key.startswith("blob/"):
                 self._commit_chunk(folder, key, value)
                 continue
-            rows = self._folders.setdefault(folder, {})
+            rows = self._folders.get(folder)
+            if rows is None:  # the names of first rows and of their folders are those of many devices
+                rows, key = self._folders.setdefault(sys.intern(folder), {}), sys.intern(key)
             before = rows.pop(key, None)
             if before is not None:
                 self._shelf.free(before)
@@ -168,15 +172,22 @@ class ShelfStore:
         return self.scan("")
 
     def _commit_chunk(self, folder: str, key: str, value: bytes | None) -> None:
-        held = self._blobs.setdefault(folder, set())
+        held = self._blobs.get(folder, ())
         if value is not None and key not in held:
-            held.add(key)
-            self._shelf.hold(key, value)
+            key = self._shelf.hold(key, value)
+            if not held:
+                self._blobs[sys.intern(folder)] = (key,)
+            elif isinstance(held, set):
+                held.add(key)
+            else:
+                self._blobs[folder] = {*held, key}
         elif value is None and key in held:
-            held.remove(key)
             self._shelf.release(key)
-        if not held:
-            del self._blobs[folder]
+            if len(held) == 1:
+                del self._blobs[folder]
+            else:
+                assert isinstance(held, set)
+                held.remove(key)
 
     def _found(self, prefix: str) -> Iterator[str]:
         folder = prefix.rstrip("/")
