@@ -11,8 +11,9 @@ from blindsum.fleet.bridge import Bridge
 from blindsum.fleet.checkpoint import IslandState
 from blindsum.fleet.cluster import Cluster
 from blindsum.fleet.identities import START, device_number
-from blindsum.fleet.island import BROKER, HOP_MS, Post
+from blindsum.fleet.island import BROKER, Post
 from blindsum.fleet.ledger import Notes
+from blindsum.fleet.links import HOP_MS
 from blindsum.fleet.remote import Forked, Remote, collect_seldom
 from blindsum.fleet.roles import DEVICE
 from blindsum.fleet.setup import Setup

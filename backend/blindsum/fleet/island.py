@@ -8,7 +8,6 @@ only: the same seed gives the same history however the fleet is cut.
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +17,7 @@ from blindsum.fleet.copies import Copies, Flight
 from blindsum.fleet.identities import Identities, device_number
 from blindsum.fleet.learner import Learner
 from blindsum.fleet.ledger import Ledger, Notes
+from blindsum.fleet.links import HOP_MS, Links
 from blindsum.fleet.pairs import Pairs
 from blindsum.fleet.roles import DEVICE, DeviceRole, Job, Role
 from blindsum.fleet.trainings import Trainings
@@ -28,14 +28,10 @@ from blindsum.protocol.machines.step import ChunkOut, Event, Listen, Message, St
 from blindsum.protocol.messages import chunk_key
 from blindsum.testing.behaviours import Behaviour
 
-__all__ = ["HOP_MS", "MESSAGE", "Island", "Post"]
+__all__ = ["MESSAGE", "Island", "Post"]
 
-HOP_MS: Final = 20
-"""The least time of a message between islands, in virtual ms."""
 NEAR_MS: Final = 2
 """The least time of a message between coordinator and parties."""
-JITTER: Final = 0.5
-"""A message takes up to so much longer than its link's latency."""
 RESTING_FROM: Final = 16_384
 """From so many devices on their machines are put away while nothing is left for them to do: they are made again in less time than
 they take memory."""
@@ -102,16 +98,13 @@ class Island:
         self._parties = range(1, identities.parties + 1)
         self._loss, self._duplicate = population.conditions.loss, population.conditions.duplicate
         self._doubles = self._loss + self._duplicate > 0  # what is lost is asked for, and may come after all
-        # quicker, one by one, than NumPy's
-        self._up, self._down = array("d", population.up), array("d", population.down)
-        self._latency_ms = array("d", population.latency_ms)
+        self._links = Links(population)
         self._copies = Copies(
             population.size,
             [device.number for device in self._devices],
             arrives=self._arrives,
-            longest=self._longest_ms,
+            longest=self._links.longest_down_ms,
         )
-        self._slowest = float(population.latency_ms.max()), float(population.down.min())
         self._world = _World(identities, self)
         self._heap: list[Post] = []
         self._trainings = Trainings(task, ledger, pairs)
@@ -131,6 +124,7 @@ class Island:
         the last round is on its way any more."""
         self._number, self.now = number, now
         self._heap = []
+        self._links.begin()
         self._trainings.begin()
         fates = self._population.fates(number, now)
         self._ledger.begin(now, fates)
@@ -341,6 +335,8 @@ class Island:
                     return
                 if role.fate == "corrupted":
                     body = body[:-1] + bytes([body[-1] ^ 1])
+                if self._links.waiting(role.number, out.blob, out.index, self.now):
+                    return
         else:
             kind, body = out.kind, out.body
         role.counter += 1
@@ -366,6 +362,8 @@ class Island:
                 sent = role.behaviour.send(self._world, name, kind, body)  # type: ignore[arg-type]
             if sent is not None:
                 self._deliver(role, target, sent, size, luck)
+        if isinstance(role, DeviceRole) and isinstance(out, ChunkOut):
+            self._links.sent(role.number, out.blob, out.index, self.now)
 
     def _targets(self, to: str) -> Sequence[int]:
         name, _, rest = to.partition("/")
@@ -378,8 +376,12 @@ class Island:
     def _deliver(self, role: Role, target: int, body: bytes, size: int, luck: float) -> None:
         """From one role to another, with what its way takes and does to it."""
         device = max(role.id, target) - DEVICE
-        took = NEAR_MS + 8 * luck if device < 0 else self._way_ms(device, size, luck, up=role.id >= DEVICE)
-        at = self.now + int(took)
+        if device < 0:
+            at = self.now + int(NEAR_MS + 8 * luck)
+        elif role.id >= DEVICE:
+            at = self.now + int(self._links.up_ms(device, size, luck, self.now))
+        else:
+            at = self.now + int(self._links.tell_ms(device, size, luck, self.now))
         if role.id >= DEVICE:  # one connection: what is sent later does not overtake
             at = role.last_at = max(at, role.last_at)
         for copy in range(1 if device < 0 else self._copied(role.id, role.counter, target)):
@@ -388,10 +390,6 @@ class Island:
                 heapq.heappush(self._heap, post)
             else:
                 self._out.append(post)
-
-    def _way_ms(self, device: int, size: int, luck: float, *, up: bool) -> float:
-        rate = self._up[device] if up else self._down[device]
-        return HOP_MS + self._latency_ms[device] * (1 + JITTER * luck) + size / rate
 
     def _copied(self, *what: int) -> int:
         if not (self._loss or self._duplicate):
@@ -422,15 +420,17 @@ class Island:
             role.listening = tuple(blob for blob in role.listening if blob != out.blob)
         elif out.blob not in role.listening:
             role.listening = (*role.listening, out.blob)
+            before = 0
             for index, body in sorted(self._retained.get(out.blob, {}).items()):
                 role.counter += 1
-                self._hand(role, body, BROKER, role.counter + index)
+                self._hand(role, body, BROKER, role.counter + index, before)
+                before += len(body)
 
-    def _hand(self, role: Role, body: bytes, source: int, counter: int) -> None:
-        """From the broker to a role."""
+    def _hand(self, role: Role, body: bytes, source: int, counter: int, before: int = 0) -> None:
+        """From the broker to a role, after `before` bytes that go the same way."""
         copies = 1
         if isinstance(role, DeviceRole):
-            at = self._arrives(role.number, Flight(self.now, source, counter, body))
+            at = self._arrives(role.number, Flight(self.now, source, counter, body), before)
             copies = self._copied(role.id, source + 1, counter, 1)
         else:
             luck = chance(self._seed, self._number, role.id, source + 1, counter)
@@ -438,12 +438,7 @@ class Island:
         for copy in range(copies):
             heapq.heappush(self._heap, Post(at + 7 * copy, role.id, MESSAGE, source, counter, body))
 
-    def _arrives(self, device: int, flight: Flight) -> int:
+    def _arrives(self, device: int, flight: Flight, before: int = 0) -> int:
         """When a broadcast reaches a device."""
         luck = chance(self._seed, self._number, DEVICE + device, flight.source + 1, flight.counter)
-        return flight.left + 1 + int(self._way_ms(device, len(flight.body), luck, up=False) - HOP_MS)
-
-    def _longest_ms(self, size: int) -> int:
-        """The longest way of a broadcast of `size` bytes, and more."""
-        latency_ms, rate = self._slowest
-        return 2 + int(latency_ms * (1 + JITTER) + size / rate)
+        return flight.left + 1 + int(self._links.down_ms(device, before + len(flight.body), luck) - HOP_MS)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from blindsum.backend.plan import Plan
 from blindsum.fleet.conditions import DAY_S, LOOK_MS, Population
 from blindsum.fleet.data import Dataset
-from blindsum.fleet.island import HOP_MS
+from blindsum.fleet.links import HOP_MS
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import Derived
 from blindsum.protocol.ring import packed_size
