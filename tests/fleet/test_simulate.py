@@ -19,6 +19,7 @@ from blindsum.fleet import (
     Fleet,
     FleetReport,
     compare,
+    island,
     plan_for,
     simcli,
     simfile,
@@ -33,10 +34,9 @@ from blindsum.training import SGD, build_artifact, models
 DOCUMENT = Path(__file__).parents[2] / "docs" / "SIMULATION.md"
 
 
-def block(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(found) == 1
-    return found[0]
+def block(language: str, *, number: int = 0) -> str:
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return found[number]
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -65,6 +65,19 @@ def test_file_of_the_document_gives_a_report_and_a_model(tmp_path: Path) -> None
     kept = FleetReport.load(tmp_path / "out")
     assert kept.digest == told["model"]
     assert kept.rounds[0].accuracy == told["per_round"][0]["accuracy"]
+
+
+def test_crowd_of_the_document_is_played_at_a_thousandth_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, text = tmp_path / "crowd.toml", block("toml", number=1)
+    assert "devices = 100_000\n" in text and "train_s = 240.0\n" in text
+    file.write_text(text.replace("100_000", "100").replace("240.0", "6.0"), "utf-8")
+    monkeypatch.setattr(island, "RESTING_FROM", 1)
+    status, said = run(str(file), "--workers", "1", "--out", str(tmp_path / "out"), "--json")
+    told = json.loads(said.splitlines()[-1])
+    assert status == 0 and told["sum_exact"] and told["rounds"] == 1 and not told["failed"]
+    assert sum(told["per_round"][0]["dropped"].values()) + told["per_round"][0]["survivors"] == 100
 
 
 def test_file_of_late_updates_is_played_and_a_tracker_is_told_of_each_round(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ RECENT_MAX: Final = 8
 """Blob chunks kept in memory beside the file: those that every device reads (model, plan, roster)."""
 
 WRITTEN_MAX: Final = 32
-"""Values written last that are known again: a header reaches coordinator and parties within moments."""
+"""Values written last that are known again: a header reaches coordinator and parties within moments, and without a roster devices
+store the same."""
 
 
 @dataclass(slots=True)
@@ -53,24 +54,26 @@ class Shelf:
         self._free: dict[int, list[int]] = {}
         self._chunks: dict[str, _Chunk] = {}
         self._recent: OrderedDict[str, bytes] = OrderedDict()
-        self._written: OrderedDict[int, tuple[bytes, Place]] = OrderedDict()
+        self._written: OrderedDict[bytes, Place] = OrderedDict()
 
     def keep(self, value: bytes) -> Kept:
-        """The value itself, or where it was written to: once for all who are given one and the same object."""
+        """The value itself, or where it was written to: once for all who are given the same."""
         size = len(value)
         if size < LARGE_SIZE:
             return value
-        known = self._written.get(id(value))
-        if known is not None and known[1].held:
-            known[1].held += 1
-            return known[1]
+        known = self._written.get(value)
+        if known is not None and known.held:
+            known.held += 1
+            self._written.move_to_end(value)
+            return known
         free = self._free.get(size)
         offset = free.pop() if free else self._end
         if offset == self._end:
             self._end += size
         os.pwrite(self._file.fileno(), value, offset)
         place = Place(offset, size)
-        self._written[id(value)] = value, place
+        self._written[value] = place
+        self._written.move_to_end(value)
         if len(self._written) > WRITTEN_MAX:
             self._written.popitem(last=False)
         return place
