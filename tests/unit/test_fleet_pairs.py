@@ -7,13 +7,24 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.fleet import pairs as fleet_pairs
-from blindsum.fleet.pairs import Pairs, paired
-from blindsum.fleet.table import Table
+from blindsum.fleet.identities import START, Identities
+from blindsum.fleet.pairs import TIMED_EVERY, Pairs, paired
+from blindsum.fleet.table import HEAD_SIZE, Table
 from blindsum.protocol import masks
-from blindsum.protocol.keys import box_keypair, box_seal, edge_keypair, edge_private, public_of
+from blindsum.protocol.keys import (
+    box_keypair,
+    box_open,
+    box_seal,
+    certificate_fault,
+    certificate_verify,
+    edge_keypair,
+    edge_private,
+    public_of,
+)
 from blindsum.protocol.masks import edge_keys
 
 
@@ -52,22 +63,38 @@ def test_no_edge_has_the_keys_of_another_round_roster_place_or_key() -> None:
 
 
 def test_values_that_meet_in_one_place_are_told_apart() -> None:
-    table = Table(1, 32)
+    table = Table(2, 32)
     keys = [os.urandom(32) for _ in range(3)]
     for key in keys:
         assert table.get(key) is None
         table.put(key, key[:7])
         assert table.get(key) == key[:7]
-    assert [table.get(key) for key in keys] == [None, None, keys[2][:7]]
+    kept = [table.get(key) for key in keys]
+    assert sorted(value is None for value in kept) == [False, False, True]
+    assert all(value in (None, key[:7]) for key, value in zip(keys, kept, strict=True))
+    table.put(keys[2], b"again")
+    assert table.get(keys[2]) == b"again"
+    assert [table.get(key) for key in keys[:2]] == kept[:2]
+
+
+def test_what_is_taken_leaves_its_place_to_others() -> None:
+    table = Table(2, 32)
+    keys = [os.urandom(32) for _ in range(3)]
+    for key in keys[:2]:
+        table.put(key, key[:7])
+    assert table.take(keys[0]) == keys[0][:7]
+    assert table.take(keys[0]) is None and table.get(keys[0]) is None
+    table.put(keys[2], keys[2][:7])
+    assert [table.get(key) for key in keys] == [None, keys[1][:7], keys[2][:7]]
 
 
 def test_half_written_values_are_not_found() -> None:
-    table, key = Table(1, 32), os.urandom(32)
+    table, key = Table(2, 32), os.urandom(32)
     table.put(key, b"whole")
     for at in range(len(table._room)):
         before = table._room[at]
         table._room[at] = before ^ 1
-        assert table.get(key) == (b"whole" if at >= 18 + len(b"whole") else None)
+        assert table.get(key) == (b"whole" if at >= HEAD_SIZE + len(b"whole") else None)
         table._room[at] = before
 
 
@@ -98,6 +125,51 @@ def test_boxes_open_to_what_was_sealed_for_this_key_and_info_alone() -> None:
     assert pairs.box_open(private, b"info", large) == bytes(1000)
 
 
+def test_boxes_under_one_encapsulation_are_boxes_as_any_other() -> None:
+    pairs, (private, public) = Pairs(1), box_keypair(os.urandom(96))
+    other, foreign = box_keypair(os.urandom(96))
+    infos = [os.urandom(40) for _ in range(2 * TIMED_EVERY)]
+    sealed = [pairs.box_seal(public, info, info[::-1]) for info in infos]
+    assert len({box[:32] for box in sealed}) < len(infos) < len({box[-32:] for box in sealed}) + 1
+    for info, box in zip(infos, sealed, strict=True):
+        assert len(box) == len(box_seal(public, info, info))
+        assert box_open(private, info, box) == info[::-1]
+        assert box_open(private, info + b"x", box) is None
+        assert box_open(other, info, box) is None
+    assert box_open(other, b"", pairs.box_seal(foreign, b"", b"plain")) == b"plain"
+    assert pairs.spared_s > 0.0
+
+
+def test_certificates_of_the_fleet_are_known_and_others_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[object] = []
+
+    def verify(certificate: x509.Certificate, authority: x509.Certificate) -> None:
+        verified.append(certificate)
+        certificate_verify(certificate, authority)
+
+    monkeypatch.setattr(fleet_pairs, "certificate_verify", verify)
+    ours, theirs = Identities(1, 4), Identities(2, 4)
+    with paired(Pairs(1)):
+        genuine = ours.device(0)
+        foreign = theirs.device(0)
+        trust = ours.trust
+        fault, name, key = certificate_fault(genuine.certificate, ca=trust.ca, now=START)
+        assert (fault, name, key) == ("", genuine.name, public_of(genuine.key)) and not verified
+        broken = genuine.certificate[:-1] + bytes([genuine.certificate[-1] ^ 1])
+        for number, wrong in enumerate((foreign.certificate, broken)):
+            assert certificate_fault(wrong, ca=trust.ca, now=START)[0] == "certificate-invalid"
+            assert len(verified) == number + 1
+
+
+def test_keys_of_joins_are_known_to_be_usable_and_others_are_tried() -> None:
+    pairs = Pairs(1)
+    own = edge_private(os.urandom(32))
+    assert pairs.join_public(own) == public_of(own)
+    assert pairs.key_usable(public_of(own))
+    assert pairs.key_usable(edge_keypair(os.urandom(32))[1])
+    assert not pairs.key_usable(bytes(32))
+
+
 def test_points_of_small_order_agree_on_nothing() -> None:
     pairs = Pairs(1)
     private, public = edge_keypair(os.urandom(32))
@@ -113,9 +185,9 @@ def test_tables_are_shared_with_processes_that_are_forked_meanwhile() -> None:
         pairs.edge_keys(*place, one, 0, 1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    reckoned = pairs._reckoned
+    assert pairs._edge.calls == 0
     assert pairs.edge_keys(*place, other, 1, 0) == edge_keys(*place, other, 1, 0)
-    assert pairs._reckoned == reckoned
+    assert pairs._edge.calls == 0
 
 
 def test_only_what_runs_inside_agrees_by_the_table() -> None:
@@ -147,3 +219,28 @@ def test_sums_of_the_same_seeds_are_reckoned_once_and_others_by_themselves(monke
     ):
         assert pairs.self_sum(*changed) != first
     assert len(reckoned) == 7
+
+
+def test_shares_of_the_same_seeds_and_edges_are_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reckoned: list[object] = []
+
+    def reckon(view: object, roster: object, subset: int, lost: object, seeds: object) -> bytes:
+        reckoned.append(subset)
+        return os.urandom(8)
+
+    monkeypatch.setattr(fleet_pairs, "edge_shares", reckon)
+    pairs, view = Pairs(1), SimpleNamespace(digest=bytes(32))
+    other = SimpleNamespace(digest=os.urandom(32))
+    seeds = [os.urandom(32) for _ in range(2)]
+    lost = [(0, [2, 3]), (1, [3])]
+    first = pairs.edge_shares(view, view, 0, lost, seeds)
+    assert pairs.edge_shares(view, view, 0, lost, seeds) == first and len(reckoned) == 1
+    for changed in (
+        (other, view, 0, lost, seeds),
+        (view, other, 0, lost, seeds),
+        (view, view, 1, lost, seeds),
+        (view, view, 0, [(0, [2]), (1, [3, 4])], seeds),
+        (view, view, 0, lost, seeds[::-1]),
+    ):
+        assert pairs.edge_shares(*changed) != first
+    assert len(reckoned) == 6

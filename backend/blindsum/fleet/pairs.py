@@ -1,10 +1,10 @@
 """Cryptography of a simulated fleet: what two of its roles both reckon is reckoned once.
 
-Both ends of an edge have the same keys, a signature that a role has made is good, a box opens to what was sealed in it,
-and all parties that hold a subset's seeds sum the same masks; a fleet plays every side of each. Whichever comes first leaves what
-it has found in tables that the fleet's processes share, and the others take it from there. Anything that no role of this fleet has
-made just so, byte for byte and under the same key, is in no table and goes the whole way. No key of a simulated fleet is a secret:
-all of them follow from its seed.
+Both ends of an edge have the same keys, a signature, a certificate or a key that a role has made is good, a box opens to what was
+sealed in it, many boxes are sealed under one encapsulation (see `boxes`), and all parties that hold a subset's seeds sum the same
+masks; a fleet plays every side of each. Whichever comes first leaves what it has found in tables that the fleet's processes share,
+and the others take it from there. Anything that no role of this fleet has made just so, byte for byte and under the same key, is in
+no table and goes the whole way. No key of a simulated fleet is a secret: all of them follow from its seed.
 """
 
 from __future__ import annotations
@@ -12,32 +12,41 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from blindsum.fleet import identities
+from blindsum.fleet.boxes import Boxes
 from blindsum.fleet.table import Table
-from blindsum.protocol import envelope, masks, openings
+from blindsum.protocol import envelope, keys, masks, openings, roster
 from blindsum.protocol.keys import (
     SEED_SIZE,
     box_keypair,
     box_open,
     box_private,
     box_seal,
+    certificate_issue,
+    certificate_verify,
     edge_private,
+    key_usable,
     public_of,
     sign,
     sign_verify,
 )
-from blindsum.protocol.machines import partyround
-from blindsum.protocol.masks import CHECK_SIZE, edge_keys, self_sum
+from blindsum.protocol.machines import device, partyround
+from blindsum.protocol.masks import CHECK_SIZE, edge_keys, edge_shares, self_sum
 from blindsum.protocol.prg import SUITES
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.view import RoundView
 from blindsum.testing import behaviours
 
 if TYPE_CHECKING:
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
@@ -56,15 +65,36 @@ PLAIN_SIZE_MAX: Final = 512
 """Boxes with more in them (openings) are opened."""
 PUBLICS_MAX: Final = 64
 """Box keys whose public halves are remembered."""
-SUMS_MAX: Final = 8
-"""Sums of self masks that are remembered: more than the parties of a round have to open."""
+SUMS_MAX: Final = 16
+"""Sums of self masks and shares of caps that are remembered: more than the parties of a round have to open."""
 TIMED_EVERY: Final = 16
-"""How many edges are reckoned to one whose time is taken."""
+"""How many edges are reckoned, and boxes sealed, to one whose time is taken."""
+
+
+class _Sampled:
+    """Processor time of a call, as the mean of one in `TIMED_EVERY`."""
+
+    def __init__(self) -> None:
+        self.calls, self._timed, self._timed_s = 0, 0, 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the call that comes is one whose time is taken."""
+        self.calls += 1
+        return self.calls % TIMED_EVERY == 1
+
+    @property
+    def mean_s(self) -> float:
+        return self._timed_s / max(1, self._timed)
+
+    def add(self, began: float) -> None:
+        self._timed_s += time.thread_time() - began
+        self._timed += 1
 
 
 class Pairs:
     """Functions of `protocol.keys` and `protocol.masks` with the tables. `spared_s`: the processor time that this process would
-    have needed for edges, had it reckoned all."""
+    have needed for edges and boxes, had it reckoned all."""
 
     def __init__(self, devices: int) -> None:
         self._devices = devices
@@ -74,7 +104,7 @@ class Pairs:
         self._own: tuple[X25519PrivateKey | None, bytes] = None, b""
         self._sums: OrderedDict[bytes, bytes] = OrderedDict()
         self._publics: OrderedDict[MLKEM768X25519PrivateKey, bytes] = OrderedDict()
-        self._reckoned, self._timed, self._timed_s = 0, 0, 0.0
+        self._edge, self._box, self._sealer = _Sampled(), _Sampled(), Boxes()
         self.spared_s = 0.0
 
     def __reduce__(self) -> tuple[type[Pairs], tuple[int]]:
@@ -85,12 +115,13 @@ class Pairs:
         self, view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
     ) -> tuple[bytes, bytes, bytes] | None:
         own = edge_private(private) if isinstance(private, bytes) else private
-        ends = sorted(((mine, self._public(own)), (theirs, roster.keys[theirs])))
-        places = (index.to_bytes(4, "big") + public for index, public in ends)
-        edge = hashlib.sha256(b"".join((view.digest, roster.digest, *places))).digest()
-        kept = self._edges.get(edge)
+        here = mine.to_bytes(4, "big") + self._public(own)
+        there = theirs.to_bytes(4, "big") + roster.keys[theirs]
+        ends = here + there if mine < theirs else there + here
+        edge = hashlib.sha256(view.digest + roster.digest + ends).digest()
+        kept = self._edges.take(edge)
         if kept is not None:
-            self.spared_s += self._timed_s / max(1, self._timed)
+            self.spared_s += self._edge.mean_s
             return kept[:SEED_SIZE], kept[SEED_SIZE:-CHECK_SIZE], kept[-CHECK_SIZE:]
         found = self._reckon(view, roster, own, mine, theirs)
         if found is not None:
@@ -113,9 +144,16 @@ class Pairs:
         return known is not None or sign_verify(public, signature, data)
 
     def box_seal(self, public: bytes, info: bytes, plaintext: bytes) -> bytes:
-        sealed = box_seal(public, info, plaintext)
-        if len(plaintext) <= PLAIN_SIZE_MAX:
-            self._boxes.put(_box(public, info, sealed), plaintext)
+        if len(plaintext) > PLAIN_SIZE_MAX:
+            return box_seal(public, info, plaintext)
+        if self._box.due:
+            began = time.thread_time()
+            sealed = box_seal(public, info, plaintext)
+            self._box.add(began)
+        else:
+            sealed = self._sealer.seal(public, info, plaintext)
+            self.spared_s += self._box.mean_s
+        self._boxes.put(_box(public, info, sealed), plaintext)
         return sealed
 
     def box_private(self, secret: bytes) -> MLKEM768X25519PrivateKey:
@@ -127,19 +165,55 @@ class Pairs:
 
     def box_open(self, private: MLKEM768X25519PrivateKey, info: bytes, sealed: bytes) -> bytes | None:
         public = self._publics.get(private)
-        plaintext = None if public is None else self._boxes.get(_box(public, info, sealed))
+        plaintext = None if public is None else self._boxes.take(_box(public, info, sealed))
         return box_open(private, info, sealed) if plaintext is None else plaintext
 
     def self_sum(
         self, view: RoundView, roster: RosterView, subset: int, seeds: Iterable[tuple[int, bytes]], *, threads: int = 1
     ) -> bytes:
         held = list(seeds)
-        name = hashlib.sha256(view.digest + roster.digest + subset.to_bytes(4, "big"))
+        name = hashlib.sha256(b"self" + view.digest + roster.digest + subset.to_bytes(4, "big"))
         for index, seed in held:
             name.update(index.to_bytes(4, "big") + seed)
-        found = self._sums.get(name.digest())
+        return self._summed(name.digest(), lambda: self_sum(view, roster, subset, held, threads=threads))
+
+    def edge_shares(
+        self,
+        view: RoundView,
+        roster: RosterView,
+        subset: int,
+        lost: Sequence[tuple[int, Sequence[int]]],
+        seeds: Sequence[bytes],
+    ) -> bytes:
+        name = hashlib.sha256(b"caps" + view.digest + roster.digest + subset.to_bytes(4, "big") + b"".join(seeds))
+        name.update(repr(lost).encode())
+        return self._summed(name.digest(), lambda: edge_shares(view, roster, subset, lost, seeds))
+
+    def join_public(self, own: X25519PrivateKey) -> bytes:
+        """The public key of a device's join, which all will find usable."""
+        public = public_of(own)
+        self._signed.put(_usable(public), b"")
+        return public
+
+    def key_usable(self, public: bytes) -> bool:
+        return self._signed.get(_usable(public)) is not None or key_usable(public)
+
+    def certificate_issue(self, *, issuer_key: Ed25519PrivateKey, **named: Any) -> bytes:
+        der = certificate_issue(issuer_key=issuer_key, **named)
+        self._signed.put(hashlib.sha256(public_of(issuer_key) + der).digest(), b"")
+        return der
+
+    def certificate_verify(self, certificate: x509.Certificate, authority: x509.Certificate) -> None:
+        issuer = authority.public_key()
+        assert isinstance(issuer, Ed25519PublicKey)
+        der = certificate.public_bytes(Encoding.DER)
+        if self._signed.get(hashlib.sha256(issuer.public_bytes_raw() + der).digest()) is None:
+            certificate_verify(certificate, authority)
+
+    def _summed(self, name: bytes, reckon: Callable[[], bytes]) -> bytes:
+        found = self._sums.get(name)
         if found is None:
-            found = self._sums[name.digest()] = self_sum(view, roster, subset, held, threads=threads)
+            found = self._sums[name] = reckon()
             if len(self._sums) > SUMS_MAX:
                 self._sums.popitem(last=False)
         return found
@@ -147,13 +221,11 @@ class Pairs:
     def _reckon(
         self, view: RoundView, roster: RosterView, own: X25519PrivateKey, mine: int, theirs: int
     ) -> tuple[bytes, bytes, bytes] | None:
-        self._reckoned += 1
-        if self._reckoned % TIMED_EVERY != 1:
+        if not self._edge.due:
             return edge_keys(view, roster, own, mine, theirs)
         began = time.thread_time()
         found = edge_keys(view, roster, own, mine, theirs)
-        self._timed_s += time.thread_time() - began
-        self._timed += 1
+        self._edge.add(began)
         return found
 
 
@@ -169,9 +241,18 @@ def paired(pairs: Pairs) -> Iterator[None]:
             (partyround, "box_private"),
             (partyround, "box_open"),
             (openings, "self_sum"),
+            (openings, "edge_shares"),
+            (roster, "key_usable"),
+            (identities, "certificate_issue"),
+            (keys, "certificate_verify"),
         ):
             stack.enter_context(patch.object(module, name, getattr(pairs, name)))
+        stack.enter_context(patch.object(device, "public_of", pairs.join_public))
         yield
+
+
+def _usable(public: bytes) -> bytes:
+    return hashlib.sha256(b"usable" + public).digest()
 
 
 def _box(public: bytes, info: bytes, sealed: bytes) -> bytes:

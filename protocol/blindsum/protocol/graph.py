@@ -14,6 +14,7 @@ worse.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -76,6 +77,7 @@ def adjacency(n: int, k: int, seed: bytes) -> Graph:
     return Graph(n, None, None)
 
 
+@lru_cache(maxsize=64)
 def degree_for(n: int, corrupt_permille: int, dropped_permille: int, sigma_bits: int = SIGMA_BITS) -> int:
     """The smallest even k with n (n - k - 1) / 2 * C(B, k) / C(n, k) < 2^-sigma_bits, in exact integers; n - 1 (the
     complete graph) where that is not larger."""

@@ -34,6 +34,7 @@ __all__ = [
     "BROADCAST_KEY_SIZE",
     "CERTIFICATE_SIZE_MAX",
     "HASH_SIZE",
+    "MLKEM_PUBLIC_SIZE",
     "SEED_SIZE",
     "agree",
     "box_keypair",
@@ -44,15 +45,19 @@ __all__ = [
     "certificate_fault",
     "certificate_issue",
     "certificate_validity",
+    "certificate_verify",
     "chunk_open",
     "chunk_seal",
     "derive",
     "deriver",
     "digest",
+    "digester",
     "edge_keypair",
     "edge_private",
     "equal",
     "expander",
+    "hmac_blocks",
+    "info",
     "key_usable",
     "public_of",
     "sign",
@@ -87,6 +92,21 @@ def digest(label: str, *parts: object) -> bytes:
     return hashlib.sha256(_info(label, parts)).digest()
 
 
+def digester(label: str, *context: object, more: int) -> Callable[..., bytes]:
+    """digest(label, *context, *rest) as a function of `more` values `rest`: what does not change is encoded once."""
+    start = _info(label, context, more)
+
+    def made(*rest: object) -> bytes:
+        return _sha256(start + b"".join(map(_item, rest))).digest()
+
+    return made
+
+
+def info(label: str, *context: object) -> bytes:
+    """The deterministic encoding of [label, *context]: what binds a key or a box to its use."""
+    return _info(label, context)
+
+
 def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes:
     """HKDF-SHA-256 with empty salt and info = encode([label, *context]). `size` bytes, at most 8160."""
     return _hkdf(secret, _info(label, context), size)
@@ -94,7 +114,7 @@ def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes
 
 def deriver(secret: bytes, label: str, *context: object, more: int) -> Callable[..., bytes]:
     """derive(secret, label, *context, *rest) as a function of `more` values `rest`: what does not change is reckoned once."""
-    inner, outer = _hmac_blocks(_hkdf_extract(secret))
+    inner, outer = hmac_blocks(_hkdf_extract(secret))
     start = inner + _info(label, context, more)
 
     def made(*rest: int) -> bytes:
@@ -118,7 +138,7 @@ def xor_deriver(secrets: Sequence[bytes], label: str, *context: object) -> Calla
     """value XOR derive(secrets[0], label, *context, number, 0) XOR derive(secrets[1], label, *context, number, 1) and so on, as a
     function of `value` (32 bytes) and `number`."""
     info, number_of = _info(label, context, 2), int.from_bytes
-    blocks = [_hmac_blocks(_hkdf_extract(secret)) for secret in secrets]
+    blocks = [hmac_blocks(_hkdf_extract(secret)) for secret in secrets]
     rows = [(outer, inner + info, _atom(place) + b"\x01") for place, (inner, outer) in enumerate(blocks)]
 
     def made(value: bytes, number: int) -> bytes:
@@ -137,14 +157,14 @@ def equal(left: bytes, right: bytes) -> bool:
 
 def _info(label: str, context: Sequence[object], more: int = 0) -> bytes:
     """encode([LABEL + label, *context]), item by item; with `more` above 0 all but the last so many of such a list."""
-    out = [_label(label, 1 + len(context) + more)]
-    for each in context:
-        kind = type(each)
-        if kind is bytes and len(each) == HASH_SIZE:  # type: ignore[arg-type]
-            out += b"\x58\x20", each  # type: ignore[arg-type]
-        else:
-            out.append(_atom(each) if kind is int or kind is str else encode(each))
-    return b"".join(out)
+    return b"".join((_label(label, 1 + len(context) + more), *map(_item, context)))
+
+
+def _item(value: object) -> bytes:
+    """encode(value)"""
+    if type(value) is bytes and len(value) == HASH_SIZE:
+        return b"\x58\x20" + value
+    return _atom(value) if type(value) is int or type(value) is str else encode(value)
 
 
 @lru_cache(maxsize=256)
@@ -159,7 +179,7 @@ def _atom(value: object) -> bytes:
 
 def _hkdf(secret: bytes, info: bytes, size: int) -> bytes:
     """RFC 5869 with SHA-256 and no salt."""
-    inner, outer = _hmac_blocks(_hkdf_extract(secret))
+    inner, outer = hmac_blocks(_hkdf_extract(secret))
     out = block = _sha256(outer + _sha256(inner + info + b"\x01").digest()).digest()
     counter = 1
     while len(out) < size:
@@ -178,7 +198,7 @@ def _hkdf_extract(secret: bytes) -> bytes:
     return _sha256(_EXTRACT_OUTER + _sha256(_EXTRACT_INNER + secret).digest()).digest()
 
 
-def _hmac_blocks(key: bytes) -> tuple[bytes, bytes]:
+def hmac_blocks(key: bytes) -> tuple[bytes, bytes]:
     """What the inner and the outer hash begin with under a key of 32 bytes."""
     return key.translate(_INNER) + _INNER_REST, key.translate(_OUTER) + _OUTER_REST
 
@@ -368,9 +388,14 @@ def _certificate(der: bytes, ca: bytes) -> tuple[str, bytes, float, float]:
     name = names[0].value
     if constraints.value.ca or not isinstance(name, str):
         raise ValueError("a CA, or no name")
-    certificate.verify_directly_issued_by(authority)  # names, both statements of the algorithm, signature
+    certificate_verify(certificate, authority)
     since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return name, key.public_bytes_raw(), 1000 * since.timestamp(), 1000 * until.timestamp()
+
+
+def certificate_verify(certificate: x509.Certificate, authority: x509.Certificate) -> None:
+    """Check names, both statements of the algorithm, and the signature. Raises ValueError, TypeError or InvalidSignature."""
+    certificate.verify_directly_issued_by(authority)
 
 
 @lru_cache(maxsize=4)

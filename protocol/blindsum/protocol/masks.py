@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from blindsum.protocol.codec import encode
 from blindsum.protocol.keys import (
     HASH_SIZE,
     SEED_SIZE,
@@ -24,9 +23,11 @@ from blindsum.protocol.keys import (
     derive,
     deriver,
     digest,
+    digester,
     edge_private,
     equal,
     expander,
+    info,
     xor_deriver,
 )
 from blindsum.protocol.messages import EDGE_SIZE, Header, chunks_of
@@ -49,6 +50,7 @@ __all__ = [
     "edge_check",
     "edge_keys",
     "edge_secret",
+    "edge_shares",
     "edge_stream",
     "edge_streams",
     "header_fault",
@@ -127,12 +129,13 @@ def padder(view: RoundView, roster: RosterView, mine: int, seed: bytes) -> Calla
     return deriver(seed, "cap", view.digest, roster.digest, mine, more=2)
 
 
-def commitment(view: RoundView, roster: RosterView, index: int, layer: str, subset: int, seed: bytes) -> bytes:
-    return digest("commit", view.digest, *roster.place(index), layer, subset, seed)
+def committer(view: RoundView, roster: RosterView, index: int) -> Callable[[str, int, bytes], bytes]:
+    """The commitment of device `index` as a function of the layer, the subset and the seed."""
+    return digester("commit", view.digest, *roster.place(index), more=3)
 
 
 def box_info(view: RoundView, roster: RosterView, index: int, party: int) -> bytes:
-    return encode(["blindsum/1 box", view.digest, *roster.place(index), party])
+    return info("box", view.digest, *roster.place(index), party)
 
 
 @lru_cache(maxsize=4)
@@ -181,8 +184,9 @@ def mask_upload(
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)
     ref, chunks = chunks_of(pack(base.segments, lanes), view.base.chunk_size)
-    commitments = [commitment(view, roster, index, "self", s, seed) for s, seed in enumerate(self_seeds)]
-    commitments += [commitment(view, roster, index, "cap", s, seed) for s, seed in enumerate(cap_seeds)]
+    commitment = committer(view, roster, index)
+    commitments = [commitment("self", subset, seed) for subset, seed in enumerate(self_seeds)]
+    commitments += [commitment("cap", subset, seed) for subset, seed in enumerate(cap_seeds)]
     boxes = []
     for member in view.members:
         held = [self_seeds[s] for s, subset in enumerate(base.self_subsets) if member.party not in subset]
@@ -242,12 +246,11 @@ def open_box(
         return "box-unreadable"
     seeds = [plain[at : at + SEED_SIZE] for at in range(0, len(plain), SEED_SIZE)]
     found = Seeds(dict(zip(mine, seeds, strict=False)), dict(zip(caps, seeds[len(mine) :], strict=True)))
-    offset = len(base.self_subsets)
+    offset, commitment = len(base.self_subsets), committer(view, roster, header.index)
     for layer, shift, held in (("self", 0, found.self_seeds), ("cap", offset, found.cap_seeds)):
         for subset, seed in held.items():
             at = HASH_SIZE * (shift + subset)
-            expected = commitment(view, roster, header.index, layer, subset, seed)
-            if not equal(expected, header.commitments[at : at + HASH_SIZE]):
+            if not equal(commitment(layer, subset, seed), header.commitments[at : at + HASH_SIZE]):
                 return "commitment-differs"
     return found
 
@@ -264,6 +267,22 @@ def self_sum(
     apply(view.base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(view.base.segments, lanes)
     return pack(view.base.segments, lanes)
+
+
+def edge_shares(
+    view: RoundView,
+    roster: RosterView,
+    subset: int,
+    lost: Sequence[tuple[int, Sequence[int]]],
+    seeds: Sequence[bytes],
+) -> bytes:
+    """The pads of cap subset number `subset` for every edge of `lost`: (survivor, its dropped neighbours), in order; `seeds` are
+    the survivors'. 32 bytes each."""
+    shares: list[bytes] = []
+    for (mine, gone), seed in zip(lost, seeds, strict=True):
+        pad = padder(view, roster, mine, seed)
+        shares += [pad(theirs, subset) for theirs in gone]
+    return b"".join(shares)
 
 
 def dropped_edges(roster: RosterView, survivors: Sequence[int]) -> Iterator[tuple[int, int]]:

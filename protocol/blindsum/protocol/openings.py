@@ -14,7 +14,7 @@ from itertools import chain, combinations, groupby
 from typing import Protocol
 
 from blindsum.protocol.keys import SEED_SIZE, equal
-from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, padder, self_sum, unmask_edges
+from blindsum.protocol.masks import Lanes, Seeds, dropped_edges, edge_check, edge_shares, self_sum, unmask_edges
 from blindsum.protocol.messages import EDGE_SIZE, OpeningContent
 from blindsum.protocol.ring import packed_size, reduce, subtract_packed
 from blindsum.protocol.roster import RosterView
@@ -76,12 +76,13 @@ def make_content(
         if party not in outside:
             held = ((index, seeds[index].self_seeds[subset]) for index in survivors)
             sums[subset] = self_sum(view, roster, subset, held, threads=threads)
-    edges = list(dropped_edges(roster, survivors))
-    shares: list[bytes] = []
-    for subset in (number for number, outside in enumerate(view.base.cap_subsets) if party not in outside):
-        for mine, lost in groupby(edges, lambda edge: edge[0]):
-            pad = padder(view, roster, mine, seeds[mine].cap_seeds[subset])
-            shares += [pad(theirs, subset) for _, theirs in lost]
+    edges = groupby(dropped_edges(roster, survivors), lambda edge: edge[0])
+    lost = [(mine, [theirs for _, theirs in gone]) for mine, gone in edges]
+    shares = [
+        edge_shares(view, roster, subset, lost, [seeds[mine].cap_seeds[subset] for mine, _ in lost])
+        for subset, outside in enumerate(view.base.cap_subsets)
+        if party not in outside
+    ]
     content = OpeningContent(
         hashes=[(subset, hashlib.sha256(vector).digest()) for subset, vector in sums.items()],
         shares=b"".join(shares),

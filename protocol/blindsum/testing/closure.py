@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blindsum.protocol.keys import SEED_SIZE, edge_keypair
-from blindsum.protocol.masks import commitment, edge_secret, edge_stream, pad, self_stream, self_sum
+from blindsum.protocol.masks import committer, edge_secret, edge_stream, pad, self_stream, self_sum
 from blindsum.protocol.prg import apply
 from blindsum.protocol.ring import pack, packed_size, reduce, unpack
 from blindsum.protocol.roster import RosterView
@@ -173,11 +173,12 @@ class _Builder:
         slots = [("self", number) for number in range(len(base.self_subsets))]
         slots += [("cap", number) for number in range(len(base.cap_subsets))]
         drawn = self._world.drawn[one.device]
+        commitment = committer(one.view, one.roster, one.header.index)
         for start in range(len(drawn) - len(slots) + 1):
             seeds = drawn[start : start + len(slots)]
             if all(
                 len(seed) == SEED_SIZE
-                and commitment(one.view, one.roster, one.header.index, layer, number, seed)
+                and commitment(layer, number, seed)
                 == one.header.commitments[SEED_SIZE * place : SEED_SIZE * (place + 1)]
                 for place, ((layer, number), seed) in enumerate(zip(slots, seeds, strict=True))
             ):
