@@ -18,7 +18,7 @@ from blindsum.fleet.data import digits
 from blindsum.fleet.partition import dirichlet
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.params import ThreatModel
-from blindsum.testing.behaviours import GarbageBox, WrongSums
+from blindsum.testing.behaviours import GarbageBox, TwoHeaders, WrongSums
 from blindsum.training import build_artifact, models
 
 LENGTH = 60
@@ -113,6 +113,14 @@ def test_byzantine_roles_are_outvoted_and_named() -> None:
     assert only.faults["party/2"] == "opening-differs"
     assert only.excluded == {"box-unreadable": 1}
     assert only.survivors == 20
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_device_that_shows_parties_another_header_is_left_out_and_named(workers: int) -> None:
+    only = small(devices=21, byzantine={"device/4": TwoHeaders(1, 2)}, workers=workers).run(1).rounds[0]
+    assert only.code == "" and only.exact
+    assert only.faults == {"device/device-000005": "second-header"}
+    assert only.excluded == {"second-header": 1}
 
 
 def test_devices_are_there_at_their_hours() -> None:

@@ -11,7 +11,7 @@ from blindsum.fleet import Availability, Conditions, Dataset, DeviceClass, Dropo
 from blindsum.fleet.partition import dirichlet, iid
 from blindsum.fleet.simfile import load_fleet
 from blindsum.protocol.errors import BlindsumError
-from blindsum.testing.behaviours import WrongSums
+from blindsum.testing.behaviours import GarbageBox, WrongSums
 from blindsum.training import build_artifact, models
 
 LENGTH, DEVICES = 9, 12
@@ -53,8 +53,10 @@ def refusal(act: object) -> BlindsumError:
         ({"model": np.zeros(0, np.float32)}, "0 numbers"),
         ({"model": [0.0, np.nan]}, "all finite"),
         ({"byzantine": {"parties/1": WrongSums()}}, "known: party/1 to party/4, device/0 to device/11"),
-        ({"byzantine": {"device/12": WrongSums()}}, "device/12"),
+        ({"byzantine": {"device/12": GarbageBox(1)}}, "device/12"),
         ({"byzantine": {"party/1": WrongSums}}, "no Behaviour"),
+        ({"byzantine": {"device/1": WrongSums()}}, "WrongSums is what a party does, not a device"),
+        ({"byzantine": {"party/1": GarbageBox(1)}}, "GarbageBox is what a device does, not a party"),
         ({"plan": plan_for(DEVICES, algorithm="scaffold")}, "give an artifact and data, not a function"),
         ({"plan": plan_for(DEVICES, algorithm="evaluate")}, "bare ones have none"),
         ({"plan": plan_for(DEVICES, proximal=0.1)}, "proximal pulls at the steps of a training"),

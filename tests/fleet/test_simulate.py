@@ -48,8 +48,11 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_script_of_the_document_runs() -> None:
-    exec(compile(block("python"), str(DOCUMENT), "exec"), {"__name__": "document"})
+@pytest.mark.parametrize("number", [0, 1])
+def test_scripts_of_the_document_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("python", number=number), str(DOCUMENT), "exec"), {"__name__": "document"})
+    assert [path.name for path in tmp_path.glob("*.html")] == ["three.html"] * number
 
 
 def test_file_of_the_document_gives_a_report_and_a_model(tmp_path: Path) -> None:
@@ -219,6 +222,16 @@ def test_what_is_resumed_must_be_the_same_run(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(BlindsumError, match="simulation-unreadable"):
         drifting(0).run(2, checkpoint=file, resume=True)
+
+
+def test_run_of_a_file_goes_on_for_more_rounds_than_the_file_says(tmp_path: Path) -> None:
+    file, kept = tmp_path / "fleet.toml", tmp_path / "checkpoint"
+    file.write_text('devices = 4\nrounds = 1\n[data]\nset = "none"\nlength = 10\n', "utf-8")
+    fleet, rounds = load_fleet(file, workers=0)
+    assert len(fleet.run(rounds, checkpoint=kept).rounds) == 1
+    file.write_text(file.read_text("utf-8").replace("rounds = 1", "rounds = 2"), "utf-8")
+    again, more = load_fleet(file, workers=0)
+    assert len(again.run(more + 1, checkpoint=kept, resume=True).rounds) == 3
 
 
 def test_damaged_report_is_refused(tmp_path: Path) -> None:

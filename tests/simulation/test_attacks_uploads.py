@@ -15,7 +15,7 @@ from blindsum.protocol.params import Committee
 from blindsum.protocol.prg import apply
 from blindsum.protocol.ring import equal, pack, reduce, subtract_packed, unpack, zeros
 from blindsum.protocol.transcript import read_records, verify, write_records
-from blindsum.testing.behaviours import GarbageBox, Silent, TwoHeaders, WrongSeeds
+from blindsum.testing.behaviours import Behaviour, GarbageBox, Silent, TwoHeaders, WrongSeeds
 from blindsum.testing.entropy import Entropy
 from blindsum.testing.forgery import altered, body_of, hand, proposal, said
 from blindsum.testing.store import DictStore
@@ -72,7 +72,7 @@ def test_device_with_no_good_box_at_all_is_blamed() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_header_without_its_parts_is_refused_and_its_device_left_out(changes: dict[str, object]) -> None:
-    class Maimed(Silent):
+    class Maimed(Behaviour):
         def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
             return world.fleet.resign(body, altered(body_of(body, Header), **changes)) if kind == "header" else body
 

@@ -125,7 +125,7 @@ def _dropped(axes: Axes, reports: Sequence[FleetReport], theme: Theme) -> None:
                     axes.bar(at, count, width * 0.92, bottom=bottom, color=shade, label=label)
                     shown.add(phase)
                     bottom += count
-    axes.set_xlabel("round")
+    axes.set_xlabel("round" if len(reports) == 1 else "round; in each the runs from left to right")
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y")
     axes.set_xlim(0.4, max((each.round for report in reports for each in report.rounds), default=1) + 0.6)

@@ -47,7 +47,7 @@ def _page(reports: Sequence[FleetReport]) -> str:
 {_settings(reports)}
 {sections}
 <h2>What follows from the threat model</h2>
-{"".join(f"<pre><code>{escape(report.derived)}</code></pre>" for report in reports)}
+{_derived(reports)}
 </main>
 </body>
 </html>
@@ -97,6 +97,15 @@ def _figure(panel: Panel, reports: Sequence[FleetReport]) -> str:
         f'<figure><h2>{escape(panel.title)}</h2><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(panel.title)}"></picture></figure>'
     )
+
+
+def _derived(reports: Sequence[FleetReport]) -> str:
+    """Once for all runs that have it in common."""
+    names: dict[str, list[str]] = {}
+    for report in reports:
+        names.setdefault(report.derived, []).append(report.name)
+    heads = [f"<h3>{escape(', '.join(each))}</h3>" if len(names) > 1 else "" for each in names.values()]
+    return "".join(f"{head}<pre><code>{escape(text)}</code></pre>" for head, text in zip(heads, names, strict=True))
 
 
 def _settings(reports: Sequence[FleetReport]) -> str:

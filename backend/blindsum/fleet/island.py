@@ -20,6 +20,7 @@ from blindsum.fleet.ledger import Ledger, Notes
 from blindsum.fleet.links import HOP_MS, Links
 from blindsum.fleet.pairs import Pairs
 from blindsum.fleet.roles import DEVICE, DeviceRole, Job, Role
+from blindsum.fleet.surroundings import Surroundings
 from blindsum.fleet.trainings import Trainings
 from blindsum.protocol.codec import encode_chunk
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
@@ -51,21 +52,6 @@ class Post(NamedTuple):
     body: bytes
     blob: bytes = b""
     place: int = 0
-
-
-class _World:
-    """What byzantine behaviours may look at."""
-
-    def __init__(self, fleet: Identities, island: Island) -> None:
-        self.fleet = fleet
-        self._island = island
-
-    @property
-    def roster(self) -> Any:
-        coordinator = self._island.roles[0].machine
-        assert isinstance(coordinator, CoordinatorMachine)
-        round_ = coordinator.round(self._island.task)
-        return None if round_ is None else round_.roster
 
 
 class Island:
@@ -105,7 +91,7 @@ class Island:
             arrives=self._arrives,
             longest=self._links.longest_down_ms,
         )
-        self._world = _World(identities, self)
+        self._world = Surroundings(identities, roster=self._roster, send=self._pass)
         self._heap: list[Post] = []
         self._trainings = Trainings(task, ledger, pairs)
         self._retained: dict[bytes, dict[int, bytes]] = {}
@@ -364,6 +350,18 @@ class Island:
                 self._deliver(role, target, sent, size, luck)
         if isinstance(role, DeviceRole) and isinstance(out, ChunkOut):
             self._links.sent(role.number, out.blob, out.index, self.now)
+
+    def _roster(self) -> Any:
+        coordinator = self.roles[0].machine
+        assert isinstance(coordinator, CoordinatorMachine)
+        round_ = coordinator.round(self.task)
+        return None if round_ is None else round_.roster
+
+    def _pass(self, source: str, target: str, body: bytes) -> None:
+        """What a byzantine device sends to a party of its choice."""
+        role = self.roles[DEVICE + device_number(source.removeprefix("device/"))]
+        role.counter += 1
+        self._deliver(role, int(target.removeprefix("party/")), body, len(body), 0.0)
 
     def _targets(self, to: str) -> Sequence[int]:
         name, _, rest = to.partition("/")

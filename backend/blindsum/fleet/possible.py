@@ -91,6 +91,10 @@ def check_roles(byzantine: Mapping[str, Behaviour], devices: int, parties: int) 
             raise _impossible(f"byzantine {name!r} is no role of this fleet; known: {known}")
         if not isinstance(behaviour, Behaviour):
             raise _impossible(f"byzantine {name}: {behaviour!r} is no Behaviour")
+        if behaviour.role not in ("", kind):
+            raise _impossible(
+                f"byzantine {name}: {type(behaviour).__name__} is what a {behaviour.role} does, not a {kind}"
+            )
 
 
 def check_parts(manifest: Manifest, data: Sequence[Dataset], test: Dataset | None) -> None:

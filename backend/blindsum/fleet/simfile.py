@@ -179,6 +179,7 @@ def _from_settings(
         duplicate=air.duplicate,
         pause_s=air.pause_s,
     )
+    whole("rounds", settings.rounds, 1, ROUNDS_MAX)
     threat = settings.threat
     chosen: dict[str, object] = _server(task)
     if threat is not None:
@@ -186,7 +187,7 @@ def _from_settings(
     plan = plan_for(
         settings.devices,
         dropout,
-        rounds=whole("rounds", settings.rounds, 1, ROUNDS_MAX),
+        rounds=ROUNDS_MAX,  # of the task: a run may be resumed for more than the file says
         algorithm=task.algorithm,
         proximal=task.proximal,
         epochs=task.epochs,

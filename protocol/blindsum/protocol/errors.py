@@ -91,7 +91,9 @@ CATALOGUE: dict[str, Entry] = {
         "onnxruntime cannot load the graph, or failed while it ran",
         "update onnxruntime, or export the model with an older operator set; the message is onnxruntime's own",
     ),
-    "config-missing": Entry("the settings file is not there", "run 'blindsum init' first, or give the right folder"),
+    "config-missing": Entry(
+        "the settings file is not there", "give the right path; 'blindsum init' makes the settings of a new fleet"
+    ),
     "config-invalid": Entry("the settings file is not what this version expects", "mend the line that is named"),
     "kit-incomplete": Entry("a file of the kit is missing or damaged", "copy the kit again from where it was made"),
     "kit-certificate": Entry("the device's certificate does not hold", "enrol the device again, or set the clock"),

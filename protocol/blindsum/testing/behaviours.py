@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from blindsum.protocol.codec import DecodeError, convert, decode, encode
 from blindsum.protocol.envelope import open_envelope
@@ -34,7 +34,10 @@ __all__ = [
 
 
 class Behaviour:
-    """An honest role. Override `seal` (its HPKE port) or `send` (every message on its way to one receiver)."""
+    """An honest role. Override `seal` (its HPKE port) or `send` (every message on its way to one receiver). `role`: whose it is,
+    "" for anybody's."""
+
+    role: ClassVar[Literal["", "party", "device"]] = ""
 
     def seal(self, public: bytes, info: bytes, plain: bytes) -> bytes:
         return box_seal(public, info, plain)
@@ -47,8 +50,8 @@ class Behaviour:
 class Silent(Behaviour):
     """Never sends messages of some kinds."""
 
-    def __init__(self, *kinds: str) -> None:
-        self._kinds = frozenset(kinds)
+    def __init__(self, kind: str, *kinds: str) -> None:
+        self._kinds = frozenset((kind, *kinds))
 
     def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
         return None if kind in self._kinds else body
@@ -59,6 +62,8 @@ class Silent(Behaviour):
 
 class WrongOpening(Behaviour):
     """A party that signs and seals other openings than it should; `change` makes one from the right one."""
+
+    role = "party"
 
     def __init__(self, change: Callable[[OpeningContent], OpeningContent]) -> None:
         self._change = change
@@ -111,6 +116,8 @@ class WrongShares(WrongOpening):
 class FalseComplaints(Behaviour):
     """A party that complains about healthy uploads: about the devices `indices`, or everybody."""
 
+    role = "party"
+
     def __init__(self, indices: tuple[int, ...] | None = None) -> None:
         self._indices = indices
 
@@ -141,8 +148,10 @@ def _wrong_sums(content: OpeningContent) -> OpeningContent:
 class GarbageBox(Behaviour):
     """A device whose box for each of some parties holds nothing that they can open."""
 
-    def __init__(self, *parties: int) -> None:
-        self._parties = frozenset(parties)
+    role = "device"
+
+    def __init__(self, party: int, *parties: int) -> None:
+        self._parties = frozenset((party, *parties))
 
     def seal(self, public: bytes, info: bytes, plain: bytes) -> bytes:
         sealed = box_seal(public, info, plain)
@@ -153,8 +162,10 @@ class GarbageBox(Behaviour):
 class WrongSeeds(Behaviour):
     """A device that seals other seeds to some parties than its header commits to."""
 
-    def __init__(self, *parties: int) -> None:
-        self._parties = frozenset(parties)
+    role = "device"
+
+    def __init__(self, party: int, *parties: int) -> None:
+        self._parties = frozenset((party, *parties))
 
     def seal(self, public: bytes, info: bytes, plain: bytes) -> bytes:
         party = decode(info)[-1]
@@ -164,8 +175,10 @@ class WrongSeeds(Behaviour):
 class TwoHeaders(Behaviour):
     """A device that shows another header to some parties than to the coordinator, by a broker that takes it there."""
 
-    def __init__(self, *parties: int) -> None:
-        self._targets = tuple(f"party/{party}" for party in parties)
+    role = "device"
+
+    def __init__(self, party: int, *parties: int) -> None:
+        self._targets = tuple(f"party/{each}" for each in (party, *parties))
 
     def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
         if kind == "header":
@@ -178,6 +191,8 @@ class TwoHeaders(Behaviour):
 
 class FalseCaps(Behaviour):
     """A device whose capped edges open to nothing: a round that loses one of its edges cannot be opened."""
+
+    role = "device"
 
     def send(self, world: World, target: str, kind: str, body: bytes) -> bytes | None:
         if kind != "header":
