@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import numpy as np
@@ -169,3 +170,16 @@ def test_large_rows_are_taken_few_at_a_time(workers, monkeypatch):
     assert sum(sizes) == 150
     assert 8 <= max(sizes) < 50
     np.testing.assert_allclose(few.parameters, one.parameters, rtol=1e-4, atol=2e-6)
+
+
+def test_threads_end_with_their_session():
+    session = TrainingSession(build_artifact(MODEL, loss="cross-entropy"), threads=3)
+    before = set(threading.enumerate())
+    session.step(X, Y)
+    made = [thread for thread in set(threading.enumerate()) - before if thread.name == "blindsum-training"]
+    assert len(made) == 2
+    del session
+    gc.collect()
+    for thread in made:
+        thread.join(60)
+        assert not thread.is_alive()
