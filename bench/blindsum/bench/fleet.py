@@ -4,9 +4,9 @@
 whole run on all cores, from the start of its processes to its report, with the plan that `plan_for` derives. The others are rounds
 in one process, all with the same number of neighbours, so that they show what a device costs in small fleets and large ones.
 
-The limit is what devices, parties and coordinator of one fleet cannot do without: key pairs, an agreement for each edge, keystreams
-at both of its ends, self masks by device and parties, boxes sealed, vectors added up; no signature, no message, no store, no clock.
-It is measured in the same run. Peers, where they are installed, have no masks and no dropouts: beside our rounds with masks stands
+The limit is what devices, parties and coordinator of one fleet cannot share: key pairs, an agreement for each edge, keystreams at
+both of its ends, self masks by device and parties, vectors added up; no box, no signature, no message, no store, no clock. It is
+measured in the same run. Peers, where they are installed, have no masks and no dropouts: beside our rounds with masks stands
 Flower's simulation, which takes all cores where our single rounds take one; beside our round without masks pfl, which adds vectors
 and has no messages either.
 """
@@ -26,14 +26,7 @@ from numpy.typing import NDArray
 
 from blindsum.bench import flowerfleet, pflfleet
 from blindsum.fleet import Dropout, Fleet, Local, plan_for
-from blindsum.protocol.keys import (
-    BOX_PRIVATE_SIZE,
-    agree,
-    box_keypair,
-    box_seal,
-    edge_keypair,
-    edge_private,
-)
+from blindsum.protocol.keys import agree, edge_keypair, edge_private
 from blindsum.protocol.params import ThreatModel
 from blindsum.protocol.prg import apply
 from blindsum.protocol.ring import Segment, zeros
@@ -47,7 +40,6 @@ FLAT = ((100, 370), (1000, 200))
 """(devices, permille that the threat model lets drop) of the rounds: as many neighbours each."""
 ROUNDS: Final = 2
 """Of a single row, of which the quicker counts: the first also makes devices known."""
-PARTIES: Final = 4
 SELF_SEEDS: Final = 4
 BARE_DEVICES = 200
 
@@ -88,7 +80,6 @@ def bare_ms(degree: int, length: int, *, masks: bool = True) -> float:
     """ms of the bare cryptography of one device's part in a round of a fleet."""
     segments = [Segment("model", length, 24)]
     lanes, total = zeros(segments), zeros(segments)
-    boxes = [box_keypair(os.urandom(BOX_PRIVATE_SIZE)) for _ in range(PARTIES)]
     others = [edge_keypair(os.urandom(32))[1] for _ in range(degree // 2 if masks else 0)]
     streams = [(os.urandom(24), 1) for _ in range(degree + 2 * SELF_SEEDS if masks else 0)]
     times = []
@@ -99,8 +90,6 @@ def bare_ms(degree: int, length: int, *, masks: bool = True) -> float:
         for other in others:
             assert agree(own, other) is not None
         apply(segments, lanes, streams, suite="aes128-ctr")
-        for _, public in boxes:
-            box_seal(public, b"", bytes(192))
         np.add(total[0], lanes[0], out=total[0])
         times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times)
