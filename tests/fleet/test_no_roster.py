@@ -17,6 +17,7 @@ from blindsum.fleet.data import digits
 from blindsum.fleet.partition import dirichlet
 from blindsum.fleet.roles import DeviceRole
 from blindsum.protocol.errors import BlindsumError
+from blindsum.protocol.machines import bodies
 from blindsum.protocol.params import ThreatModel
 from blindsum.training import build_artifact, models
 
@@ -132,6 +133,25 @@ def test_late_updates_beside_real_devices_and_with_a_roster_are_refused_before_t
     ):
         with pytest.raises(BlindsumError, match=code):
             Fleet(np.zeros(8, np.float32), devices=20, update=update, **given)  # type: ignore[arg-type]
+
+
+def test_uploads_that_stall_wait_behind_those_that_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slot, and 14 devices that die with their header sent: each may hold it for ten seconds at a time, together for most of
+    the round, and yet whoever is done ten seconds before its end is in the sum."""
+    monkeypatch.setattr(bodies, "SLOTS", 1)
+    dropout = Dropout(mid_upload=0.15)
+    fleet = Fleet(
+        np.zeros(64, np.float32),
+        devices=80,
+        update=update,
+        dropout=dropout,
+        conditions=Conditions(classes=(DeviceClass(train_s=60.0, spread=0.5),)),
+        plan=plan_for(80, dropout, profile="no-roster", upload_s=200.0),
+        seed=2,
+        workers=0,
+    )
+    (report,) = fleet.run(1).rounds
+    assert report.exact and report.dropped == {"mid upload": 14, "late": 1} and report.survivors == 65
 
 
 @pytest.mark.parametrize("duplicate", [0.0, 0.1])

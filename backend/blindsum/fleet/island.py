@@ -288,7 +288,7 @@ class Island:
                 return
             at = self.now + int(self._population.train_ms[device.number])
             if device.fate == "slow" or (at >= view.manifest.upload_until and not view.base.staleness_max):
-                self._ledger.late += device.fate != "slow"
+                self._ledger.late += not device.fate
                 return
             self._wait_for(self._trainings.add(device, view, at))
 

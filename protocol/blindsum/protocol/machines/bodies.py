@@ -33,7 +33,8 @@ __all__ = ["SLOTS", "WANT", "Bodies", "HeldHeader", "Totals"]
 SLOTS: Final = 64
 """Bodies on their way at once: with `WINDOW` chunks each, what the broker may have to hold."""
 STALL_MS: Final = 10_000
-"""A body that has not moved for this long gives its slot to the next."""
+"""A body that has not moved for this long gives its slot to the next, and waits for another one behind all that had none yet: the
+dead among a crowd would else take the time of those who come late."""
 
 
 WANT: Final = "want/"
@@ -64,6 +65,7 @@ class Bodies:
         self._roster = roster
         self._prefix = f"round/{view.name}"
         self._waiting: deque[int] = deque()
+        self._stalled: deque[int] = deque()
         self._moving: dict[int, int] = {}
         self._by_blob: dict[bytes, int] = {}
         self.headers: dict[int, HeldHeader] = {}
@@ -136,13 +138,13 @@ class Bodies:
         """Ask for the next bodies while slots are free, and for no more than there is room for: what a device was not asked for it
         may upload in a later round."""
         for index, since in list(self._moving.items()):
-            if now - since >= STALL_MS and self._waiting:
+            if now - since >= STALL_MS and (self._waiting or self._stalled):
                 self._moving.pop(index)
                 self._fetches.drop(self.headers[index].body.id)
-                self._waiting.append(index)
-        room = self._roster.capacity - len(self.complete)
-        while self._waiting and len(self._moving) < min(SLOTS, room):
-            self._start(self._waiting.popleft(), now, pushed=0)
+                self._stalled.append(index)
+        slots = min(SLOTS, self._roster.capacity - len(self.complete))
+        while (self._waiting or self._stalled) and len(self._moving) < slots:
+            self._start((self._waiting or self._stalled).popleft(), now, pushed=0)
 
     def close(self) -> None:
         """No more chunks are taken."""
@@ -152,6 +154,7 @@ class Bodies:
                 self._journal.delete(f"{WANT}{blob.hex()}")
         self._moving.clear()
         self._waiting.clear()
+        self._stalled.clear()
 
     def restore(self, *, open_: bool, excluded: dict[int, str]) -> None:
         """Rebuild from the store. `open_`: bodies that are not complete are still awaited."""
