@@ -11,6 +11,9 @@ of 25 runs (steps x batch x inputs x hidden):
     100 x 8 x 128 x 128          2.8                5.4     3.7
     100 x 1 x 128 x 128          0.46               0.95    0.96
     512 x 8 x 16 x 64            3.6                7.5     6.7
+
+With examples as columns the gates of a step lie in one piece each: a training step of the first two takes 2 to 4 % less
+then, and one of a single example 10 % more.
 """
 
 from __future__ import annotations
