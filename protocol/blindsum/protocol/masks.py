@@ -22,7 +22,6 @@ from blindsum.protocol.keys import (
     agree,
     derive,
     deriver,
-    digest,
     digester,
     edge_private,
     equal,
@@ -108,7 +107,7 @@ def edge_stream(view: RoundView, secret: bytes) -> bytes:
 
 def edge_check(view: RoundView, secret: bytes) -> bytes:
     """Lets whoever puts an edge together see that the shares were right. 16 bytes."""
-    return digest("edge-check", view.digest, secret)[:CHECK_SIZE]
+    return _edge_checker(view.digest)(secret)[:CHECK_SIZE]
 
 
 def edge_keys(
@@ -146,6 +145,11 @@ def _edge_expander(view: bytes, roster: bytes) -> Callable[..., bytes]:
 @lru_cache(maxsize=4)
 def _stream_expander(view: bytes, size: int) -> Callable[..., bytes]:
     return expander("edge-mask", view, more=0, size=size)
+
+
+@lru_cache(maxsize=4)
+def _edge_checker(view: bytes) -> Callable[..., bytes]:
+    return digester("edge-check", view, more=1)
 
 
 # -- device -----------------------------------------------------------------------------------------------------------

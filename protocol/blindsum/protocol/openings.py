@@ -183,11 +183,15 @@ def _edge_secrets(
     secrets: list[bytes] = []
     heard: set[int] = set()
     witnesses: Counter[int] = Counter()
-    for number, (mine, theirs) in enumerate(edges):
-        place = EDGE_SIZE * roster.neighbours(mine).index(theirs)
-        cap = headers[mine].edges[place : place + SEED_SIZE]
-        check = headers[mine].edges[place + SEED_SIZE : place + EDGE_SIZE]
+    said = [{*rows.values()} for rows in shares]
+    agreed = [share for each in said for share in each] if all(len(each) == 1 for each in said) else []
+    for number, (mine, cap, check) in enumerate(_caps(roster, edges, headers)):
         at = slice(SEED_SIZE * number, SEED_SIZE * (number + 1))
+        if agreed:  # what the first story below would come to
+            secret = combine_pads(cap, [row[at] for row in agreed])
+            if equal(edge_check(view, secret), check):
+                secrets.append(secret)
+                continue
         given = [{party: row[at] for party, row in rows.items()} for rows in shares]
         stories = _stories(view, cap, check, given, liars)
         story = next(stories, None)
@@ -207,6 +211,17 @@ def _edge_secrets(
     proven = [party for party, count in sorted(witnesses.items()) if count > view.base.threat.corrupt(roster.size)]
     out.faults += [(f"party/{party}", "edge-share-differs") for party in proven]
     return secrets
+
+
+def _caps(
+    roster: RosterView, edges: Sequence[tuple[int, int]], headers: Mapping[int, Capped]
+) -> Iterator[tuple[int, bytes, bytes]]:
+    """(survivor, cap, check) of every edge, as the survivor's header has them."""
+    for mine, lost in groupby(edges, lambda edge: edge[0]):
+        neighbours, told = roster.neighbours(mine), headers[mine].edges
+        for _, theirs in lost:
+            place = EDGE_SIZE * neighbours.index(theirs)
+            yield mine, told[place : place + SEED_SIZE], told[place + SEED_SIZE : place + EDGE_SIZE]
 
 
 def _shares(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]], edges: int) -> list[dict[int, bytes]]:

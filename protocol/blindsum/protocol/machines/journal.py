@@ -44,11 +44,12 @@ class Journal(Secret):
             (key, value) for key, value in self._pending.items() if key.startswith(prefix) and value is not None
         )
         stored = ((key, value) for key, value in self._store.scan(prefix) if key not in self._pending)
-        return merge(stored, fresh)
+        return merge(stored, fresh) if fresh else stored
 
     def keys(self, prefix: str) -> Iterator[str]:
         fresh = sorted(key for key, value in self._pending.items() if key.startswith(prefix) and value is not None)
-        return merge((key for key in self._store.keys(prefix) if key not in self._pending), fresh)
+        stored = (key for key in self._store.keys(prefix) if key not in self._pending)
+        return merge(stored, fresh) if fresh else stored
 
     def put(self, key: str, value: bytes) -> None:
         self._pending[key] = value
