@@ -33,6 +33,8 @@ WINDOWS_MAX: Final = 10_000_000
 """More windows of virtual time than this in one round mean that machines keep each other busy for nothing."""
 WINDOW_MS: Final = 100
 """How far in virtual ms islands go before they exchange what they have, at most: far less than the least pause between rounds."""
+JOIN_STEP_MS: Final = 4
+"""How far devices go at once while they join: all do at one time, and the coordinator begins with the first meanwhile."""
 STEP_MS: Final = 1000
 """Where nothing is left to happen but what real devices do, they are waited for so long at a time."""
 
@@ -180,6 +182,11 @@ class Engine:
         assert isinstance(machine, CoordinatorMachine)
         return machine
 
+    @property
+    def _joining(self) -> bool:
+        round_ = self._coordinator.round(self._setup.base.name)
+        return round_ is not None and round_.state.phase == "join"
+
     # -- virtual time -----------------------------------------------------------------------------------------------------
 
     def _play(self, until: int | None, phases: dict[str, int], faults: list[tuple[str, str]]) -> None:
@@ -214,6 +221,8 @@ class Engine:
         else:
             ours = end if there is None else there + self._device_ms
             theirs = min(ours, end if here is None else here) + HOP_MS
+            if there is not None and self._joining:
+                theirs = min(theirs, there + JOIN_STEP_MS)
         ours, theirs = min(ours, end), min(theirs, end)
         return min(ours, theirs), ours, theirs
 

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
@@ -136,7 +137,7 @@ class Pairs:
 
     def sign(self, key: Ed25519PrivateKey, data: bytes) -> bytes:
         signature = sign(key, data)
-        self._signed.put(hashlib.sha256(public_of(key) + signature + data).digest(), b"")
+        self._signed.put(hashlib.sha256(_signer(key) + signature + data).digest(), b"")
         return signature
 
     def sign_verify(self, public: bytes, signature: bytes, data: bytes) -> bool:
@@ -249,6 +250,11 @@ def paired(pairs: Pairs) -> Iterator[None]:
             stack.enter_context(patch.object(module, name, getattr(pairs, name)))
         stack.enter_context(patch.object(device, "public_of", pairs.join_public))
         yield
+
+
+@lru_cache(maxsize=PUBLICS_MAX)
+def _signer(key: Ed25519PrivateKey) -> bytes:
+    return public_of(key)
 
 
 def _usable(public: bytes) -> bytes:
