@@ -37,6 +37,15 @@ def test_model_takes_at_least_its_bytes_at_the_links_rate() -> None:
     assert played(up=1e12, down=rate).rounds[0].upload_s.percentiles[0] - 1.0 > 4 * PARAMETERS / rate
 
 
+@pytest.mark.parametrize(("rate", "times"), [(30_000.0, 2), (60_000.0, 2), (100_000.0, 1), (400_000.0, 1)])
+def test_model_of_several_chunks_comes_at_the_links_pace(rate: float, times: int) -> None:
+    """Below 80 kB/s a chunk takes longer than any device waits before it knows its link: it asks, once, for what is coming."""
+    model = 4 * PARAMETERS
+    only = played(up=1e12, down=rate).rounds[0]
+    assert model < only.bytes_down.percentiles[-1] < times * model + 40_000
+    assert model / rate < only.upload_s.percentiles[-1] < 1.1 * model / rate + 3.0
+
+
 def test_slow_links_give_the_same_history_with_any_number_of_workers() -> None:
     one, two = (played(workers, up=25_000.0, down=400_000.0) for workers in (0, 2))
     assert one.digest == two.digest

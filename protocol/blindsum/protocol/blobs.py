@@ -29,7 +29,8 @@ NEVER: Final = 1 << 62
 
 @dataclass(slots=True)
 class Fetch:
-    """One blob on its way. `owner` is the principal to ask, `overdue_at` when an answer that has not come is asked for again."""
+    """One blob on its way. `owner` is the principal to ask, `overdue_at` when an answer that has not come is asked for again,
+    `came_at` when the last chunk came, or when the first began to come (0: unknown)."""
 
     ref: BlobRef
     id: bytes
@@ -40,9 +41,11 @@ class Fetch:
     wait_ms: int = RESEND_MS
     count: int = field(init=False)
     overdue_at: int = field(init=False)
+    came_at: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.count = self.ref.count
+        self.came_at = max(self.asked_at, 0)
         self._wait(self.wait_ms)
 
     @property
@@ -61,6 +64,12 @@ class Fetch:
         self.have |= chunks
         self.outstanding = max(0, self.outstanding - len(chunks))
         self._wait(RESEND_MS)
+
+    def keep_pace(self, now: int) -> None:
+        """A chunk came: those that follow it may take twice as long before they are asked for."""
+        took = now - self.came_at if self.came_at else 0
+        self.came_at = self.asked_at = now
+        self._wait(min(max(RESEND_MS, 2 * took), RESEND_MAX_MS))
 
     def _wait(self, wait_ms: int) -> None:
         self.wait_ms = wait_ms

@@ -334,6 +334,7 @@ class DeviceMachine:
         fetch, write = accepted
         if write is None:
             return None
+        fetch.keep_pace(now)
         self._journal.write([write])
         if not fetch.complete:
             if fetch.outstanding == 0:
