@@ -136,9 +136,8 @@ def rabbitmq(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
     place.chmod(0o755)
     nodes = [Node(place / name, name, settings, port) for name in names]
     try:
-        for node in nodes:
+        for node in nodes:  # one after another: nodes that start at one moment may each begin a majority of their own
             node.start()
-        for node in nodes:
             node.wait()
         yield nodes
     finally:
