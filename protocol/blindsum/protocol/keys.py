@@ -89,12 +89,12 @@ _BOX = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 
 def digest(label: str, *parts: object) -> bytes:
     """SHA-256 of the deterministic encoding of [label, *parts]: domain-separated and injective. 32 bytes."""
-    return hashlib.sha256(_info(label, parts)).digest()
+    return hashlib.sha256(info(label, *parts)).digest()
 
 
 def digester(label: str, *context: object, more: int) -> Callable[..., bytes]:
     """digest(label, *context, *rest) as a function of `more` values `rest`: what does not change is encoded once."""
-    start = _info(label, context, more)
+    start = info(label, *context, more=more)
 
     def made(*rest: object) -> bytes:
         return _sha256(start + b"".join(map(_item, rest))).digest()
@@ -102,20 +102,15 @@ def digester(label: str, *context: object, more: int) -> Callable[..., bytes]:
     return made
 
 
-def info(label: str, *context: object) -> bytes:
-    """The deterministic encoding of [label, *context]: what binds a key or a box to its use."""
-    return _info(label, context)
-
-
 def derive(secret: bytes, label: str, *context: object, size: int = 32) -> bytes:
     """HKDF-SHA-256 with empty salt and info = encode([label, *context]). `size` bytes, at most 8160."""
-    return _hkdf(secret, _info(label, context), size)
+    return _hkdf(secret, info(label, *context), size)
 
 
 def deriver(secret: bytes, label: str, *context: object, more: int) -> Callable[..., bytes]:
     """derive(secret, label, *context, *rest) as a function of `more` values `rest`: what does not change is reckoned once."""
     inner, outer = hmac_blocks(_hkdf_extract(secret))
-    start = inner + _info(label, context, more)
+    start = inner + info(label, *context, more=more)
 
     def made(*rest: int) -> bytes:
         message = start + b"".join(map(_atom, rest)) + b"\x01"
@@ -126,7 +121,7 @@ def deriver(secret: bytes, label: str, *context: object, more: int) -> Callable[
 
 def expander(label: str, *context: object, more: int, size: int = 32) -> Callable[..., bytes]:
     """derive(secret, label, *context, *rest, size=size) as a function of `secret` and `more` values `rest`."""
-    start = _info(label, context, more)
+    start = info(label, *context, more=more)
 
     def made(secret: bytes, *rest: int) -> bytes:
         return _hkdf(secret, start + b"".join(map(_atom, rest)), size)
@@ -137,9 +132,9 @@ def expander(label: str, *context: object, more: int, size: int = 32) -> Callabl
 def xor_deriver(secrets: Sequence[bytes], label: str, *context: object) -> Callable[[bytes, int], bytes]:
     """value XOR derive(secrets[0], label, *context, number, 0) XOR derive(secrets[1], label, *context, number, 1) and so on, as a
     function of `value` (32 bytes) and `number`."""
-    info, number_of = _info(label, context, 2), int.from_bytes
+    use, number_of = info(label, *context, more=2), int.from_bytes
     blocks = [hmac_blocks(_hkdf_extract(secret)) for secret in secrets]
-    rows = [(outer, inner + info, _atom(place) + b"\x01") for place, (inner, outer) in enumerate(blocks)]
+    rows = [(outer, inner + use, _atom(place) + b"\x01") for place, (inner, outer) in enumerate(blocks)]
 
     def made(value: bytes, number: int) -> bytes:
         total, atom = number_of(value, "big"), _atom(number)
@@ -155,8 +150,9 @@ def equal(left: bytes, right: bytes) -> bool:
     return hmac.compare_digest(left, right)
 
 
-def _info(label: str, context: Sequence[object], more: int = 0) -> bytes:
-    """encode([LABEL + label, *context]), item by item; with `more` above 0 all but the last so many of such a list."""
+def info(label: str, *context: object, more: int = 0) -> bytes:
+    """encode([LABEL + label, *context]), item by item: what binds a key, a digest or a box to its use. With `more` above 0 all but
+    the last so many of such a list."""
     return b"".join((_label(label, 1 + len(context) + more), *map(_item, context)))
 
 
