@@ -63,12 +63,19 @@ def test_derived_key_depends_on_label_and_every_part_of_the_context() -> None:
     assert derive(secret, "self", 1, size=40)[:24] == derive(secret, "self", 1, size=24)
 
 
-@given(st.binary(min_size=32, max_size=32), st.lists(SECRETS, max_size=6), st.integers(0, 99_999))
-def test_xor_deriver_is_derivation_by_derivation(value: bytes, secrets: list[bytes], number: int) -> None:
-    expected = int.from_bytes(value)
-    for place, secret in enumerate(secrets):
-        expected ^= int.from_bytes(derive(secret, "cap", b"m" * 32, 7, number, place))
-    assert xor_deriver(secrets, "cap", b"m" * 32, 7)(value, number) == expected.to_bytes(32)
+@given(
+    st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.integers(0, 99_999)), max_size=4),
+    st.lists(SECRETS, max_size=6),
+)
+def test_xor_deriver_is_derivation_by_derivation(values: list[tuple[bytes, int]], secrets: list[bytes]) -> None:
+    expected = b""
+    for value, number in values:
+        total = int.from_bytes(value)
+        for place, secret in enumerate(secrets):
+            total ^= int.from_bytes(derive(secret, "cap", b"m" * 32, 7, number, place))
+        expected += total.to_bytes(32)
+    numbers = [number for _, number in values]
+    assert xor_deriver(secrets, "cap", b"m" * 32, 7)(b"".join(value for value, _ in values), numbers) == expected
 
 
 def test_digest_is_of_the_encoded_list_of_label_and_parts() -> None:

@@ -76,6 +76,7 @@ BOX_OVERHEAD: Final = 1136
 CERTIFICATE_SIZE_MAX: Final = 1024
 CERTIFICATES_KEPT: Final = 16_384
 """Certificates that were found genuine and are remembered: a device shows the same one in every round."""
+EDGE_PUBLICS_KEPT: Final = 4_096
 LABEL: Final = "blindsum/1 "
 _PROBE: Final = bytes(31) + b"\x40"
 
@@ -129,18 +130,19 @@ def expander(label: str, *context: object, more: int, size: int = 32) -> Callabl
     return made
 
 
-def xor_deriver(secrets: Sequence[bytes], label: str, *context: object) -> Callable[[bytes, int], bytes]:
-    """value XOR derive(secrets[0], label, *context, number, 0) XOR derive(secrets[1], label, *context, number, 1) and so on, as a
-    function of `value` (32 bytes) and `number`."""
-    use, number_of = info(label, *context, more=2), int.from_bytes
+def xor_deriver(secrets: Sequence[bytes], label: str, *context: object) -> Callable[[bytes, Sequence[int]], bytes]:
+    """value XOR derive(secrets[0], label, *context, number, 0) XOR derive(secrets[1], label, *context, number, 1) and so on, of all
+    `numbers` at once: as a function of the values, joined (32 bytes a number), and the numbers."""
+    use = info(label, *context, more=2)
     blocks = [hmac_blocks(_hkdf_extract(secret)) for secret in secrets]
     rows = [(outer, inner + use, _atom(place) + b"\x01") for place, (inner, outer) in enumerate(blocks)]
 
-    def made(value: bytes, number: int) -> bytes:
-        total, atom = number_of(value, "big"), _atom(number)
+    def made(values: bytes, numbers: Sequence[int]) -> bytes:
+        atoms, total = list(map(_atom, numbers)), int.from_bytes(values)
         for outer, start, end in rows:
-            total ^= number_of(_sha256(outer + _sha256(start + atom + end).digest()).digest(), "big")
-        return total.to_bytes(HASH_SIZE, "big")
+            parts = [_sha256(outer + _sha256(start + atom + end).digest()).digest() for atom in atoms]
+            total ^= int.from_bytes(b"".join(parts))
+        return total.to_bytes(HASH_SIZE * len(atoms))
 
     return made
 
@@ -216,7 +218,7 @@ def agree(private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
     """The X25519 shared secret, or None where `public` is a point of small order (all-zero result)."""
     own = edge_private(private) if isinstance(private, bytes) else private
     try:
-        return own.exchange(X25519PublicKey.from_public_bytes(public))
+        return own.exchange(_edge_public(public))
     except ValueError:
         return None
 
@@ -224,6 +226,12 @@ def agree(private: bytes | X25519PrivateKey, public: bytes) -> bytes | None:
 def key_usable(public: bytes) -> bool:
     """Whether an X25519 public key agrees with others on anything but zeros (any private key tells)."""
     return agree(_probe(), public) is not None
+
+
+@lru_cache(maxsize=EDGE_PUBLICS_KEPT)
+def _edge_public(public: bytes) -> X25519PublicKey:
+    """A device's key of a round, taken apart once: a process that plays many devices agrees with it for each of its neighbours."""
+    return X25519PublicKey.from_public_bytes(public)
 
 
 @lru_cache(maxsize=1)

@@ -174,8 +174,8 @@ def mask_upload(
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
-    cap = xor_deriver(cap_seeds, "cap", view.digest, roster.digest, index)  # s_uv under the `pad` of every cap seed
-    edges: list[bytes] = []
+    secrets: list[bytes] = []
+    checks: list[bytes] = []
     neighbours = roster.neighbours(index)
     own = edge_private(private) if isinstance(private, bytes) and neighbours else private
     for other in neighbours:
@@ -184,7 +184,11 @@ def mask_upload(
             raise ValueError(f"device {other} of the roster has an unusable key")
         secret, stream, check = keys
         streams.append((stream, 1 if index < other else -1))
-        edges.append(cap(secret, other) + check)
+        secrets.append(secret)
+        checks.append(check)
+    # every s_uv under the `pad` of every cap seed
+    capped = xor_deriver(cap_seeds, "cap", view.digest, roster.digest, index)(b"".join(secrets), neighbours)
+    caps = (capped[at : at + SEED_SIZE] for at in range(0, len(capped), SEED_SIZE))
     apply(base.segments, lanes, streams, suite=view.task.suite, threads=threads)
     reduce(base.segments, lanes)
     ref, chunks = chunks_of(pack(base.segments, lanes), view.base.chunk_size)
@@ -203,7 +207,7 @@ def mask_upload(
         body=ref,
         commitments=b"".join(commitments),
         boxes=boxes,
-        edges=b"".join(edges),
+        edges=b"".join(cap + check for cap, check in zip(caps, checks, strict=True)),
         certificate=certificate,
     )
     return Upload(header, chunks)
