@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RABBITMQ
+from tests.e2e.smallfleet import DEVICES
 
 START_S = 120.0
 
@@ -149,21 +151,31 @@ def rabbitmq(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
 
 @pytest.mark.parametrize("rabbitmq", [2, 3], indirect=True, ids=["two nodes", "three nodes"])
 def test_node_of_the_cluster_is_killed_in_a_round(small_fleet: Callable[..., Any], rabbitmq: list[Node]) -> None:
-    """Of three nodes two go on. One of two lets nobody in until the other is back, as client ids are agreed on by majority: rounds
-    fail cleanly until then. Retained messages are each node's own: roles on another node ask for what they lack."""
+    """Of three nodes two go on, and let in everybody who was on the third. One of two lets nobody in until the other is back, as
+    client ids are agreed on by majority: rounds fail cleanly until then. Retained messages are each node's own: roles on another
+    node ask for what they lack."""
     balancer = Balancer([node.port for node in rabbitmq])
     fleet = small_fleet(rounds=100, url=balancer.url)
     fleet.start()
     assert min(balancer.taken.values()) >= 3, "the fleet is spread over all nodes"
     killed_in: list[int] = []
+    offered: defaultdict[int, set[str]] = defaultdict(set)
+    whole: list[int] = []
 
     def disturb(name: str, event: dict[str, Any]) -> None:
-        if not killed_in and name == "coordinator" and event["event"] == "phase" and event["phase"] == "upload":
+        if event["event"] == "offered":
+            offered[event["round"]].add(name)
+        if name != "coordinator":
+            return
+        if not killed_in and event["event"] == "phase" and event["phase"] == "upload":
             killed_in.append(event["round"])
             rabbitmq[1].kill()
             if len(rabbitmq) == 2:
                 rabbitmq[1].start()
-        fleet.over = name == "coordinator" and event["event"] == "transcript" and event["round"] > killed_in[0] + 1
+        if killed_in and event["event"] == "round-finished" and event["round"] > killed_in[0]:
+            complete = event["count"] == DEVICES and len(offered[event["round"]]) == len(fleet.folder.parties)
+            whole.extend([event["round"]] if complete else [])
+        fleet.over = event["event"] == "transcript" and event["round"] in whole
 
     fleet.watch(240.0, disturb)
     balancer.close()
