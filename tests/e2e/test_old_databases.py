@@ -11,12 +11,16 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from blindsum.protocol.codec import decode
+from blindsum.protocol.envelope import open_envelope
 from blindsum.protocol.errors import BlindsumError
 from blindsum.protocol.keys import box_seal
 from blindsum.protocol.machines.coordinator import CoordinatorMachine
+from blindsum.protocol.machines.device import DeviceIdentity, DeviceMachine, Floor
 from blindsum.protocol.machines.party import PartyFloor, PartyMachine
+from blindsum.protocol.ring import zeros
 from blindsum.runtime.driver import Driver
 from blindsum.runtime.kit import load_broadcast_key, load_key, load_trust
 from blindsum.runtime.mqtt import MqttLink
@@ -94,3 +98,40 @@ def test_role_goes_on_with_the_round_that_the_old_release_left(kits: Path, role:
         store.close()
     assert driver.failure is None and due > 0, "it waits for what the round still owes it"
     assert decode(rows(kit / f"{role}.db")[f"state/{TASK}"])["number"] == state["number"] == 2
+
+
+def test_device_goes_on_with_the_training_that_the_old_release_left_in_one_row(kits: Path) -> None:
+    path, trust = kits / "device-0" / "device.db", load_trust(kits / "party-1")
+    old = decode(rows(path)[f"state/{TASK}"])
+    name = open_envelope(old["join"]).head.sender.removeprefix("device/")
+    store = SqliteStore(path)
+
+    def machine() -> DeviceMachine:
+        return DeviceMachine(
+            identity=DeviceIdentity(name, b"shown when it joined", Ed25519PrivateKey.generate()),
+            trust=trust,
+            tasks=frozenset({TASK}),
+            store=store,
+            random=random_bytes,
+            seal=box_seal,
+            floor=Floor(),
+            willing=lambda _view: "",
+        )
+
+    first = machine()
+    view = first.view(TASK)
+    assert first.phase(TASK) == "training" and view is not None and view.number == old["number"] == 2
+    step = first.receive(old["roster"], view.manifest.issued_at)
+    assert [event.name for event in step.events] == ["train"]
+    store.commit(step.writes)
+    kept = {key.removeprefix(f"message/{TASK}/"): value for key, value in store.scan("message/")}
+    assert kept == {each: old[each] for each in ("announcement", "join", "roster")}
+    again = machine()
+    store.commit(again.upload(TASK, 2, zeros(view.base.segments), view.manifest.issued_at + 1).writes)
+    small = {"number": 2, "phase": "uploading", "key": b"", "acknowledged": old["acknowledged"]}
+    assert decode(store.get(f"state/{TASK}") or b"") == small
+    header = store.get(f"message/{TASK}/header")
+    assert header is not None and open_envelope(header).head.type == "header"
+    store.commit(again.abandon("stopped").writes)
+    assert not [*store.keys("state/"), *store.keys("message/")]
+    store.close()

@@ -274,7 +274,7 @@ def test_receipt_says_that_an_upload_was_too_late() -> None:
     )
     world.start()
     world.until("check")
-    header = decode(world.actors["device/d-0003"].store.rows[f"state/{world.task}"])["header"]
+    header = world.actors["device/d-0003"].store.rows[f"message/{world.task}/header"]
     receipt = said(world.give("coordinator", header), "receipt")[0]
     assert body_of(receipt, Receipt).code == "upload-late"
     world.give("device/d-0003", receipt)

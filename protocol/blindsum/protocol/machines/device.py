@@ -17,9 +17,10 @@ from collections.abc import Callable
 
 import numpy as np
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from blindsum.protocol.blobs import RESEND_MS, Fetches, bits_set, read_blob, write_blob
-from blindsum.protocol.codec import convert, decode, encode
+from blindsum.protocol.codec import decode, encode
 from blindsum.protocol.envelope import Signed, message_digest, peek
 from blindsum.protocol.errors import BlindsumError, Refused
 from blindsum.protocol.keys import SEED_SIZE, edge_private, public_of
@@ -32,7 +33,9 @@ from blindsum.protocol.machines.deviceround import (
     body_is_pushed,
     open_announcement,
     open_until,
+    read_state,
     sign_message,
+    state_writes,
 )
 from blindsum.protocol.machines.following import Following
 from blindsum.protocol.machines.journal import Journal
@@ -253,16 +256,14 @@ class DeviceMachine:
         state = DeviceState(
             number=number,
             phase="joined",
-            announcement=signed.raw,
             key=private,
-            join=raw,
             acknowledged=False,
-            roster=b"",
-            header=b"",
+            announcement=signed.raw,
+            join=raw,
         )
         round_ = DeviceRound(state, view, message_digest(raw) if raw else b"", own=own)
         self._rounds[task] = round_
-        self._save(round_)
+        self._journal.write(state_writes(task, state, None))
         if raw:
             self._send(round_, "join", raw, now)
         elif self.late.fit(view) is None:
@@ -396,7 +397,7 @@ class DeviceMachine:
         self.late.left(task, "")
         # a late copy of the announcement must not make this device join again under another key
         self._journal.put(f"spent/{task}", encode(round_.state.number))
-        self._journal.delete(f"state/{task}")
+        self._journal.write(state_writes(task, None, round_.state))
         self._journal.event(name, task=task, round=round_.state.number, **data)
 
     # -- helpers --------------------------------------------------------------------------------------------------
@@ -424,16 +425,15 @@ class DeviceMachine:
         return int(decode(value)) if value else 0
 
     def _save(self, round_: DeviceRound, **changes: object) -> None:
-        fields = {name: getattr(round_.state, name) for name in round_.state.__struct_fields__}
-        round_.state = DeviceState(**{**fields, **changes})
+        before, round_.state = round_.state, replace(round_.state, **changes)
         if "phase" in changes:
             round_.sent_at, round_.wait_ms = 0, RESEND_MS
-        self._journal.put(f"state/{round_.view.name}", encode(round_.state))
+        self._journal.write(state_writes(round_.view.name, round_.state, before))
 
     def _restore(self) -> None:
         for key, value in self._journal.scan("state/"):
             task = key.removeprefix("state/")
-            state = convert(decode(value), DeviceState)
+            state = read_state(self._journal, task, value)
             signed = open_message(self._trust, state.announcement)
             if isinstance(signed, Refused) or task not in self._tasks:
                 continue

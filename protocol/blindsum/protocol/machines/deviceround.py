@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec.structs import replace
 
 from blindsum.protocol.arrivals import Arrivals
 from blindsum.protocol.blobs import RESEND_MS, read_blob
-from blindsum.protocol.codec import convert, ready
+from blindsum.protocol.codec import convert, decode, encode, ready
 from blindsum.protocol.envelope import Head, Signed, message_digest, seal_envelope
 from blindsum.protocol.errors import Refused
 from blindsum.protocol.keys import edge_private, public_of
-from blindsum.protocol.machines.step import Store
+from blindsum.protocol.machines.journal import Journal
+from blindsum.protocol.machines.step import Store, Write
 from blindsum.protocol.memo import shared
 from blindsum.protocol.messages import Announcement, BlobRef, Header, Payload, RosterAnnouncement
 from blindsum.protocol.roster import RosterView, open_roster, open_roster_announcement
@@ -42,7 +45,9 @@ __all__ = [
     "announcement_fault",
     "body_is_pushed",
     "open_announcement",
+    "read_state",
     "sign_message",
+    "state_writes",
 ]
 
 
@@ -74,12 +79,16 @@ class DeviceState(Secret, Payload, frozen=True):
 
     number: int
     phase: Literal["joined", "training", "uploading", "uploaded"]
-    announcement: bytes
     key: bytes
-    join: bytes
     acknowledged: bool
-    roster: bytes
-    header: bytes
+    announcement: bytes
+    join: bytes = b""
+    roster: bytes = b""
+    header: bytes = b""
+
+
+_MESSAGES: Final = ("announcement", "join", "roster", "header")
+"""What is large in a state and does not change: each has a row of its own, which is written once."""
 
 
 @dataclass(slots=True, repr=False)
@@ -165,6 +174,35 @@ class DeviceRound(Secret):
         assert isinstance(signed, Signed)
         self.header_digest = signed.digest
         self.body = convert(signed.payload, Header).body
+
+
+def state_writes(task: str, state: DeviceState | None, before: DeviceState | None) -> Iterator[Write]:
+    """What brings a store that holds state `before` of `task` to `state`. None: between rounds."""
+    if state is None:
+        yield Write(f"state/{task}", None)
+    else:
+        small = {name: getattr(state, name) for name in state.__struct_fields__ if name not in _MESSAGES}
+        yield Write(f"state/{task}", encode(small))
+    for name in _MESSAGES:
+        old, new = (b"" if each is None else getattr(each, name) for each in (before, state))
+        if new is not old and new != old:
+            yield Write(_message_key(task, name), new or None)
+
+
+def read_state(journal: Journal, task: str, value: bytes) -> DeviceState:
+    """The state of `task` whose row "state/" holds `value`. Where a version wrote it that kept all in that row, it moves to rows as
+    they are now. Raises DecodeError."""
+    row = decode(value)
+    if not isinstance(row, dict) or "announcement" in row:
+        state = convert(row, DeviceState)
+        journal.write(state_writes(task, state, None))
+        return state
+    return convert(row | {name: journal.get(_message_key(task, name)) or b"" for name in _MESSAGES}, DeviceState)
+
+
+@lru_cache(maxsize=64)
+def _message_key(task: str, name: str) -> str:
+    return f"message/{task}/{name}"
 
 
 @shared(8, lambda body: body)
