@@ -40,26 +40,35 @@ def test_both_ends_get_the_keys_of_their_edge_and_the_second_is_charged_for_them
     ends = [edge_keypair(os.urandom(32)) for _ in range(12)]
     place = a_round([public for _, public in ends], suite)
     for mine, (private, _) in enumerate(ends):
-        for other in range(mine + 1, 12):
-            assert pairs.edge_keys(*place, edge_private(private), mine, other) == edge_keys(
-                *place, private, mine, other
-            )
+        others = list(range(mine + 1, 12))
+        assert pairs.edge_keys(*place, edge_private(private), mine, others) == edge_keys(*place, private, mine, others)
     assert pairs.spared_s == 0.0
     for mine, (private, _) in enumerate(ends):
-        for other in range(mine):
-            assert pairs.edge_keys(*place, private, mine, other) == edge_keys(*place, private, mine, other)
+        others = list(range(mine))
+        assert pairs.edge_keys(*place, private, mine, others) == edge_keys(*place, private, mine, others)
     assert pairs.spared_s > 0.0
+
+
+def test_edges_that_were_left_and_others_keep_their_order() -> None:
+    pairs = Pairs(4)
+    ends = [edge_keypair(os.urandom(32)) for _ in range(6)]
+    place = a_round([public for _, public in ends])
+    for mine in (1, 4):
+        pairs.edge_keys(*place, ends[mine][0], mine, [0])
+    others = [1, 2, 3, 4, 5]
+    assert pairs.edge_keys(*place, ends[0][0], 0, others) == edge_keys(*place, ends[0][0], 0, others)
+    assert pairs._edge.calls == 3
 
 
 def test_no_edge_has_the_keys_of_another_round_roster_place_or_key() -> None:
     pairs = Pairs(4)
     (one, first), (other, second) = (edge_keypair(os.urandom(32)) for _ in range(2))
     view, roster = a_round([first, second, second])
-    found = {pairs.edge_keys(view, roster, one, 0, 1), pairs.edge_keys(view, roster, one, 0, 2)}
+    found = set(pairs.edge_keys(view, roster, one, 0, [1, 2]))
     for place in (a_round([first, second]), (view, a_round([first, second])[1]), (a_round([first, second])[0], roster)):
-        found.add(pairs.edge_keys(*place, one, 0, 1))
-    found.add(pairs.edge_keys(view, roster, other, 0, 1))
-    assert len(found) == 6
+        found.update(pairs.edge_keys(*place, one, 0, [1]))
+    found.update(pairs.edge_keys(view, roster, other, 0, [1]))
+    assert len(found) == 6 and None not in found
 
 
 def test_values_that_meet_in_one_place_are_told_apart() -> None:
@@ -174,7 +183,7 @@ def test_points_of_small_order_agree_on_nothing() -> None:
     pairs = Pairs(1)
     private, public = edge_keypair(os.urandom(32))
     for _ in range(2):
-        assert pairs.edge_keys(*a_round([public, bytes(32)]), private, 0, 1) is None
+        assert pairs.edge_keys(*a_round([public, bytes(32)]), private, 0, [1]) == [None]
 
 
 def test_tables_are_shared_with_processes_that_are_forked_meanwhile() -> None:
@@ -182,11 +191,11 @@ def test_tables_are_shared_with_processes_that_are_forked_meanwhile() -> None:
     (one, first), (other, second) = (edge_keypair(os.urandom(32)) for _ in range(2))
     place = a_round([first, second])
     if (child := os.fork()) == 0:
-        pairs.edge_keys(*place, one, 0, 1)
+        pairs.edge_keys(*place, one, 0, [1])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert pairs._edge.calls == 0
-    assert pairs.edge_keys(*place, other, 1, 0) == edge_keys(*place, other, 1, 0)
+    assert pairs.edge_keys(*place, other, 1, [0]) == edge_keys(*place, other, 1, [0])
     assert pairs._edge.calls == 0
 
 

@@ -85,7 +85,7 @@ class Ledger:
     def made(self, device: int, lanes: Sequence[Lane], tau: int = 0) -> None:
         """A device is about to mask `lanes`, which τ rounds have discounted."""
         self._tau[device] = tau
-        self._plain[device] = self._shelf.keep(pack(self._segments, lanes))
+        self._plain[device] = self._shelf.keep_alone(pack(self._segments, lanes))
 
     def uploaded(self, device: int, now: int) -> None:
         """A device has the receipt of its whole upload."""

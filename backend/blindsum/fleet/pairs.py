@@ -26,6 +26,7 @@ from blindsum.fleet.boxes import Boxes
 from blindsum.fleet.table import Table
 from blindsum.protocol import envelope, keys, masks, openings, roster
 from blindsum.protocol.keys import (
+    HASH_SIZE,
     SEED_SIZE,
     box_keypair,
     box_open,
@@ -68,12 +69,12 @@ PUBLICS_MAX: Final = 64
 """Box keys whose public halves are remembered."""
 SUMS_MAX: Final = 16
 """Sums of self masks and shares of caps that are remembered: more than the parties of a round have to open."""
-TIMED_EVERY: Final = 16
-"""How many edges are reckoned, and boxes sealed, to one whose time is taken."""
+TIMED_EVERY: Final = 64
+"""How many devices' edges are reckoned, and boxes sealed, to one whose time is taken."""
 
 
 class _Sampled:
-    """Processor time of a call, as the mean of one in `TIMED_EVERY`."""
+    """Processor time of a piece of work, as the mean of those in one call of `TIMED_EVERY`."""
 
     def __init__(self) -> None:
         self.calls, self._timed, self._timed_s = 0, 0, 0.0
@@ -88,9 +89,9 @@ class _Sampled:
     def mean_s(self) -> float:
         return self._timed_s / max(1, self._timed)
 
-    def add(self, began: float) -> None:
+    def add(self, began: float, pieces: int = 1) -> None:
         self._timed_s += time.thread_time() - began
-        self._timed += 1
+        self._timed += pieces
 
 
 class Pairs:
@@ -102,7 +103,7 @@ class Pairs:
         self._edges = Table(min(EDGES_MAX, 1 << (EDGES_A_DEVICE * devices - 1).bit_length()), KEYS_SIZE_MAX)
         self._signed = Table(SIGNED_MAX, 0)
         self._boxes = Table(BOXES_MAX, PLAIN_SIZE_MAX)
-        self._own: tuple[X25519PrivateKey | None, bytes] = None, b""
+        self._ends: tuple[bytes, dict[int, int]] = b"", {}  # of a roster's devices, see `_end`
         self._sums: OrderedDict[bytes, bytes] = OrderedDict()
         self._publics: OrderedDict[MLKEM768X25519PrivateKey, bytes] = OrderedDict()
         self._edge, self._box, self._sealer = _Sampled(), _Sampled(), Boxes()
@@ -113,27 +114,35 @@ class Pairs:
         return Pairs, (self._devices,)
 
     def edge_keys(
-        self, view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
-    ) -> tuple[bytes, bytes, bytes] | None:
+        self, view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, others: Sequence[int]
+    ) -> list[tuple[bytes, bytes, bytes] | None]:
+        if not others:
+            return []
         own = edge_private(private) if isinstance(private, bytes) else private
-        here = mine.to_bytes(4, "big") + self._public(own)
-        there = theirs.to_bytes(4, "big") + roster.keys[theirs]
-        ends = here + there if mine < theirs else there + here
-        edge = hashlib.sha256(view.digest + roster.digest + ends).digest()
-        kept = self._edges.take(edge)
-        if kept is not None:
-            self.spared_s += self._edge.mean_s
-            return kept[:SEED_SIZE], kept[SEED_SIZE:-CHECK_SIZE], kept[-CHECK_SIZE:]
-        found = self._reckon(view, roster, own, mine, theirs)
-        if found is not None:
-            self._edges.put(edge, b"".join(found))
+        place = view.digest + roster.digest
+        if self._ends[0] != place:
+            self._ends = place, {}
+        ends, here, take = self._ends[1], _end(place, mine, public_of(own)), self._edges.take
+        found: list[tuple[bytes, bytes, bytes] | None] = []
+        missing: dict[int, bytes] = {}  # by where it belongs among those that were found
+        for other in others:
+            there = ends.get(other)
+            if there is None:
+                there = ends[other] = _end(place, other, roster.keys[other])
+            edge = (here ^ there).to_bytes(HASH_SIZE)
+            kept = take(edge)
+            if kept is None:
+                missing[len(found)] = edge
+                found.append(None)
+            else:
+                found.append((kept[:SEED_SIZE], kept[SEED_SIZE:-CHECK_SIZE], kept[-CHECK_SIZE:]))
+        self.spared_s += (len(found) - len(missing)) * self._edge.mean_s
+        reckoned = self._reckon(view, roster, own, mine, [others[at] for at in missing]) if missing else ()
+        for (at, edge), made in zip(missing.items(), reckoned, strict=True):
+            if made is not None:
+                self._edges.put(edge, b"".join(made))
+                found[at] = made
         return found
-
-    def _public(self, own: X25519PrivateKey) -> bytes:
-        """`public_of(own)`; a device agrees with all of its neighbours in one go."""
-        if self._own[0] is not own:
-            self._own = own, public_of(own)
-        return self._own[1]
 
     def sign(self, key: Ed25519PrivateKey, data: bytes) -> bytes:
         signature = sign(key, data)
@@ -220,13 +229,13 @@ class Pairs:
         return found
 
     def _reckon(
-        self, view: RoundView, roster: RosterView, own: X25519PrivateKey, mine: int, theirs: int
-    ) -> tuple[bytes, bytes, bytes] | None:
+        self, view: RoundView, roster: RosterView, own: X25519PrivateKey, mine: int, others: Sequence[int]
+    ) -> list[tuple[bytes, bytes, bytes] | None]:
         if not self._edge.due:
-            return edge_keys(view, roster, own, mine, theirs)
+            return edge_keys(view, roster, own, mine, others)
         began = time.thread_time()
-        found = edge_keys(view, roster, own, mine, theirs)
-        self._edge.add(began)
+        found = edge_keys(view, roster, own, mine, others)
+        self._edge.add(began, len(others))
         return found
 
 
@@ -255,6 +264,11 @@ def paired(pairs: Pairs) -> Iterator[None]:
 @lru_cache(maxsize=PUBLICS_MAX)
 def _signer(key: Ed25519PrivateKey) -> bytes:
     return public_of(key)
+
+
+def _end(place: bytes, index: int, public: bytes) -> int:
+    """What names one end of an edge in a round. An edge is named by both, XORed: the same from either end."""
+    return int.from_bytes(hashlib.sha256(place + index.to_bytes(4) + public).digest())
 
 
 def _usable(public: bytes) -> bytes:

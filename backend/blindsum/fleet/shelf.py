@@ -50,6 +50,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (lives as long as the process does)
+        self._number = self._file.fileno()
         self._end = 0
         self._free: dict[int, list[int]] = {}
         self._chunks: dict[str, _Chunk] = {}
@@ -58,28 +59,25 @@ class Shelf:
 
     def keep(self, value: bytes) -> Kept:
         """The value itself, or where it was written to: once for all who are given the same."""
-        size = len(value)
-        if size < LARGE_SIZE:
+        if len(value) < LARGE_SIZE:
             return value
         known = self._written.get(value)
         if known is not None and known.held:
             known.held += 1
             self._written.move_to_end(value)
             return known
-        free = self._free.get(size)
-        offset = free.pop() if free else self._end
-        if offset == self._end:
-            self._end += size
-        os.pwrite(self._file.fileno(), value, offset)
-        place = Place(offset, size)
-        self._written[value] = place
+        place = self._written[value] = self._write(value)
         self._written.move_to_end(value)
         if len(self._written) > WRITTEN_MAX:
             self._written.popitem(last=False)
         return place
 
+    def keep_alone(self, value: bytes) -> Kept:
+        """As `keep`, for what nobody else is given: to know it again would take as long as to write it."""
+        return value if len(value) < LARGE_SIZE else self._write(value)
+
     def read(self, value: Kept) -> bytes:
-        return os.pread(self._file.fileno(), value.size, value.offset) if isinstance(value, Place) else value
+        return os.pread(self._number, value.size, value.offset) if isinstance(value, Place) else value
 
     def free(self, value: Kept) -> None:
         if isinstance(value, Place):
@@ -91,7 +89,7 @@ class Shelf:
         """One more store holds this chunk. Returns its key, one object for all of them."""
         chunk = self._chunks.get(key)
         if chunk is None:
-            chunk = self._chunks[key] = _Chunk(key, 0, self.keep(value))
+            chunk = self._chunks[key] = _Chunk(key, 0, self.keep_alone(value))
         chunk.held += 1
         return chunk.key
 
@@ -114,6 +112,15 @@ class Shelf:
             self.free(chunk.value)
             del self._chunks[key]
             self._recent.pop(key, None)
+
+    def _write(self, value: bytes) -> Place:
+        size = len(value)
+        free = self._free.get(size)
+        offset = free.pop() if free else self._end
+        if offset == self._end:
+            self._end += size
+        os.pwrite(self._number, value, offset)
+        return Place(offset, size)
 
 
 class ShelfStore:

@@ -111,11 +111,12 @@ def edge_check(view: RoundView, secret: bytes) -> bytes:
 
 
 def edge_keys(
-    view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, theirs: int
-) -> tuple[bytes, bytes, bytes] | None:
-    """(s_uv, its `edge_stream`, its `edge_check`), the same for both ends; None as `edge_secret`."""
-    secret = edge_secret(view, roster, private, mine, theirs)
-    return None if secret is None else (secret, edge_stream(view, secret), edge_check(view, secret))
+    view: RoundView, roster: RosterView, private: bytes | X25519PrivateKey, mine: int, others: Sequence[int]
+) -> list[tuple[bytes, bytes, bytes] | None]:
+    """(s_uv, its `edge_stream`, its `edge_check`) for each of `others`, the same for both ends; None as `edge_secret`."""
+    stream, check = _stream_expander(view.digest, SUITES[view.task.suite]), _edge_checker(view.digest)
+    secrets = [edge_secret(view, roster, private, mine, other) for other in others]
+    return [None if each is None else (each, stream(each), check(each)[:CHECK_SIZE]) for each in secrets]
 
 
 def pad(view: RoundView, roster: RosterView, mine: int, theirs: int, subset: int, seed: bytes) -> bytes:
@@ -174,12 +175,11 @@ def mask_upload(
     self_seeds = deal(random, len(base.self_subsets))
     cap_seeds = deal(random, len(base.cap_subsets))
     streams = [(self_stream(view, roster, index, subset, seed), 1) for subset, seed in enumerate(self_seeds)]
-    secrets: list[bytes] = []
-    checks: list[bytes] = []
     neighbours = roster.neighbours(index)
     own = edge_private(private) if isinstance(private, bytes) and neighbours else private
-    for other in neighbours:
-        keys = edge_keys(view, roster, own, index, other)
+    secrets: list[bytes] = []
+    checks: list[bytes] = []
+    for other, keys in zip(neighbours, edge_keys(view, roster, own, index, neighbours), strict=True):
         if keys is None:
             raise ValueError(f"device {other} of the roster has an unusable key")
         secret, stream, check = keys

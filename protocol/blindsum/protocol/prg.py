@@ -39,8 +39,8 @@ Stream: TypeAlias = tuple[bytes, int]
 """(stream key, +1 or -1)"""
 _Block: TypeAlias = tuple[int, Lane]
 """(page, the part of a lane that it masks)"""
-_Fill: TypeAlias = Callable[[bytes, memoryview, memoryview], None]
-"""Write the keystream of the page with this big-endian number: (number, zeros, room for them and a tag)."""
+_Fill: TypeAlias = Callable[[bytes, memoryview, None, memoryview], object]
+"""Write the keystream of a page: (nonce, zeros, no associated data, room for them and a tag)."""
 
 _ZEROS: Final = memoryview(bytes(PAGE_SIZE))
 _TAG_SIZE: Final = 16
@@ -64,7 +64,7 @@ def uniform_bits(stream_key: bytes, page: int, count: int, width: int) -> Lane:
     size = count * width // 8
     assert len(stream_key) == SUITES["aes128-ctr"] and 0 <= size <= PAGE_SIZE, "stream key or count"
     out = np.empty(size + _TAG_SIZE, np.uint8)
-    _aes(stream_key)(page.to_bytes(4, "big"), _ZEROS[:size], out.data)
+    _aes(stream_key[:-8])(stream_key[-8:] + page.to_bytes(4, "big"), _ZEROS[:size], None, out.data)
     return out[:size].view(lane_dtype(width))
 
 
@@ -123,34 +123,29 @@ def _cut(segments: Sequence[Segment], lanes: Sequence[Lane], page: int) -> list[
 
 def _expand(blocks: Sequence[_Block], group: Sequence[Stream], suite: str) -> None:
     """Page by page, so that a page of the accumulator stays in cache while every stream of the group passes over it."""
-    assert all(len(key) == SUITES[suite] and sign in (1, -1) for key, sign in group), "stream key or sign"
+    size = SUITES[suite]
+    assert all(len(key) == size and sign in (1, -1) for key, sign in group), "stream key or sign"
     make = _chacha20 if suite == "chacha20" else _aes
-    fills = [(make(key), np.add if sign > 0 else np.subtract) for key, sign in group]
+    fills = [(make(key[:-8]), key[-8:], np.add if sign > 0 else np.subtract) for key, sign in group]
     scratch = np.empty(max((part.nbytes for _, part in blocks), default=0) + _TAG_SIZE, np.uint8)
     for page, part in blocks:
         number, source = page.to_bytes(4, "big"), _ZEROS[: part.nbytes]
         room = scratch.data[: part.nbytes + _TAG_SIZE]
         stream = scratch[: part.nbytes].view(part.dtype)
-        for fill, operation in fills:
-            fill(number, source, room)
-            operation(part, stream, out=part)
+        for fill, salt, operation in fills:
+            fill(salt + number, source, None, room)
+            operation(part, stream, part)
 
 
-def _aes(stream_key: bytes) -> _Fill:
-    encrypt, salt = AESGCM(stream_key[:16]).encrypt_into, stream_key[16:]
-
-    def fill(number: bytes, source: memoryview, room: memoryview) -> None:
-        encrypt(salt + number, source, None, room)
-
-    return fill
+def _aes(key: bytes) -> _Fill:
+    return AESGCM(key).encrypt_into
 
 
-def _chacha20(stream_key: bytes) -> _Fill:
-    prefix = _COUNTER_CHACHA20 + stream_key[32:]
-    cipher = Cipher(algorithms.ChaCha20(stream_key[:32], bytes(16)), None).encryptor()
+def _chacha20(key: bytes) -> _Fill:
+    cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
 
-    def fill(number: bytes, source: memoryview, room: memoryview) -> None:
-        cipher.reset_nonce(prefix + number)
+    def fill(nonce: bytes, source: memoryview, _: None, room: memoryview) -> None:
+        cipher.reset_nonce(_COUNTER_CHACHA20 + nonce)
         cipher.update_into(source, room)
 
     return fill
