@@ -200,6 +200,8 @@ def test_bad_parameter_vector_is_refused_and_changes_nothing(vector):
         (X, Y[:5]),
         (X, Y + 1),
         (X, Y - 1),
+        (np.tile(X, (11, 1)), np.tile(Y, 11) + 1),
+        (np.tile(X, (11, 1)), np.tile(Y, 11) - 1),
         (X, Y.astype(np.float32)),
         (X, np.eye(3)[Y]),
         (X.astype(str), Y),
