@@ -183,24 +183,21 @@ class Island:
         """Play everything before `until`. Returns what goes to other islands."""
         while self._heap and self._heap[0].at < until:
             post = self._post = heapq.heappop(self._heap)
-            self.now = max(self.now, post.at)
-            if post.target == BROKER:
+            at, target, kind, _, counter, body, _, _ = post
+            self.now = max(self.now, at)
+            if target == BROKER:
                 self._spread(post)
                 continue
-            role = self.roles[post.target]
-            if not role.alive:
-                continue
-            if post.kind == _JOB:
+            role = self.roles[target]
+            if kind == _WAKE:
+                self._wake(role, at)
+            elif role.alive and kind == _JOB:
                 assert isinstance(role, DeviceRole)
-                self.apply(role, self._trainings.done(role, post.counter, self.now))
-            elif post.kind == MESSAGE:
-                if isinstance(role, DeviceRole):
-                    self._hear_of(role, post.body)
-                else:
-                    self.apply(role, role.machine.receive(post.body, self.now))
-            elif role.wake_at == post.at:
-                role.wake_at = None
-                self.apply(role, role.machine.wake(self.now))
+                self.apply(role, self._trainings.done(role, counter, self.now))
+            elif role.alive and isinstance(role, DeviceRole):
+                self._hear_of(role, body)
+            elif role.alive:
+                self.apply(role, role.machine.receive(body, self.now))
         out, self._out = self._out, []
         return out
 
@@ -263,8 +260,19 @@ class Island:
             device.rest()  # where chunks come twice it would refuse the second, having begun anew
 
     def _wake_at(self, role: Role, at: int) -> None:
+        """Most deadlines move on before they come: a wake that is on its way already sees to that."""
         role.wake_at = at
-        heapq.heappush(self._heap, Post(at, role.id, _WAKE, 0, 0, b""))
+        if role.wake_due is None or at < role.wake_due:
+            role.wake_due = at
+            heapq.heappush(self._heap, Post(at, role.id, _WAKE, 0, 0, b""))
+
+    def _wake(self, role: Role, at: int) -> None:
+        role.wake_due = None if at == role.wake_due else role.wake_due
+        if role.wake_at == at and role.alive:
+            role.wake_at = None
+            self.apply(role, role.machine.wake(self.now))
+        elif role.wake_at is not None and role.wake_due is None:
+            self._wake_at(role, role.wake_at)
 
     def _hear(self, device: DeviceRole, event: Event) -> None:
         if event.name == "uploaded":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blindsum.fleet.conditions import FATES
 from blindsum.fleet.shelf import Kept, Shelf
-from blindsum.protocol.ring import Lane, PackedSum, Segment, pack
+from blindsum.protocol.ring import Lane, Segment, zeros
 
 __all__ = ["Ledger", "Notes"]
 
@@ -24,7 +24,7 @@ class Notes:
     `up`, `down`: bytes. `seconds`: virtual time from the beginning of the round to the receipt of the whole upload, 0 where there
     was none. `mask_ms`: processor time of masking and sealing, all key agreements included. `fates`: how many devices met which of
     `FATES`; `late`: those that the round overtook in training or upload; `stale`: survivors whose update is of an earlier model,
-    by τ. `failed`: trainings that failed, by code. `plain`: the lanes of the plain ring sum.
+    by τ. `failed`: trainings that failed, by code. `plain`: the lanes of the plain ring sum (24-bit ones unreduced).
     """
 
     up: NDArray[np.int64] = field(repr=False)
@@ -70,7 +70,7 @@ class Ledger:
         self._began = now
         self._plain = {}
         self._summed: set[int] = set()
-        self._sum = PackedSum(self._segments)
+        self._sum = zeros(self._segments)
         self.up, self.down = np.zeros(self._size, np.int64), np.zeros(self._size, np.int64)
         self.seconds, self.mask_ms = np.zeros(self._size), np.zeros(self._size)
         counts = np.bincount(fates[self._mine], minlength=len(FATES))
@@ -85,7 +85,7 @@ class Ledger:
     def made(self, device: int, lanes: Sequence[Lane], tau: int = 0) -> None:
         """A device is about to mask `lanes`, which τ rounds have discounted."""
         self._tau[device] = tau
-        self._plain[device] = self._shelf.keep_alone(pack(self._segments, lanes))
+        self._plain[device] = self._shelf.keep_alone(b"".join(lane.data for lane in lanes))
 
     def uploaded(self, device: int, now: int) -> None:
         """A device has the receipt of its whole upload."""
@@ -98,7 +98,7 @@ class Ledger:
         for device in sorted(mine - self._summed):
             self._add(device)
         for device in sorted(self._summed - mine if survivors else ()):
-            self._sum.subtract(self._shelf.read(self._plain[device]))
+            self._combine(device, np.subtract)
         return Notes(
             self.up,
             self.down,
@@ -109,11 +109,17 @@ class Ledger:
             Counter(tau for device in mine if (tau := self._tau.get(device, 0))),
             self.failed,
             self.refusals,
-            self._sum.lanes(),
+            self._sum,
         )
 
     def _add(self, device: int) -> None:
-        self._sum.add(self._shelf.read(self._plain[device]))
+        self._combine(device, np.add)
         self._summed.add(device)
         if not self._keeps:
             self._shelf.free(self._plain.pop(device))
+
+    def _combine(self, device: int, operation: np.ufunc) -> None:
+        data, start = self._shelf.read(self._plain[device]), 0
+        for lane in self._sum:
+            operation(lane, np.frombuffer(data, lane.dtype, lane.size, start), out=lane)
+            start += lane.nbytes

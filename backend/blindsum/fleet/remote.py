@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import selectors
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -123,10 +124,12 @@ def _serve(pipe: Connection, setup: Setup, devices: Sequence[int], inherited: Se
 def _work(pipe: Connection, setup: Setup, devices: Sequence[int]) -> None:
     """Answer. While nothing is asked, make uploads before their time."""
     island = setup.island(devices, backends=False)
+    asked = selectors.DefaultSelector()  # `Connection.poll` makes one for each look
+    asked.register(pipe, selectors.EVENT_READ)
     failed: Exception | None = None
     while True:
         try:
-            while failed is None and not pipe.poll(0) and island.work():
+            while failed is None and not asked.select(0) and island.work():
                 pass
         except Exception as error:  # told when the next question comes
             failed = error

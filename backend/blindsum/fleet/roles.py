@@ -66,7 +66,7 @@ class World(Protocol):
 
 class Role:
     """One role. `counter` numbers its messages within a round, `last_at` is when a device's last one arrives; `wake_at` is when
-    its machine wants to be woken."""
+    its machine wants to be woken, `wake_due` when the next wake comes, not later."""
 
     __slots__ = (
         "_machine",
@@ -79,6 +79,7 @@ class Role:
         "listening",
         "store",
         "wake_at",
+        "wake_due",
     )
 
     def __init__(self, number: int, name: str, *, seed: int, shelf: Shelf, behaviour: Behaviour) -> None:
@@ -90,6 +91,7 @@ class Role:
         self.counter = 0
         self.last_at = 0
         self.wake_at: int | None = None
+        self.wake_due: int | None = None
         self.listening: tuple[bytes, ...] = ()
         self._machine: Machine | None = None
 
@@ -103,6 +105,7 @@ class Role:
     def begin(self, number: int) -> None:
         """A round begins."""
         self.counter = self.last_at = 0
+        self.wake_due = None
         self.entropy.begin(number)
 
     def stop(self) -> None:
