@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .bank import Floats
-from .batch import Features, Feeds, by_name, feeds_of, pieces, rows_of
+from .batch import Features, Feeds, Intake, by_name, pieces, rows_of
 from .engine import Engine
 from .manifest import Manifest
 from .optimisers import in_range
@@ -180,6 +180,7 @@ def source_of_arrays(
     """Batches from arrays, each epoch in an order of its own where the plan has a seed. Only a batch is ever copied."""
     columns = {name: _rows(name, array) for name, array in by_name(manifest, features).items()}
     labels, count = _rows("targets", targets), count_of(manifest, features, targets)
+    only, intake = next(iter(columns.values())) if len(columns) == 1 else None, Intake(manifest)
 
     def batches(epoch: int) -> Iterator[Feeds]:
         order = None
@@ -188,7 +189,8 @@ def source_of_arrays(
         for start in range(0, count, plan.batch_size):
             stop = min(start + plan.batch_size, count)
             rows: Any = slice(start, stop) if order is None else order[start:stop]
-            yield feeds_of(manifest, {name: array[rows] for name, array in columns.items()}, labels[rows])
+            parts = {name: array[rows] for name, array in columns.items()} if only is None else only[rows]
+            yield intake(parts, labels[rows])
 
     return batches
 
@@ -209,16 +211,18 @@ def source_of_batches(manifest: Manifest, batches: Batches, plan: Plan) -> Calla
             "training-request-invalid", "the batches can be read only once; for more epochs pass a list or a function"
         )
 
+    intake = Intake(manifest)
+
     def read(epoch: int) -> Iterator[Feeds]:
         for batch in batches(epoch) if callable(batches) else batches:
-            feeds = _pair(manifest, batch)
+            feeds = _pair(manifest, intake, batch)
             if feeds:
                 yield from pieces(feeds, plan.batch_size or rows_of(feeds))
 
     return read
 
 
-def _pair(manifest: Manifest, batch: tuple[Features, ArrayLike]) -> Feeds:
+def _pair(manifest: Manifest, intake: Intake, batch: tuple[Features, ArrayLike]) -> Feeds:
     """One batch that the caller made; {} for one without examples."""
     try:
         features, targets = batch
@@ -227,7 +231,7 @@ def _pair(manifest: Manifest, batch: tuple[Features, ArrayLike]) -> Feeds:
         raise BlindsumError("training-batch-invalid", detail) from None
     if len(_rows("targets", targets)) == 0 and count_of(manifest, features, targets) == 0:
         return {}
-    return feeds_of(manifest, features, targets)
+    return intake(features, targets)
 
 
 def _rows(title: str, values: ArrayLike) -> NDArray[Any]:
