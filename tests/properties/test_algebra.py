@@ -189,7 +189,7 @@ def test_every_seed_is_missed_by_its_subset_alone(parties: int, data: st.DataObj
     index = data.draw(st.integers(0, len(subsets(parties, size)) - 1))
     subset = subsets(parties, size)[index]
     assert sorted((*subset, *holders(subset, parties))) == list(range(1, parties + 1))
-    assert [index in held_by(party, parties, size) for party in range(1, parties + 1)] == [
+    assert [index in held_by(party, subsets(parties, size)) for party in range(1, parties + 1)] == [
         party not in subset for party in range(1, parties + 1)
     ]
 

@@ -83,12 +83,12 @@ def test_lies_that_cancel_out_do_not_have_honest_parties_blamed() -> None:
     def lie(party: int) -> WrongOpening:
         wanted = next(
             place
-            for place, subset in enumerate(held_by(party, 7, 4))
+            for place, subset in enumerate(held_by(party, subsets(7, 4)))
             if holders(subsets(7, 4)[subset], 7) == (1, 2, party)
         )
 
         def change(content: OpeningContent) -> OpeningContent:
-            size = len(content.shares) // len(held_by(party, 7, 4))
+            size = len(content.shares) // len(held_by(party, subsets(7, 4)))
             at = wanted * size
             shares = content.shares[:at] + bytes(b ^ 0x5A for b in content.shares[at : at + size])
             return altered(content, shares=shares + content.shares[at + size :])
@@ -104,10 +104,12 @@ def test_device_and_party_in_league_do_not_have_an_honest_party_blamed() -> None
     """A corrupt device makes the check of its edges fit the false share of a corrupt party, so that the honest holder of the same
     seed looks like the liar. As many devices as may be corrupt prove nothing."""
     flip = bytes([1]) + bytes(SEED_SIZE - 1)
-    lied = next(place for place, subset in enumerate(held_by(4, 4, 2)) if holders(subsets(4, 2)[subset], 4) == (3, 4))
+    lied = next(
+        place for place, subset in enumerate(held_by(4, subsets(4, 2))) if holders(subsets(4, 2)[subset], 4) == (3, 4)
+    )
 
     def change(content: OpeningContent) -> OpeningContent:
-        count = len(content.shares) // len(held_by(4, 4, 2)) // SEED_SIZE
+        count = len(content.shares) // len(held_by(4, subsets(4, 2))) // SEED_SIZE
         at = lied * count * SEED_SIZE  # the first survivor's edge to the one dropped device
         share = bytes(a ^ b for a, b in zip(content.shares[at : at + SEED_SIZE], flip, strict=True))
         return altered(content, shares=content.shares[:at] + share + content.shares[at + SEED_SIZE :])

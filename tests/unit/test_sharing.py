@@ -18,7 +18,7 @@ def test_subsets_are_lexicographic_and_ascending() -> None:
 def test_a_seed_goes_to_the_parties_outside_its_subset() -> None:
     assert holders((1, 3), 4) == (2, 4)
     for index, subset in enumerate(subsets(7, 3)):
-        assert holders(subset, 7) == tuple(p for p in range(1, 8) if index in held_by(p, 7, 3))
+        assert holders(subset, 7) == tuple(p for p in range(1, 8) if index in held_by(p, subsets(7, 3)))
 
 
 @pytest.mark.parametrize(("parties", "size"), [(4, 1), (4, 2), (7, 3), (7, 4), (10, 3)])
@@ -26,7 +26,7 @@ def test_any_size_parties_miss_a_seed_and_one_more_hold_all(parties: int, size: 
     everything = set(range(len(subsets(parties, size))))
 
     def pooled(group: tuple[int, ...]) -> set[int]:
-        return set().union(*(held_by(party, parties, size) for party in group))
+        return set().union(*(held_by(party, subsets(parties, size)) for party in group))
 
     for group in combinations(range(1, parties + 1), size):
         assert everything - pooled(group) == {subsets(parties, size).index(group)}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import cbor2
 import msgspec
 
-from blindsum.protocol.memo import shared
+from blindsum.protocol.memo import LongKey, shared
 
 __all__ = [
     "DEPTH_MAX",
@@ -88,7 +88,7 @@ def encode_chunk(blob: bytes, index: int, data: bytes) -> bytes:
     return encode([CHUNK_VERSION, blob, index, data])
 
 
-@shared(16, lambda data: data)
+@shared(16, LongKey)
 def decode_chunk(data: bytes) -> tuple[bytes, int, bytes]:
     """The (blob id, index, data) of a chunk message, data a view of `data`'s tail copied once. Raises `DecodeError`."""
     blob = bytes(data[len(_CHUNK_HEAD) : len(_CHUNK_HEAD) + 32])

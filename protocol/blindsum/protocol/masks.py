@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -34,7 +34,7 @@ from blindsum.protocol.prg import SUITES, Stream, apply
 from blindsum.protocol.ring import pack, reduce, zeros
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.secret import Secret
-from blindsum.protocol.sharing import deal
+from blindsum.protocol.sharing import deal, held_by
 from blindsum.protocol.view import RoundView
 
 if TYPE_CHECKING:
@@ -131,11 +131,17 @@ def padder(view: RoundView, roster: RosterView, mine: int, seed: bytes) -> Calla
 
 def committer(view: RoundView, roster: RosterView, index: int) -> Callable[[str, int, bytes], bytes]:
     """The commitment of device `index` as a function of the layer, the subset and the seed."""
-    return digester("commit", view.digest, *roster.place(index), more=3)
+    where, number = roster.place(index)
+    return partial(_committer(view.digest, where), number)
 
 
 def box_info(view: RoundView, roster: RosterView, index: int, party: int) -> bytes:
     return info("box", view.digest, *roster.place(index), party)
+
+
+@lru_cache(maxsize=4)
+def _committer(view: bytes, where: bytes) -> Callable[..., bytes]:
+    return digester("commit", view, where, more=4)
 
 
 @lru_cache(maxsize=4)
@@ -197,9 +203,9 @@ def mask_upload(
     commitments += [commitment("cap", subset, seed) for subset, seed in enumerate(cap_seeds)]
     boxes = []
     for member in view.members:
-        held = [self_seeds[s] for s, subset in enumerate(base.self_subsets) if member.party not in subset]
-        held += [cap_seeds[s] for s, subset in enumerate(base.cap_subsets) if member.party not in subset]
-        boxes.append(seal(member.box_key, box_info(view, roster, index, member.party), b"".join(held)))
+        seeds = [self_seeds[subset] for subset in held_by(member.party, base.self_subsets)]
+        seeds += [cap_seeds[subset] for subset in held_by(member.party, base.cap_subsets)]
+        boxes.append(seal(member.box_key, box_info(view, roster, index, member.party), b"".join(seeds)))
     header = Header(
         manifest=view.digest,
         roster=roster.digest,
@@ -248,15 +254,14 @@ def open_box(
     place = next(place for place, member in enumerate(view.members) if member.party == party)
     plain = opener(box_info(view, roster, header.index, party), header.boxes[place])
     base = view.base
-    mine = [s for s, subset in enumerate(base.self_subsets) if party not in subset]
-    caps = [s for s, subset in enumerate(base.cap_subsets) if party not in subset]
+    mine, caps = held_by(party, base.self_subsets), held_by(party, base.cap_subsets)
     if plain is None or len(plain) != SEED_SIZE * (len(mine) + len(caps)):
         return "box-unreadable"
     seeds = [plain[at : at + SEED_SIZE] for at in range(0, len(plain), SEED_SIZE)]
     found = Seeds(dict(zip(mine, seeds, strict=False)), dict(zip(caps, seeds[len(mine) :], strict=True)))
     offset, commitment = len(base.self_subsets), committer(view, roster, header.index)
-    for layer, shift, held in (("self", 0, found.self_seeds), ("cap", offset, found.cap_seeds)):
-        for subset, seed in held.items():
+    for layer, shift, given in (("self", 0, found.self_seeds), ("cap", offset, found.cap_seeds)):
+        for subset, seed in given.items():
             at = HASH_SIZE * (shift + subset)
             if not equal(commitment(layer, subset, seed), header.commitments[at : at + HASH_SIZE]):
                 return "commitment-differs"

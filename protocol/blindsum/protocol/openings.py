@@ -19,6 +19,7 @@ from blindsum.protocol.messages import EDGE_SIZE, OpeningContent
 from blindsum.protocol.ring import packed_size, reduce, subtract_packed
 from blindsum.protocol.roster import RosterView
 from blindsum.protocol.sharing import combine as combine_pads
+from blindsum.protocol.sharing import held_by
 from blindsum.protocol.view import RoundView
 
 __all__ = ["Capped", "Combined", "Unmask", "combine", "designated", "holders", "make_content"]
@@ -72,16 +73,14 @@ def make_content(
 ) -> tuple[OpeningContent, dict[int, bytes]]:
     """(part 0 of `party`'s opening, all self-mask sums it holds, packed, by subset number) for exactly `survivors`, in order."""
     sums: dict[int, bytes] = {}
-    for subset, outside in enumerate(view.base.self_subsets):
-        if party not in outside:
-            held = ((index, seeds[index].self_seeds[subset]) for index in survivors)
-            sums[subset] = self_sum(view, roster, subset, held, threads=threads)
+    for subset in held_by(party, view.base.self_subsets):
+        held = ((index, seeds[index].self_seeds[subset]) for index in survivors)
+        sums[subset] = self_sum(view, roster, subset, held, threads=threads)
     edges = groupby(dropped_edges(roster, survivors), lambda edge: edge[0])
     lost = [(mine, [theirs for _, theirs in gone]) for mine, gone in edges]
     shares = [
         edge_shares(view, roster, subset, lost, [seeds[mine].cap_seeds[subset] for mine, _ in lost])
-        for subset, outside in enumerate(view.base.cap_subsets)
-        if party not in outside
+        for subset in held_by(party, view.base.cap_subsets)
     ]
     content = OpeningContent(
         hashes=[(subset, hashlib.sha256(vector).digest()) for subset, vector in sums.items()],
@@ -123,10 +122,9 @@ def combine(
 
 def _sound(view: RoundView, party: int, parts: Sequence[OpeningContent], edges: int, out: Combined) -> bool:
     """Whether `party`'s opening has the form it must have; if not it counts for nothing."""
-    mine = [s for s, outside in enumerate(view.base.self_subsets) if party not in outside]
-    caps = [s for s, outside in enumerate(view.base.cap_subsets) if party not in outside]
+    mine, caps = held_by(party, view.base.self_subsets), held_by(party, view.base.cap_subsets)
     first = parts[0]
-    good = [subset for subset, _ in first.hashes] == mine and len(first.shares) == SEED_SIZE * len(caps) * edges
+    good = tuple(subset for subset, _ in first.hashes) == mine and len(first.shares) == SEED_SIZE * len(caps) * edges
     hashes = dict(first.hashes)
     size = packed_size(view.base.segments)
     for part in parts:
@@ -228,8 +226,7 @@ def _shares(view: RoundView, contents: Mapping[int, Sequence[OpeningContent]], e
     """For each cap subset the shares of all edges, by the party that gave them."""
     out: list[dict[int, bytes]] = [{} for _ in view.base.cap_subsets]
     for party, parts in contents.items():
-        held = [subset for subset, outside in enumerate(view.base.cap_subsets) if party not in outside]
-        for place, subset in enumerate(held):
+        for place, subset in enumerate(held_by(party, view.base.cap_subsets)):
             out[subset][party] = parts[0].shares[SEED_SIZE * edges * place : SEED_SIZE * edges * (place + 1)]
     return out
 

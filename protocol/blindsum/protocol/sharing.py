@@ -29,9 +29,9 @@ def holders(subset: tuple[int, ...], parties: int) -> tuple[int, ...]:
 
 
 @cache
-def held_by(party: int, parties: int, size: int) -> tuple[int, ...]:
-    """Which seeds `party` is given, as indices into `subsets(parties, size)`, ascending."""
-    return tuple(index for index, subset in enumerate(subsets(parties, size)) if party not in subset)
+def held_by(party: int, among: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Which seeds `party` is given, as indices into the subsets that they belong to, ascending."""
+    return tuple(index for index, subset in enumerate(among) if party not in subset)
 
 
 def deal(random: Callable[[int], bytes], count: int) -> tuple[bytes, ...]:

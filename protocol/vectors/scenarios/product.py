@@ -181,7 +181,7 @@ def _sum(given: Values) -> Values:
 
 def _subsets(given: Values) -> Values:
     sets = sharing.subsets(given["parties"], given["size"])
-    held = [list(sharing.held_by(p, given["parties"], given["size"])) for p in range(1, given["parties"] + 1)]
+    held = [list(sharing.held_by(party, sets)) for party in range(1, given["parties"] + 1)]
     return {"subsets": [list(s) for s in sets], "held": held}
 
 

@@ -137,8 +137,8 @@ class Bodies:
     def fill_slots(self, now: int) -> None:
         """Ask for the next bodies while slots are free, and for no more than there is room for: what a device was not asked for it
         may upload in a later round."""
-        for index, since in list(self._moving.items()):
-            if now - since >= STALL_MS and (self._waiting or self._stalled):
+        for index, since in list(self._moving.items()) if self._waiting or self._stalled else ():
+            if now - since >= STALL_MS:
                 self._moving.pop(index)
                 self._fetches.drop(self.headers[index].body.id)
                 self._stalled.append(index)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from blindsum.protocol.keys import digest
-from blindsum.protocol.memo import shared
+from blindsum.protocol.memo import LongKey, shared
 
 __all__ = [
     "BLOB_CHUNKS_MAX",
@@ -120,6 +120,6 @@ def _blob_id(size: int, chunk_size: int, digests: bytes) -> bytes:
     return digest("blob", size, chunk_size, digests)
 
 
-@shared(16, lambda data: data)
+@shared(16, LongKey)
 def _chunk_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
