@@ -233,7 +233,7 @@ class DeviceRole(Role):
         if self._machine is None:
             return body in self._known
         assert isinstance(self._machine, DeviceMachine)
-        return body in self._machine.known
+        return self._machine.knows(body)
 
     def rest(self, last: bytes = b"") -> None:
         """Put the machine away while all of it is stored and nothing is on its way to it but copies, such as those of `last`: it is

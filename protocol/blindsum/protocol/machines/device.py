@@ -87,13 +87,17 @@ class DeviceMachine:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def receive(self, body: bytes, now: int) -> Step:
-        if body in self.known:
+        if self.knows(body):
             return self._journal.take()
         return self._journal.take(self._message(body, now) if peek(body) else self._chunk(body, now))
 
+    def knows(self, body: bytes) -> bool:
+        """Whether it brought a round as far as that is: coordinators repeat such messages, and nothing comes of copies."""
+        return True in [each.knows(body) for each in self._rounds.values()]
+
     @property
     def known(self) -> list[bytes]:
-        """What brought its rounds as far as they are: coordinators repeat it, and nothing comes of copies."""
+        """The messages that it `knows`, an announcement first."""
         bodies = [body for each in self._rounds.values() for body in (each.state.announcement, each.state.roster)]
         return [body for body in bodies if body]
 
@@ -111,14 +115,8 @@ class DeviceMachine:
 
     @property
     def deadline(self) -> int | None:
-        times = [self._fetches.deadline]
-        for round_ in self._rounds.values():
-            manifest = round_.view.manifest
-            times.append(manifest.expires_at)
-            if round_.state.phase in ("joined", "training"):
-                times.append(manifest.upload_until)
-            times.append(round_.resend_at)
-        return min((time for time in times if time is not None), default=None)
+        times, overdue_at = [each.deadline for each in self._rounds.values()], self._fetches.deadline
+        return min(times if overdue_at is None else [*times, overdue_at], default=None)
 
     def upload(self, task: str, number: int, lanes: list[np.ndarray], now: int, late: LateUpdate | None = None) -> Step:
         """Mask `lanes` and publish them: the one upload of this round. Raises BlindsumError("round-over"), and sends nothing, where

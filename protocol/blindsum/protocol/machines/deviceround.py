@@ -107,6 +107,17 @@ class DeviceRound(Secret):
     sent_at: int = 0
     wait_ms: int = RESEND_MS
 
+    def knows(self, body: bytes) -> bool:
+        """Whether `body` brought the round as far as it is."""
+        return body == self.state.announcement or body == self.state.roster != b""
+
+    @property
+    def deadline(self) -> int:
+        """When the round is left, or something of it is sent again."""
+        manifest, resend_at = self.view.manifest, self.resend_at
+        ends_at = manifest.upload_until if self.state.phase in ("joined", "training") else manifest.expires_at
+        return ends_at if resend_at is None else min(ends_at, resend_at)
+
     @property
     def resend_at(self) -> int | None:
         """When to send again what nobody has confirmed: the join while joining lasts, the header until its receipt."""

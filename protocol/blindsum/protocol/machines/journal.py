@@ -96,7 +96,7 @@ class Journal(Secret):
         if refused is None and not (self._pending or self._messages or self._events):
             return NOTHING
         step = Step(
-            tuple(Write(key, value) for key, value in self._pending.items()),
+            tuple(map(Write, self._pending, self._pending.values())),
             tuple(self._messages),
             tuple(self._events),
             refused,
