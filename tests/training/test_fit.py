@@ -12,7 +12,7 @@ import torch
 
 from blindsum.protocol.errors import BlindsumError
 from blindsum.training import SGD, Adam, CrossEntropy, RMSprop, TrainingSession, build_artifact, fit, models, schedules
-from blindsum.training.batch import Intake
+from blindsum.training.batch import Feeder
 
 GENERATOR = np.random.default_rng(8)
 X, Y = GENERATOR.normal(size=(50, 4)).astype(np.float32), GENERATOR.integers(0, 3, 50)
@@ -44,12 +44,12 @@ def test_shuffling_is_seeded_and_goes_through_all_in_another_order_each_epoch(mo
     x = np.arange(50, dtype=np.float32)[:, None] * np.ones(4, np.float32)
     read = []
 
-    class Spy(Intake):
+    class Spy(Feeder):
         def __call__(self, features, targets):
             read.extend(features[:, 0].astype(int).tolist())
             return super().__call__(features, targets)
 
-    monkeypatch.setattr(fit, "Intake", Spy)
+    monkeypatch.setattr(fit, "Feeder", Spy)
     orders = []
     for seed in (3, 3, 4, None):
         read.clear()

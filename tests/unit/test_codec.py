@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blindsum.protocol.codec import DEPTH_MAX, DecodeError, convert, decode, decode_chunk, encode, encode_chunk
+from blindsum.protocol.memo import sharing
 from blindsum.protocol.messages import Ask, BlobRef, Check, Receipt, SegmentSpec
 
 INTEGERS = st.integers(-(2**64), 2**64 - 1)
@@ -168,6 +169,13 @@ def test_chunk_is_the_encoding_of_a_list_and_comes_back(blob: bytes, index: int,
 def test_chunk_of_any_size_comes_back(size: int) -> None:
     data = bytes(size)
     assert decode_chunk(encode_chunk(b"b" * 32, 3, data)) == (b"b" * 32, 3, data)
+
+
+def test_long_chunks_that_end_alike_are_told_apart_where_readings_are_shared() -> None:
+    raws = [encode_chunk(bytes([name]) * 32, 3, bytes([fill]) + bytes(5000)) for name in (1, 2) for fill in (1, 2)]
+    apart = [decode_chunk(raw) for raw in raws]
+    with sharing():
+        assert [decode_chunk(raw) for raw in raws + raws] == apart + apart
 
 
 def is_chunk(raw: bytes) -> bool:

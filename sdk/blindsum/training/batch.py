@@ -22,7 +22,7 @@ FEW = 128  # class numbers that are looked at one by one, as numpy takes 6 us be
 _NATIVE = {name: np.dtype(name) for name in get_args(DType)}  # numpy has one object of each
 
 
-class Intake:
+class Feeder:
     """`feeds_of` for one manifest and many batches: arrays that the graph takes as they are cost it a few microseconds.
 
     Between two steps the weights drive all else out of the core's cache, so a line less is worth more than it looks.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from blindsum.protocol.errors import BlindsumError
 
 from .bank import Floats
-from .batch import Features, Feeds, Intake, by_name, pieces, rows_of
+from .batch import Features, Feeder, Feeds, by_name, pieces, rows_of
 from .engine import Engine
 from .manifest import Manifest
 from .optimisers import in_range
@@ -180,7 +180,7 @@ def source_of_arrays(
     """Batches from arrays, each epoch in an order of its own where the plan has a seed. Only a batch is ever copied."""
     columns = {name: _rows(name, array) for name, array in by_name(manifest, features).items()}
     labels, count = _rows("targets", targets), count_of(manifest, features, targets)
-    only, intake = next(iter(columns.values())) if len(columns) == 1 else None, Intake(manifest)
+    only, feeder = next(iter(columns.values())) if len(columns) == 1 else None, Feeder(manifest)
 
     def batches(epoch: int) -> Iterator[Feeds]:
         order = None
@@ -190,7 +190,7 @@ def source_of_arrays(
             stop = min(start + plan.batch_size, count)
             rows: Any = slice(start, stop) if order is None else order[start:stop]
             parts = {name: array[rows] for name, array in columns.items()} if only is None else only[rows]
-            yield intake(parts, labels[rows])
+            yield feeder(parts, labels[rows])
 
     return batches
 
@@ -211,18 +211,18 @@ def source_of_batches(manifest: Manifest, batches: Batches, plan: Plan) -> Calla
             "training-request-invalid", "the batches can be read only once; for more epochs pass a list or a function"
         )
 
-    intake = Intake(manifest)
+    feeder = Feeder(manifest)
 
     def read(epoch: int) -> Iterator[Feeds]:
         for batch in batches(epoch) if callable(batches) else batches:
-            feeds = _pair(manifest, intake, batch)
+            feeds = _pair(manifest, feeder, batch)
             if feeds:
                 yield from pieces(feeds, plan.batch_size or rows_of(feeds))
 
     return read
 
 
-def _pair(manifest: Manifest, intake: Intake, batch: tuple[Features, ArrayLike]) -> Feeds:
+def _pair(manifest: Manifest, feeder: Feeder, batch: tuple[Features, ArrayLike]) -> Feeds:
     """One batch that the caller made; {} for one without examples."""
     try:
         features, targets = batch
@@ -231,7 +231,7 @@ def _pair(manifest: Manifest, intake: Intake, batch: tuple[Features, ArrayLike])
         raise BlindsumError("training-batch-invalid", detail) from None
     if len(_rows("targets", targets)) == 0 and count_of(manifest, features, targets) == 0:
         return {}
-    return intake(features, targets)
+    return feeder(features, targets)
 
 
 def _rows(title: str, values: ArrayLike) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from blindsum.protocol.errors import BlindsumError
 from . import checkpoint
 from .artifact import DIGEST_SIZE, MAGIC, decode
 from .bank import Floats
-from .batch import Features, Intake, features_of, feeds_of
+from .batch import Features, Feeder, features_of, feeds_of
 from .budget import MEMORY_MAX, WORK_MAX, Budget, Cost
 from .engine import Engine
 from .fit import (
@@ -59,7 +59,7 @@ class TrainingSession:
             raise BlindsumError("training-request-invalid", f"threads={threads} is not in 1..{THREADS_MAX}")
         decoded = decode(artifact)
         self._engine = Engine(decoded, threads, 0, Budget(decoded, memory_max, work_max))
-        self._intake = Intake(decoded.manifest)
+        self._feeder = Feeder(decoded.manifest)
         self.seed = seed
         self._digest = artifact[len(MAGIC) : len(MAGIC) + DIGEST_SIZE].hex()
         self._fit: Fit | None = None
@@ -139,7 +139,7 @@ class TrainingSession:
         Raises "training-batch-invalid", "training-limit-exceeded", "training-runtime-failed" or, where the loss is NaN
         or infinite, "training-diverged"; the parameters then stay as they were.
         """
-        loss, _ = self._engine.step(self._intake(features, targets))
+        loss, _ = self._engine.step(self._feeder(features, targets))
         return loss if self._engine.updates else (loss, self._engine.gradient())
 
     def fit(
