@@ -64,11 +64,39 @@ def test_perceptron_fits_a_line_by_least_squares():
     assert trainer.evaluate(x, y) == pytest.approx({"loss": 0.0, "mae": 0.0}, abs=1e-4)
 
 
-def test_batch_size_may_change_from_step_to_step():
-    one, other = _session(), _session()
-    for rows in (6, 1, 3, 2, 6):
-        assert one.step(X[:rows], Y[:rows]) == other.step(X[:rows].copy(), Y[:rows].copy())
+def test_batch_may_be_of_another_size_and_kind_from_step_to_step():
+    many = np.tile(X, (500, 1)), np.tile(Y, 500)  # too large to be copied
+    buffer = X.copy()
+    batches = [
+        *((X[:rows], Y[:rows]) for rows in (6, 6, 1, 3, 2, 6)),
+        *(many, many, (many[0][::-1], many[1]), (X, Y)),
+        *((X[::-1], Y), (X[:, ::-1], Y), (np.asfortranarray(X), Y), (X, Y[::-1]), (X, Y)),
+        *((X.astype(np.float64), Y), (X.astype(">f4"), Y), (X, Y.astype(np.int32)), (X.tolist(), Y.tolist()), (X, Y)),
+        *(({"features": X}, Y), (buffer, Y), (buffer, Y)),
+    ]
+    trainer = _session()
+    for number, (features, targets) in enumerate(batches):
+        fresh = _session()
+        fresh.parameters = trainer.parameters
+        clean = features["features"] if isinstance(features, dict) else features
+        expected = fresh.step(np.array(clean, np.float32, order="C"), np.array(targets, np.int64))
+        assert trainer.step(features, targets) == expected, number
+        assert np.array_equal(trainer.parameters, fresh.parameters), number
+        buffer += 0.1  # what was passed may change afterwards
+
+
+def test_arrays_of_several_inputs_come_as_a_tuple_or_by_name(make_model):
+    text = "(float[N,2] a, float[N,2] b) => (float[N,1] y) { c = Concat <axis=1> (a, b) y = MatMul (c, w) }"
+    artifact = build_artifact(make_model(text, {"w": np.float32([[1], [2], [3], [4]])}), loss="mse")
+    one, other = TrainingSession(artifact), TrainingSession(artifact)
+    a, b, y = np.float32([[1, 2], [3, 4]]), np.float32([[5, 6], [7, 8]]), np.zeros((2, 1), np.float32)
+    for first, second in ((a, b), (a, b), (b, a), (a[:, ::-1], b), (a[:1], b[:1]), (a, b)):
+        rows = len(first)
+        assert one.step((first, second), y[:rows]) == other.step({"b": second.copy(), "a": first.copy()}, y[:rows])
     assert np.array_equal(one.parameters, other.parameters)
+    for wrong in ((a,), (a, b, a), a, (a, b[:1]), (a, b.astype(str)), {"a": a}):
+        with pytest.raises(BlindsumError, match="training-batch-invalid"):
+            one.step(wrong, y)
 
 
 def test_step_returns_the_loss_before_the_update():
@@ -210,8 +238,11 @@ def test_bad_parameter_vector_is_refused_and_changes_nothing(vector):
         (X[:1], np.array(1)),
     ],
 )
-def test_bad_batch_is_refused_and_changes_nothing(features, targets):
+@pytest.mark.parametrize("good", [(), (X, Y), (np.tile(X, (22, 1)), np.tile(Y, 22))], ids=["first", "few", "many"])
+def test_bad_batch_is_refused_and_changes_nothing(features, targets, good):
     trainer = _session()
+    if good:
+        trainer.step(*good)
     start = trainer.parameters
     for use in (trainer.step, trainer.evaluate):
         with pytest.raises(BlindsumError) as caught:

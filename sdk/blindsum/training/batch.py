@@ -17,47 +17,60 @@ Features = ArrayLike | Mapping[str, ArrayLike] | tuple[ArrayLike, ...]
 Feeds = dict[str, NDArray[Any]]
 """Arrays of equal length by graph input."""
 
-FEW = 128  # class numbers that are looked at one by one, as numpy takes 6 us between two steps
+FEW = 128  # class numbers that are looked up one by one, as numpy takes 6 us between two steps
+CLASSES_MAX = 1024  # that are kept for it
 
 _NATIVE = {name: np.dtype(name) for name in get_args(DType)}  # numpy has one object of each
 
 
 class Feeder:
-    """`feeds_of` for one manifest and many batches: arrays that the graph takes as they are cost it a few microseconds.
+    """`feeds_of` for one manifest and many batches: one in all like the last costs a few microseconds.
 
     Between two steps the weights drive all else out of the core's cache, so a line less is worth more than it looks.
     """
 
-    __slots__ = ("_features", "_few", "_high", "_low", "_manifest", "_name", "_ready", "_targets")
+    __slots__ = ("_classes", "_features", "_manifest", "_several", "_targets")
 
     def __init__(self, manifest: Manifest) -> None:
-        item, goal = manifest.features[0], manifest.targets
-        self._manifest, self._name, self._ready = manifest, feature(item.name), len(manifest.features) == 1
-        self._features = _NATIVE[item.dtype], item.shape
-        self._targets = _NATIVE[goal.dtype], goal.shape
-        few = goal.dtype == "int64" and not goal.shape and goal.low is not None and goal.high is not None
-        self._few, self._low, self._high = FEW if few else 0, goal.low or 0.0, goal.high or 0.0
+        self._manifest, self._several = manifest, len(manifest.features) > 1
+        self._classes: frozenset[int] | None = None  # that targets must be of, where those are few
+        # of the last batch that the graph took as it was
+        self._features: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+        self._targets: tuple[np.dtype[Any], tuple[int, ...]] | None = None
 
     def __call__(self, features: Features, targets: ArrayLike) -> Feeds:
         """Raises what `feeds_of` raises."""
-        if self._ready and type(features) is np.ndarray and type(targets) is np.ndarray:
-            dtype, shape = self._features
-            kind, ends = self._targets
-            rows = features.shape[:1]
+        given = features if self._several else (features,)
+        if self._targets is not None and type(given) is tuple and type(targets) is np.ndarray:
+            feeds: Feeds = {}
+            for array, (name, dtype, shape) in zip(given, self._features, strict=False):
+                if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape:
+                    break
+                if array.flags.c_contiguous:
+                    feeds[name] = array
+            dtype, shape = self._targets
             if (
-                features.dtype is dtype
-                and targets.dtype is kind
-                and features.shape == rows + shape
-                and targets.shape == rows + ends
-                and rows > (0,)
-                and features.flags.c_contiguous
+                len(feeds) == len(given) == len(self._features)
+                and targets.dtype is dtype
+                and targets.shape == shape
                 and targets.flags.c_contiguous
             ):
-                numbers = targets.tolist() if rows <= (self._few,) else ()
-                if not numbers or min(numbers) < self._low or max(numbers) > self._high:
+                if self._classes is None or not self._classes.issuperset(targets.tolist()):
                     _require_range(targets, self._manifest.targets)
-                return {self._name: features, TARGETS: targets}
-        return feeds_of(self._manifest, features, targets)
+                feeds[TARGETS] = targets
+                return feeds
+        return self._look(features, targets)
+
+    def _look(self, features: Features, targets: ArrayLike) -> Feeds:
+        """`feeds_of`, and what to expect next."""
+        feeds, goal = feeds_of(self._manifest, features, targets), self._manifest.targets
+        self._features = [(name, array.dtype, array.shape) for name, array in feeds.items() if name != TARGETS]
+        wanted = feeds[TARGETS]
+        self._targets = wanted.dtype, wanted.shape
+        few = goal.dtype == "int64" and goal.low == 0 and goal.high is not None and goal.high < CLASSES_MAX
+        few = few and wanted.ndim == 1 and len(wanted) <= FEW
+        self._classes = frozenset(range(int(goal.high or 0) + 1)) if few else None
+        return feeds
 
 
 def feeds_of(manifest: Manifest, features: Features, targets: ArrayLike) -> Feeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import numpy as np
 import onnxruntime as ort
@@ -16,7 +17,7 @@ from .batch import Feeds, pieces, rows_of
 from .budget import Budget
 from .manifest import PREDICTION, gradient, noise, updated
 from .opened import bound, failures, open_graph
-from .shares import WORK_MIN, WORK_PER_WEIGHT_MIN, Run, Shares, require_finite, slopes_of
+from .shares import WORK_MIN, WORK_PER_WEIGHT_MIN, Run, Shares, diverged, slopes_of
 from .verify import ROWS
 
 EVALUATE_ROWS_MAX = 1024  # evaluate and predict take longer inputs in pieces of this many, or of fewer
@@ -95,8 +96,10 @@ class Engine:
 
         Raises "training-diverged" where the loss is not finite; the parameters then stay as they were.
         """
-        feeds, rows = self._with_noise(feeds), rows_of(feeds)
-        self.noise = (self.noise[0], self.noise[1] + 1)
+        rows = rows_of(feeds)
+        if self.manifest.noise:
+            feeds = self._with_noise(feeds)
+            self.noise = (self.noise[0], self.noise[1] + 1)
         if self._whole != (rows, rows_max):
             at_once = self._piece(min(rows, rows_max or rows))
             shares = self._shares(at_once)
@@ -129,7 +132,8 @@ class Engine:
             means, weights = np.array(values, np.float64).T
             totals += np.stack([means * weights, weights], axis=1)
         metrics: list[float] = (totals[:, 0] / np.where(totals[:, 1] == 0.0, 1.0, totals[:, 1])).tolist()
-        require_finite(metrics[0], feeds)
+        if not math.isfinite(metrics[0]):
+            raise diverged(metrics[0], feeds)
         return metrics
 
     def predict(self, feeds: Feeds) -> Floats:
