@@ -23,10 +23,9 @@ import onnxruntime as ort
 from blindsum.bench.workload import load_batch, torch_step
 from blindsum.training import TrainingSession
 
-ROUNDS = 15
-ROUNDS_SHARED = 40  # of several threads: two cores of a rented machine are both at full speed less often than one
+ROUNDS = 40
 SECONDS_MAX = 4.0  # after which slow models stop before `ROUNDS`, yet not before the third
-SECONDS_MAX_SHARED = 8.0
+SECONDS_MAX_SHARED = 8.0  # of several threads: two cores of a rented machine are both at full speed less often than one
 BURST_S = 0.03  # of one side in one round, at least one step
 PAUSE_S = 0.05  # between sides of several threads: PyTorch's stay awake for up to 10 ms after a step
 AGAIN_S = 0.02  # of steps after a pause that do not count: cores and threads wake up, caches fill
@@ -76,7 +75,7 @@ def rounds_ms(sides: dict[str, Callable[[], object]], threads: int) -> dict[str,
     """
     alone = threads == 1
     clock = time.process_time if alone else time.perf_counter
-    number, seconds_max = (ROUNDS, SECONDS_MAX) if alone else (ROUNDS_SHARED, SECONDS_MAX_SHARED)
+    seconds_max = SECONDS_MAX if alone else SECONDS_MAX_SHARED
     bursts = {}
     for name, side in sides.items():
         for _ in range(WARM_UP):
@@ -86,7 +85,7 @@ def rounds_ms(sides: dict[str, Callable[[], object]], threads: int) -> dict[str,
         bursts[name] = max(1, round(BURST_S / (clock() - start)))
     found: dict[str, list[float]] = {name: [] for name in sides}
     began = time.monotonic()
-    for done in range(number):
+    for done in range(ROUNDS):
         if done >= 3 and time.monotonic() - began > seconds_max:
             break
         for name, side in sides.items():
