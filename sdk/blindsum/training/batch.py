@@ -33,8 +33,10 @@ class Feeder:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest, self._several = manifest, len(manifest.features) > 1
-        self._classes: frozenset[int] | None = None  # that targets must be of, where those are few
-        # of the last batch that the graph took as it was
+        goal, high = manifest.targets, manifest.targets.high or 0.0
+        few = goal.dtype == "int64" and not goal.shape and goal.low == 0 and 0 < high < CLASSES_MAX
+        self._classes = frozenset(range(int(high) + 1 if few else 0))  # that targets must be of, where those are few
+        # of the last batch, as the graph took it
         self._features: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
         self._targets: tuple[np.dtype[Any], tuple[int, ...]] | None = None
 
@@ -44,9 +46,12 @@ class Feeder:
         if self._targets is not None and type(given) is tuple and type(targets) is np.ndarray:
             feeds: Feeds = {}
             for array, (name, dtype, shape) in zip(given, self._features, strict=False):
-                if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape:
-                    break
-                if array.flags.c_contiguous:
+                if (
+                    type(array) is np.ndarray
+                    and array.dtype is dtype
+                    and array.shape == shape
+                    and array.flags.c_contiguous
+                ):
                     feeds[name] = array
             dtype, shape = self._targets
             if (
@@ -55,7 +60,8 @@ class Feeder:
                 and targets.shape == shape
                 and targets.flags.c_contiguous
             ):
-                if self._classes is None or not self._classes.issuperset(targets.tolist()):
+                few = self._classes and len(targets) <= FEW
+                if not few or not self._classes.issuperset(targets.tolist()):
                     _require_range(targets, self._manifest.targets)
                 feeds[TARGETS] = targets
                 return feeds
@@ -63,13 +69,9 @@ class Feeder:
 
     def _look(self, features: Features, targets: ArrayLike) -> Feeds:
         """`feeds_of`, and what to expect next."""
-        feeds, goal = feeds_of(self._manifest, features, targets), self._manifest.targets
+        feeds = feeds_of(self._manifest, features, targets)
         self._features = [(name, array.dtype, array.shape) for name, array in feeds.items() if name != TARGETS]
-        wanted = feeds[TARGETS]
-        self._targets = wanted.dtype, wanted.shape
-        few = goal.dtype == "int64" and goal.low == 0 and goal.high is not None and goal.high < CLASSES_MAX
-        few = few and wanted.ndim == 1 and len(wanted) <= FEW
-        self._classes = frozenset(range(int(goal.high or 0) + 1)) if few else None
+        self._targets = feeds[TARGETS].dtype, feeds[TARGETS].shape
         return feeds
 
 

@@ -159,8 +159,6 @@ class Engine:
 
     def _with_noise(self, feeds: Feeds) -> Feeds:
         """`feeds` and the random numbers by which Dropout drops."""
-        if not self.manifest.noise:
-            return feeds
         generator, rows = np.random.default_rng(self.noise), rows_of(feeds)
         drawn = {noise(i.name): generator.random((rows, *i.shape), np.float32) for i in self.manifest.noise}
         return {**feeds, **drawn}

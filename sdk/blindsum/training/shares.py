@@ -25,16 +25,14 @@ from .manifest import LOSS, WEIGHT, Manifest, Weight, gradient
 from .opened import bound, failure
 
 COPY_MAX = 1 << 13  # bytes that are copied sooner than bound
-WORK_MIN = (
-    1 << 23
-)  # multiplications of a share that are worth a thread: it saves their 0.3 ms and takes 0.15 to be set off
+WORK_MIN = 1 << 23  # multiplications of a share that are worth a thread: it saves 0.3 ms and takes 0.15 to be set off
 WORK_PER_WEIGHT_MIN = 256  # and that are worth a gradient of its own, to be added to the others
 
 
 class Run:
     """One binding of a graph that gives loss, its weight and more.
 
-    To bind an array takes 2 us, cold 4. So small ones have a buffer that stays bound while batches are of one size.
+    To bind an array takes 2 us. So small ones have a buffer that stays bound while batches are of one size.
     """
 
     def __init__(self, session: ort.InferenceSession, given: dict[str, Floats], results: dict[str, Floats]) -> None:
