@@ -43,7 +43,7 @@ BATCH = 32
 SMALL_BATCHES = {"MLP": (1, 8), "LeNet": (1, 8)}
 RECOMPUTED = {"MobileNetV2-like": 3_200_000, "ViT-tiny": 1_400_000}  # bytes per example, see `build_artifact`
 LEARNING_RATE = 1e-4  # so small that hundreds of steps on one batch leave every number finite
-SECONDS_MAX = 600.0  # after which nothing more is begun
+SECONDS_MAX = 900.0  # after which nothing more is begun
 WORKER_S_MAX = 100
 ORT_TRAINING = "BLINDSUM_ORT_TRAINING"
 

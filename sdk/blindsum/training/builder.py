@@ -25,6 +25,7 @@ from .autodiff.reverse import reached
 from .autodiff.rewrite import rewrite
 from .autodiff.select import select
 from .autodiff.separable import separable
+from .autodiff.simplify import simplify
 from .autodiff.source import read_source
 from .losses import Loss, as_loss
 from .manifest import LOSS, PREDICTION, TARGETS, WEIGHT, Batch, Input, Manifest, Weight, feature, gradient
@@ -213,6 +214,7 @@ def _complete(
     gradients = differentiate(train, origin, seed, wanted, held_max=held_max)
     if not gradients:
         raise BlindsumError("training-model-invalid", "the loss depends smoothly on none of the weights to train")
+    simplify(train, [loss, weight, *gradients.values()])
     only_gradient = train.copy()
     if rate:
         only_gradient.rename(rate, only_gradient.scalar(1.0))

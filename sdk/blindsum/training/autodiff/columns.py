@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import onnx
 
-from .graph import Graph, attribute, reads
+from .graph import Graph, Uses, attribute
 
 ELEMENTS_MIN = 1 << 14  # of a weight, from which its packing counts
 
@@ -41,10 +41,7 @@ def as_columns(graph: Graph, output: str, parameters: Collection[str]) -> None:
 
 def _turned(graph: Graph, output: str, parameters: Collection[str]) -> set[str]:
     """The values that become columns: each is made by a layer or a function of columns, and read by such only."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.nodes:
-        for name in reads(node):
-            readers.setdefault(name, []).append(node)
+    uses = Uses(graph)
     found: set[str] = set()
     for node in graph.nodes:
         name = node.output[0]
@@ -52,9 +49,8 @@ def _turned(graph: Graph, output: str, parameters: Collection[str]) -> set[str]:
         if made and name != output and len(graph.shapes.get(name, ())) == 2:
             found.add(name)
     while True:
-        kept = {name for name in found if all(_takes(node, name, found) for node in readers.get(name, []))}
-        makers = {node.output[0]: node for node in graph.nodes if node.output[0] in kept}
-        kept = {name for name in kept if makers[name].op_type == "Gemm" or makers[name].input[0] in kept}
+        kept = {name for name in found if all(_takes(node, name, found) for node in uses.readers.get(name, []))}
+        kept = {name for name in kept if uses.maker[name].op_type == "Gemm" or uses.maker[name].input[0] in kept}
         if kept == found:
             return kept
         found = kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,23 @@ class Graph:
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
 
 
+class Uses:
+    """Which node makes each value of a graph, and which nodes read it; `outputs`: those that are read outside as well."""
+
+    def __init__(self, graph: Graph, outputs: Collection[str] = ()) -> None:
+        self._outputs = outputs
+        self.maker = {name: node for node in graph.nodes for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.nodes:
+            for name in reads(node):
+                self.readers.setdefault(name, []).append(node)
+
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that alone reads a value."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self._outputs else None
+
+
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The subgraphs of a node."""
     return [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
@@ -210,3 +227,17 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
             value: object = onnx.helper.get_attribute_value(item)
             return value
     return default
+
+
+def factor_of(graph: Graph, node: onnx.NodeProto, value: str, changing: Collection[str]) -> float:
+    """The constant number, none of those `changing`, that `node` multiplies `value` by; 0 where it does something else."""
+    if node.op_type not in ("Div", "Mul") or list(node.input).count(value) != 1:
+        return 0.0
+    at = list(node.input).index(value)
+    other = node.input[1 - at]
+    known = graph.constants.get(other)
+    if known is None or other in changing or known.dtype != np.float32 or known.size != 1:
+        return 0.0
+    if known.ndim > len(graph.shapes.get(value, ())) or (node.op_type == "Div" and (at == 1 or known.item() == 0.0)):
+        return 0.0
+    return float(known.item()) if node.op_type == "Mul" else 1.0 / float(known.item())

@@ -18,9 +18,6 @@ HEIGHT = 2  # the axis that is put in, of (batch, channels, height, length)
 _WINDOWS = {"AveragePool", "Conv", "MaxPool"}
 
 
-_WINDOWS = {"AveragePool", "Conv", "MaxPool"}
-
-
 def as_images(graph: Graph, changing: Collection[str], output: str) -> None:
     """Rewrite such convolutions of `graph`, and what lies between them. No value of `changing` is touched."""
     _Walk(graph, changing, output)

@@ -1,13 +1,12 @@
 """Forward nodes of the train graph written in another way that computes the same and trains faster.
 
-What is measured is in docs/adr/0014. The graphs that evaluate and predict stay as the author wrote them: their weights
+What is measured is in docs/adr/0014 and 0027. The graphs that evaluate and predict stay as the author wrote them: their weights
 are constants, for which onnxruntime has faster kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import columns, lengths, sequence, winograd
-from .graph import Graph, Shape, attribute
+from . import columns, dense, gelu, heads, lengths, patches, sequence, winograd
+from .graph import Graph, Shape, Uses, attribute
 from .registry import Backward
 from .reverse import reached
 from .window import Window, of_conv
@@ -28,9 +27,9 @@ _RISING = frozenset({"Clip", "Relu", "Sigmoid", "Tanh"})
 
 
 def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
-    """Rewrite `graph`, which ends in `output`. Values that it keeps keep their names."""
+    """Rewrite `graph`, all of which leads to `output`. Values that it keeps keep their names."""
     changing = reached(graph, parameters)
-    _pool_first(graph, output, changing)
+    _pool_first(graph, changing)
     lengths.write_out(graph, changing)
     _take_last_states(graph)
     nodes, graph.nodes = graph.nodes, []
@@ -40,25 +39,30 @@ def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
             _as_product(graph, node, window)
         else:
             graph.nodes.append(node)
+    patches.as_products(graph, parameters)
     winograd.as_products(graph, output, parameters)
     sequence.as_products(graph, output, parameters)
     columns.as_columns(graph, output, parameters)
+    changing = reached(graph, parameters)
+    gelu.write_out(graph, changing)
+    changing = reached(graph, parameters)
+    dense.as_products(graph, changing)
+    heads.as_columns(graph, changing)
 
 
-def _pool_first(graph: Graph, output: str, changing: Collection[str]) -> None:
+def _pool_first(graph: Graph, changing: Collection[str]) -> None:
     """MaxPool(f(x)) becomes f(MaxPool(x)) for a rising f: f and its gradient then see fewer elements.
 
     Not where nothing is trained before it: a frozen convolution and f are one kernel.
 
     Equal maxima that f makes out of different elements share no gradient any more: the one that was larger takes it.
     """
-    producers = {name: node for node in graph.nodes for name in node.output}
-    readers = Counter(name for node in graph.nodes for name in node.input)
+    uses = Uses(graph)
     for pool in [node for node in graph.nodes if node.op_type == "MaxPool" and len(node.output) == 1]:
-        rising = producers.get(pool.input[0])
+        rising = uses.maker.get(pool.input[0])
         if rising is None or not _rises(rising) or rising.input[0] not in changing:
             continue
-        if readers[pool.input[0]] > 1 or pool.input[0] == output:
+        if uses.only_reader(pool.input[0]) is not pool:
             continue
         pooled, result = graph.fresh("MaxPool"), pool.output[0]
         graph.shapes[pooled] = graph.shape(result)
@@ -67,7 +71,7 @@ def _pool_first(graph: Graph, output: str, changing: Collection[str]) -> None:
         at = graph.nodes.index(pool)
         graph.nodes.remove(rising)
         graph.nodes.insert(at, rising)
-        producers[pooled], producers[result] = pool, rising
+        uses.maker[pooled], uses.maker[result] = pool, rising
 
 
 def _take_last_states(graph: Graph) -> None:

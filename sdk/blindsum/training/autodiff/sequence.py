@@ -22,7 +22,8 @@ from .graph import Graph, attribute
 from .layout import Walk
 from .registry import Backward
 from .window import Window, of_conv
-from .winograd import Writer, matrices
+from .winograd import matrices
+from .writer import Writer
 
 CHANNELS_MIN = 32  # on both sides, from which fewer products pay for what comes before and after them
 FROZEN_CHANNELS_MIN = 64  # where weights never change, as onnxruntime then has faster convolutions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 
 import onnx
@@ -11,7 +10,7 @@ from onnx import TensorProto
 
 from ..manifest import STEP, Weight, anchor, control, gradient, updated
 from ..optimisers import SGD, Adagrad, Adam, AdamW, Gradient, Optimiser, RMSprop
-from .graph import Graph, attribute
+from .graph import Graph, Uses, attribute
 
 VELOCITY, FIRST, SECOND, SQUARES = "@velocity/", "@first/", "@second/", "@squares/"
 COPIED_MAX = 1 << 16  # elements of a dense layer's weight: more weigh more than what its gradient is made of
@@ -43,8 +42,9 @@ def append(graph: Graph, optimiser: Optimiser | Gradient, gradients: Mapping[str
     `gradients`: parameter -> its gradient times `folded`, which is `folded_rate` or ''. Without an update the outputs
     are the gradients.
     """
+    made = {name: at for at, node in enumerate(graph.nodes) for name in node.output}
     slopes: dict[str, str] = {}  # gradient -> parameter
-    for name, slope in gradients.items():
+    for name, slope in sorted(gradients.items(), key=lambda item: -made.get(item[1], 0)):
         slopes[graph.op("Identity", slope, output=graph.fresh("Identity")) if slope in slopes else slope] = name
     by_name = {name: slope for slope, name in slopes.items()}
     if isinstance(optimiser, Gradient):
@@ -66,7 +66,7 @@ def _gradients(graph: Graph, slopes: Mapping[str, str]) -> list[str]:
     onnxruntime runs first what the last output needs. Were that the first layer's gradient itself, it would run the whole
     backward pass for it and make those of the other layers then, from values that had to wait.
     """
-    makers = _Makers(graph).of
+    makers = Uses(graph).maker
     in_place = {
         name: slope
         for name, slope in slopes.items()
@@ -105,48 +105,40 @@ def _with_terms(graph: Graph, optimiser: Optimiser, slopes: dict[str, str]) -> d
 
 def _sgd(graph: Graph, optimiser: SGD, slopes: Mapping[str, str], folded: str) -> list[str]:
     """With neither momentum nor terms, p <- (1 - lr w) p - lr g: one pass, in the Gemm that makes g where there is one."""
-    outputs, makers = [], _Makers(graph)
+    outputs, uses = [], Uses(graph)
     keep = _kept_share(graph) if optimiser.weight_decay and not optimiser.momentum else ""
     for name, slope in slopes.items():
         if not optimiser.momentum:
             base = graph.op("Mul", name, keep) if keep else name
             slope = slope if folded else graph.op("Mul", slope, "@lr")
-            outputs.append(_accumulate(graph, makers, base, slope, -1.0, updated(name)))
+            outputs.append(_accumulate(graph, uses, base, slope, -1.0, updated(name)))
             continue
         if optimiser.weight_decay:
-            slope = _accumulate(graph, makers, graph.op("Mul", name, "@weight_decay"), slope, 1.0)
+            slope = _accumulate(graph, uses, graph.op("Mul", name, "@weight_decay"), slope, 1.0)
         decayed = graph.op("Mul", VELOCITY + name, "@momentum")
         if optimiser.nesterov:
             velocity = graph.op("Add", decayed, slope, output=updated(VELOCITY + name))
             direction = graph.op("Add", slope, graph.op("Mul", velocity, "@momentum"))
         else:
-            velocity = direction = _accumulate(graph, makers, decayed, slope, 1.0, updated(VELOCITY + name))
+            velocity = direction = _accumulate(graph, uses, decayed, slope, 1.0, updated(VELOCITY + name))
         outputs += [velocity, graph.op("Sub", name, graph.op("Mul", direction, "@lr"), output=updated(name))]
     return outputs
 
 
-class _Makers:
-    """Which node makes each gradient, and who reads it."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.of = {name: node for node in graph.nodes for name in node.output}
-        self.readers = Counter(name for node in graph.nodes for name in node.input)
-
-
-def _accumulate(graph: Graph, makers: _Makers, base: str, slope: str, sign: float, output: str | None = None) -> str:
+def _accumulate(graph: Graph, uses: Uses, base: str, slope: str, sign: float, output: str | None = None) -> str:
     """`base` + `sign` x `slope`.
 
     Where a Gemm makes the gradient for nobody else, it does the sum as well: one pass less. So does a ScatterND, which
     makes that of an embedding table: two passes over the table less.
     """
-    producer, readers = makers.of.get(slope), makers.readers[slope]
-    if producer is not None and producer.op_type == "ScatterND" and readers == 0 and _adds(producer):
+    producer, read = uses.maker.get(slope), slope in uses.readers
+    if producer is not None and producer.op_type == "ScatterND" and not read and _adds(producer):
         empty, indices, rows = producer.input
-        if empty in makers.of and makers.of[empty].op_type == "ConstantOfShape":
+        if empty in uses.maker and uses.maker[empty].op_type == "ConstantOfShape":
             graph.nodes = [node for node in graph.nodes if node is not producer]
             rows = rows if sign > 0 else graph.op("Neg", rows)
             return graph.op("ScatterND", base, indices, rows, output=output, reduction="add")
-    if producer is not None and producer.op_type == "Gemm" and len(producer.input) == 2 and readers == 0:
+    if producer is not None and producer.op_type == "Gemm" and len(producer.input) == 2 and not read:
         output = output or graph.fresh("Gemm")
         graph.nodes = [node for node in graph.nodes if node is not producer]
         fused = onnx.helper.make_node("Gemm", [*producer.input, base], [output])
@@ -155,7 +147,7 @@ def _accumulate(graph: Graph, makers: _Makers, base: str, slope: str, sign: floa
         assert isinstance(alpha, float)
         fused.attribute.append(onnx.helper.make_attribute("alpha", sign * alpha))
         graph.nodes.append(fused)
-        makers.of[output] = fused
+        uses.maker[output] = fused
         return output
     return graph.op("Add" if sign > 0 else "Sub", base, slope, output=output)
 

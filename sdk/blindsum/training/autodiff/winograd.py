@@ -13,18 +13,17 @@ element. The gradient for x and w follows from the rules of these products, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import sizes
-from .graph import Dimension, Graph, attribute
+from .graph import Graph, attribute
 from .layout import OF_TWO, Walk
 from .registry import Backward
 from .window import Window, of_conv
+from .writer import Writer
 
 CHANNELS_MIN = 16  # on both sides, from which fewer products pay for what comes before and after them
 POSITIONS_MAX = 64 * 64  # the constant matrices grow with them
@@ -56,40 +55,6 @@ def matrices(outputs: int, taps: int) -> tuple[NDArray[np.float64], NDArray[np.f
     apart = np.array([*(np.prod([a - b for b in places if b != a]) for a in places), 1.0])
     inward: NDArray[np.float64] = apart[:, None] * np.linalg.inv(powers(size)).T
     return inward, powers(outputs).T, powers(taps) / apart[:, None]
-
-
-class Writer:
-    """Emits nodes that write a convolution out, with their shapes."""
-
-    def __init__(self, graph: Graph, batch: Dimension) -> None:
-        self._graph, self._batch = graph, batch
-
-    def constant(self, matrix: NDArray[np.floating[Any]]) -> str:
-        name = self._graph.constant(np.ascontiguousarray(matrix, np.float32))
-        self._graph.shapes[name] = matrix.shape
-        return name
-
-    def reshaped(self, value: str, *wanted: int) -> str:
-        """0 stands for the dimension that holds the batch, with what is left of the others."""
-        given = self._graph.shape(value)
-        if 0 not in wanted:
-            return self.emit("Reshape", value, self._graph.integers(wanted), shape=wanted)
-        left = math.prod(_factor(size) for size in given) // math.prod(size for size in wanted if size)
-        last = sizes.dimension(sizes.times(left, sizes.of(self._batch)))
-        shape = [size or last for size in wanted]
-        return self.emit("Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=shape)
-
-    def emit(
-        self, operator: str, *given: str, shape: Sequence[Dimension] = (), output: str | None = None, **options: Any
-    ) -> str:
-        name = self._graph.op(operator, *given, output=output, **options)
-        first = self._graph.shape(given[0])
-        if operator == "MatMul":
-            shape = (*self._graph.shape(given[1])[:-2], first[-2], self._graph.shape(given[1])[-1])
-        elif operator == "Transpose":
-            shape = [first[axis] for axis in options["perm"]]
-        self._graph.shapes[name] = tuple(shape) or first
-        return name
 
 
 class _Walk(Walk):
@@ -229,12 +194,6 @@ def _tile(window: Window, axis: int) -> int:
 
 def _tiles(window: Window, axis: int) -> int:
     return -(-window.outputs[axis] // _tile(window, axis))
-
-
-def _factor(size: Dimension) -> int:
-    """Of the batch, or the size itself."""
-    known = sizes.of(size)
-    return known.factor if isinstance(known, sizes.Rows) else known or 0
 
 
 def _all_tiles(inward: NDArray[np.float64], window: Window, axis: int) -> NDArray[np.float64]:
