@@ -54,6 +54,7 @@ def simplified(text):
     ("text", "left"),
     [
         (f"b = {FLIP} (p) c = {FLIP} (b) y = Neg (c)", {"Transpose": 1, "Neg": 1}),
+        (f"b = {FLIP} (p) c = {FLIP} (b) d = {FLIP} (c) e = {FLIP} (d) y = Neg (e)", {"Transpose": 2, "Neg": 1}),
         (f"b = {FLIP} (p) c = {FLIP} (q) d = MatMul (b, c) y = {FLIP} (d)", {"MatMul": 1, "Transpose": 2}),
         (
             f"b = MatMul (p, q) c = Mul (b, two) d = {FLIP} (c) y = Neg (d)",

@@ -62,7 +62,7 @@ class _Pass:
         (x,), (y,), perm = node.input, node.output, _perm(node)
         source = self._uses.maker.get(x)
         if source is not None and _flips(source) and y not in self._outputs and self._take(node, source):
-            self._renamed[y] = source.input[0]
+            self._renamed[y] = self._renamed.get(source.input[0], source.input[0])
         elif (product := self._own(x, node, "MatMul")) is not None and self._flippable(product, len(perm), node):
             left, right = (graph.op("Transpose", name, perm=perm) for name in product.input)
             graph.op("MatMul", right, left, output=y)
@@ -121,14 +121,12 @@ class _Pass:
         return True
 
     def _reduce_sum(self, graph: Graph, node: onnx.NodeProto) -> bool:
-        """Where rows of v are shorter than those of p."""
+        """Where rows of v are shorter than those of p, and no more than a subtraction reads the products beside it."""
         axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
         weighted = self._uses.maker.get(node.input[0])
         if axes is None or axes.tolist() != [-1] or weighted is None or weighted.op_type != "Mul":
             return False
-        if (
-            len(self._uses.readers[node.input[0]]) > 2
-        ):  # else nobody but a subtraction of these sums, which comes to need it no more
+        if len(self._uses.readers[node.input[0]]) > 2:
             return False
         for product, p in (weighted.input, weighted.input[::-1]):
             maker = self._uses.maker.get(product)
