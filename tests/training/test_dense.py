@@ -112,11 +112,6 @@ def test_factor_that_is_trained_stays():
     assert any(node.op_type == "Mul" and "f" in node.input for node in nodes_of(item))
 
 
-def test_factor_of_an_output_stays():
-    item = layer(body("m = MatMul (h, w) k = MatMul (m, v) a = Add (h, k) y = Mul (a, half)"))
-    check(item)
-
-
 def kinds(graph):
     return [node.op_type for node in onnx.load_from_string(graph).graph.node]
 
