@@ -155,7 +155,7 @@ def test_operators_word_takes_a_key_back_before_anybody_saw_a_manifest() -> None
         actor = world.actors[name]
         world.apply(actor, actor.machine.learn(file), faulty=False)  # type: ignore[attr-defined]
         with pytest.raises(BlindsumError):
-            actor.machine.learn(file[:-1] + b"\0")  # type: ignore[attr-defined]
+            actor.machine.learn(file[:-1] + bytes([file[-1] ^ 1]))  # type: ignore[attr-defined]
     world.run()  # party 2 still runs with the key that was taken from it
     assert 2 not in members(world) and world.phase == "done"
     assert world.actors["party/2"].refusals["key-retired"]
