@@ -137,14 +137,26 @@ def _batch_last(window: Window) -> list[int]:
 
 
 def _of_tiles(b: Backward, window: Window, image: str, dy: str, filters: int, channels: int) -> str:
-    """Windows side by side, each a row of one matrix."""
-    sizes = [size for pair in zip(window.outputs, window.kernel, strict=True) for size in pair]
-    split = b.op("Reshape", fitted(b, image, window), b.integers([0, channels, *sizes]))
-    rank = window.rank
-    turned = b.op("Transpose", split, perm=[1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2), 0])
-    rows = b.op("Reshape", turned, b.integers([channels * math.prod(window.kernel), -1]))
-    d_rows = b.op("Reshape", b.op("Transpose", dy, perm=_batch_last(window)), b.integers([filters, -1]))
-    return b.op("Gemm", d_rows, rows, transB=1)
+    """Windows side by side: each tap on every channel is a channel of its own, and the kernel is pointwise on those.
+
+    Axis by axis, as onnxruntime moves one axis ten times faster than it turns them all at once.
+    """
+    apart = fitted(b, image, window)
+    for axis in reversed(range(window.rank)):
+        taps, inner = math.prod(window.kernel[axis:]), math.prod(window.outputs[axis + 1 :])
+        split = b.op("Reshape", apart, b.integers([-1, window.outputs[axis], taps, inner]))
+        apart = b.op("Transpose", split, perm=[0, 2, 1, 3])
+    positions, rows = math.prod(window.outputs), channels * math.prod(window.kernel)
+    if positions == 1 or positions >= PRODUCTS_MIN:
+        return _of_pixels(b, b.op("Reshape", apart, b.integers([-1, rows, positions])), dy, positions, filters, rows)
+    d_rows, rows_under = (_channels_first(b, value, size, positions) for value, size in ((dy, filters), (apart, rows)))
+    return b.op("Gemm", d_rows, rows_under, transB=1)
+
+
+def _channels_first(b: Backward, value: str, channels: int, positions: int) -> str:
+    """(channels, batch x positions)"""
+    turned = b.op("Transpose", b.op("Reshape", value, b.integers([-1, channels, positions])), perm=[1, 0, 2])
+    return b.op("Reshape", turned, b.integers([channels, -1]))
 
 
 def _by_convolution(b: Backward, window: Window, groups: int, image: str, dy: str, channels: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import columns, dense, gelu, heads, lengths, patches, sequence, winograd
+from . import columns, dense, gelu, heads, lengths, narrow, patches, sequence, winograd
 from .graph import Graph, Shape, Uses, attribute
 from .registry import Backward
 from .reverse import reached
@@ -42,6 +42,7 @@ def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
     patches.as_products(graph, parameters)
     winograd.as_products(graph, output, parameters)
     sequence.as_products(graph, output, parameters)
+    narrow.as_wide(graph, output, parameters)
     columns.as_columns(graph, output, parameters)
     changing = reached(graph, parameters)
     gelu.write_out(graph, changing)
