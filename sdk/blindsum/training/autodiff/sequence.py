@@ -153,12 +153,7 @@ class _Products(Writer):
         y = self.emit("MatMul", self.constant(_back(outward, outputs // dilation)), y)
         self.result = self.reshaped(y, outputs // dilation, 0, dilation * filters)
         if len(node.input) > 2 and node.input[2]:
-            self.result = self.emit("Add", self.result, self._for_each(node.input[2], dilation, filters))
-
-    def _for_each(self, bias: str, count: int, filters: int) -> str:
-        """The bias once for each of so many sequences, (count x filters): long runs are added faster."""
-        bias = self.emit("Expand", bias, self._graph.integers([count, filters]), shape=(count, filters))
-        return self.reshaped(bias, count * filters)
+            self.result = self.emit("Add", self.result, self.repeated(node.input[2], dilation))
 
 
 def _tiles(outputs: int) -> int:

@@ -172,7 +172,9 @@ class _Products(Writer):
             shape = (*window.outputs, self._batch, filters)
             y = self.emit("Slice", y, *map(graph.integers, bounds), shape=shape)
         if len(node.input) > 2 and node.input[2]:
-            y = self.emit("Add", y, node.input[2])
+            width = window.outputs[1]
+            y = self.emit("Add", self.reshaped(y, 0, width * filters), self.repeated(node.input[2], width))
+            y = self.reshaped(y, *window.outputs, 0, filters)
         self.result = y
 
     def _along_both(self, value: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> str:

@@ -34,6 +34,13 @@ class Writer:
         shape = [size or last for size in wanted]
         return self.emit("Reshape", value, self._graph.integers([size or -1 for size in wanted]), shape=shape)
 
+    def repeated(self, bias: str, count: int) -> str:
+        """A vector so many times, one after the other: onnxruntime adds long rows faster."""
+        (size,) = self._graph.shape(bias)
+        assert isinstance(size, int)
+        rows = self.emit("Expand", bias, self._graph.integers([count, size]), shape=(count, size))
+        return self.reshaped(rows, count * size)
+
     def emit(
         self, operator: str, *given: str, shape: Sequence[Dimension] = (), output: str | None = None, **options: Any
     ) -> str:
