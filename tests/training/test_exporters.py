@@ -104,6 +104,21 @@ def test_numbers_that_the_newer_exporter_adds_are_not_trained() -> None:
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_group_norms_that_begin_alike_do_not_stay_so(dynamo: bool) -> None:
+    """Both exporters store their ones and zeros once."""
+    layers = [nn.Conv2d(2, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.AvgPool2d(2)]
+    model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval(), torch.randn(4, 2, 6, 6)
+    data = by_dynamo(model, x, optimize=True) if dynamo else by_torchscript(model, x)
+    ours, expected = gradients(model, data, x)
+    assert sum(value.size for value in ours.values()) == sum(value.size for value in expected.values())
+    for name, value in expected.items():
+        nearest = min(
+            abs(each.reshape(-1) - value.reshape(-1)).max() for each in ours.values() if each.size == value.size
+        )
+        assert nearest < 1e-5, name
+
+
 @pytest.mark.parametrize(
     ("split", "parts"), [("sizes", ((0, 2), (2, 5))), ("chunk", ((0, 2), (2, 4), (4, 5))), ("", ((0, 1), (4, 5)))]
 )

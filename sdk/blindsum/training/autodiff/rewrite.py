@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from . import columns, dense, gelu, heads, lengths, narrow, patches, sequence, winograd
+from . import columns, dense, gelu, heads, instances, lengths, narrow, patches, sequence, winograd
 from .graph import Graph, Shape, Uses, attribute
 from .registry import Backward
 from .reverse import reached
@@ -46,6 +46,7 @@ def rewrite(graph: Graph, output: str, parameters: Sequence[str]) -> None:
     columns.as_columns(graph, output, parameters)
     changing = reached(graph, parameters)
     gelu.write_out(graph, changing)
+    instances.as_rows(graph, changing)
     changing = reached(graph, parameters)
     dense.as_products(graph, changing)
     heads.as_columns(graph, changing)

@@ -13,7 +13,7 @@ import onnx
 from blindsum.protocol.errors import BlindsumError
 
 from ..trainable import Adapters, Head, Trainable
-from .source import Source, invalid
+from .source import MADE_UP, Source, invalid
 
 STATISTICS = {"BatchNormalization": (3, 4)}
 """Operands that are running statistics, not weights."""
@@ -34,7 +34,6 @@ _SETTINGS = {
 }
 """Operands that state a range, a scale or a fill value: trained only when they are named in full."""
 
-_MADE_UP = re.compile(r"val_\d+")
 _OF_FORMULAS = re.compile(r"[A-Z][a-z]_[A-Z]\w*cst\d*|negate|unity|num_classes")
 _LAYERS = {"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
 _PASSING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -152,7 +151,7 @@ def _fillers(source: Source) -> Iterator[str]:
             array = source.constants.get(name)
             if array is not None and _OF_FORMULAS.fullmatch(name):
                 yield name
-            elif array is not None and _MADE_UP.fullmatch(name):
+            elif array is not None and MADE_UP.fullmatch(name):
                 plain = array.size == 1 or (node.op_type == "InstanceNormalization" and (array == array.flat[0]).all())
                 if (array.ndim == 1 and plain) or (name in node.input[5:] and not array.any()):
                     yield name

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..operators import OPSET_MAX, OPSET_MIN
 from ..protobuf import DTYPES
 from . import sequences, sklearn
 from .graph import attribute
+
+MADE_UP = re.compile(r"val_\d+")  # names that PyTorch's newer exporter gives to what is not in the model
 
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 STANDARD = ("", "ai.onnx")
@@ -117,18 +120,31 @@ def untie(graph: onnx.GraphProto) -> None:
 
     PyTorch's older exporter stores weights that are equal once. In a model that was never trained those are the ones and
     zeros that its normalisations and biases begin with, and they must not stay equal. Weights that are tied on purpose
-    hold more than one number.
+    hold more than one number. The newer exporter does so with what it computed out of weights, under a name of its own
+    and without an Identity: the scales and biases of a GroupNorm.
     """
     stored = {item.name: item for item in graph.initializer}
-    kept = []
+    kept, taken = [], set[str]()
     for node in graph.node:
         origin = stored.get(node.input[0]) if node.op_type == "Identity" else None
-        array = numpy_helper.to_array(origin) if origin is not None and origin.dims else np.zeros(0)
-        if array.size > 1 and array.dtype == np.float32 and (array == array.flat[0]).all():
-            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
-        else:
-            kept.append(node)
+        if origin is not None and _is_uniform(origin):
+            graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(origin), node.output[0]))
+            continue
+        kept.append(node)
+        for at, name in enumerate(node.input):
+            if node.op_type not in ("Add", "Mul") or not MADE_UP.fullmatch(name) or not _is_uniform(stored.get(name)):
+                continue
+            if name in taken:
+                node.input[at] = f"{name}/{node.output[0]}"
+                graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(stored[name]), node.input[at]))
+            taken.add(name)
     _replace(graph.node, kept)
+
+
+def _is_uniform(item: onnx.TensorProto | None) -> bool:
+    """Float32 and several times the same number."""
+    array = numpy_helper.to_array(item) if item is not None and item.dims else np.zeros(0)
+    return bool(array.size > 1 and array.dtype == np.float32 and (array == array.flat[0]).all())
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
