@@ -51,7 +51,7 @@ CHAINS = {
         case(
             f"a = Conv <{PADDED}> (x, v, b) r = Relu (a) d = Conv <group=3, {PADDED}> (r, w) q = Clip (d, low)"
             " p = Conv (q, u) h = HardSwish (p) y = Conv <strides=[2, 1], pads=[0, 1, 0, 1]> (h, v2)",
-            (2, 14, 5),
+            (2, 24, 5),
             v=(3, 2, 3, 3),
             b=(3,),
             w=(3, 1, 3, 3),

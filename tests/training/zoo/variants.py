@@ -130,6 +130,31 @@ class Masked(nn.Module):
         return self.head((self.norm(x + mixed) * real).sum(1) / real.sum(1))
 
 
+def _spotter() -> nn.Sequential:
+    """Separable convolutions over narrow spectrograms, as for keyword spotting (Zhang and others, arXiv 1711.07128)."""
+    separable = [
+        layer
+        for _ in range(2)
+        for layer in (nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+    ]
+    first = nn.Conv2d(1, 8, (10, 4), stride=2, padding=(5, 1))
+    return nn.Sequential(first, nn.ReLU(), *separable, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+
+def _voxels() -> nn.Sequential:
+    """Three axes, with a pool, normalised groups and windows side by side."""
+    return nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1),
+        nn.GroupNorm(3, 6),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(6, 8, 2, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+
+
 def _mask(size: int, generator: np.random.Generator) -> np.ndarray:
     return (np.arange(12) < generator.integers(4, 13, (size, 1))).astype(np.int64)
 
@@ -144,6 +169,8 @@ VARIANTS: dict[str, Callable[[], Example]] = {
     "two-way GRU": lambda: _classifier(Recurrent(nn.GRU), 10, 6),
     "two-way RNN": lambda: _classifier(Recurrent(nn.RNN), 10, 6),
     "class token": lambda: _classifier(ClassToken(), 3, 32, 32),
+    "keyword spotting": lambda: _classifier(_spotter(), 1, 49, 10),
+    "voxels": lambda: _classifier(_voxels(), 1, 8, 8, 8),
     "U-Net": lambda: Example(
         net=UNet().eval(),
         inputs={"features": normal(1, 16, 16)},
