@@ -25,6 +25,8 @@ def _transposed(attributes: str, x: tuple[int, ...], w: tuple[int, ...], **optio
 CASES = {
     "plain": _conv("", (2, 5, 6), (3, 2, 3, 2)),
     "no_bias": case("h = Mul (x, s) y = Conv (h, w)", (2, 5, 5), s=(2, 1, 1), w=(3, 2, 3, 3)),
+    "of_colours": _conv("pads=[1, 0, 1, 1], strides=[2, 1], dilations=[1, 2]", (3, 6, 7), (5, 3, 3, 2)),
+    "of_four_channels": _conv("pads=[1, 0, 1, 1], strides=[2, 1]", (4, 6, 7), (5, 4, 3, 2)),
     "padded": _conv("pads=[1, 1, 1, 1]", (2, 5, 6), (3, 2, 3, 3)),
     "padded_unevenly": _conv("pads=[0, 2, 1, 0]", (2, 5, 6), (3, 2, 3, 3)),
     "strided": _conv("strides=[2, 3]", (2, 7, 9), (3, 2, 3, 2)),
