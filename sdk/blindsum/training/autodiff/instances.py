@@ -37,16 +37,13 @@ def _fits(graph: Graph, x: str) -> bool:
 
 def _write(graph: Graph, node: onnx.NodeProto, changing: Collection[str]) -> None:
     (x, scale, bias), y = node.input, node.output[0]
-    batch, channels, *plane = graph.shape(x)
-    row = math.prod(size for size in plane if isinstance(size, int))
-    assert isinstance(channels, int)
-    write = Writer(graph, batch)
+    channels, *plane = (size for size in graph.shape(x)[1:] if isinstance(size, int))
+    write, row = Writer(graph, graph.shape(x)[0]), math.prod(plane)
     rows = write.reshaped(x, 0, channels, row) if len(plane) > 1 else x
-    ones = write.constant(np.ones(row))
-    rows = write.emit("LayerNormalization", rows, ones, axis=-1, epsilon=attribute(node, "epsilon", 1e-5))
+    rows = write.emit(
+        "LayerNormalization", rows, write.constant(np.ones(row)), axis=-1, epsilon=attribute(node, "epsilon", 1e-5)
+    )
     for operator, vector, neutral in (("Mul", scale, 1.0), ("Add", bias, 0.0)):
         if vector in changing or vector not in graph.constants or (graph.constants[vector] != neutral).any():
             rows = write.emit(operator, rows, write.reshaped(vector, channels, 1))
-    graph.op(
-        "Reshape", rows, graph.integers([-1, *(size for size in (channels, *plane) if isinstance(size, int))]), output=y
-    )
+    graph.op("Reshape", rows, graph.integers([-1, channels, *plane]), output=y)
